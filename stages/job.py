@@ -1,0 +1,65 @@
+"""One node of the plan, resolved: what a stage module gets to do its work."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from storage.store import Store
+
+ConfigT = TypeVar("ConfigT")
+
+
+@dataclass(frozen=True)
+class Input:
+    """Something a job reads: a committed set, or a model from outside the store."""
+
+    path: str
+    """Directory of the set, directory of the model, or Hub id."""
+    key: str | None = None
+    """Key of the set; None for a model from outside the store."""
+    revision: str = "main"
+    """Hub revision of a model from outside the store."""
+    dtype: str = "float32"
+    """Numeric type a model is loaded in."""
+
+    @property
+    def directory(self) -> Path:
+        """The path of a local input."""
+        return Path(self.path)
+
+
+@dataclass(frozen=True)
+class Job(Generic[ConfigT]):
+    """What to make (`key`, `config`), from what (`inputs`), and where (`directory`)."""
+
+    stage: str
+    name: str
+    """`stage` or `stage.variant`, as shown by `status`."""
+    key: str
+    """64 hexadecimal digits over everything in `payload`."""
+    payload: Mapping[str, object]
+    """The identity that was hashed; stored in the manifest."""
+    config: ConfigT
+    seed: int
+    inputs: Mapping[str, Input]
+    """By role: `teacher`, `model`, `base`, `sequences`, `records`, `corpus`, ..."""
+    store: Store
+
+    @property
+    def directory(self) -> Path:
+        """Where the set goes; it exists as a set only once its manifest does."""
+        return self.store.path(self.stage, self.key)
+
+
+@dataclass(frozen=True)
+class ShardSpec:
+    """One part of a sharded stage."""
+
+    index: int
+    first: int
+    """Index of its first sequence in the set."""
+    count: int
+    """Number of sequences."""
+    split: str = "train"
+    """`train` or `holdout`."""

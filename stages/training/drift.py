@@ -1,0 +1,55 @@
+"""How far the student has left the policy that wrote the data.
+
+Everything offline rests on the realised tokens still being likely under the student: the gap
+between the live and the offline gradient is bounded by the square root of chi2(pi || pi_ref)
+(arXiv 2604.13010, theorem 3.5). With w = pi(a) / pi_ref(a) over realised tokens a ~ pi_ref:
+
+    mean    E[w]             1 in expectation when pi_ref had full support
+    sd      sd(w)
+    ess     (sum w)^2 / (n sum w^2)   effective share of the sample
+    chi2    E[w^2] - 1       token-level chi-square divergence
+
+Here pi is the student at the objective's temperature and pi_ref the distribution the token was
+really drawn from, so chi2 measures the very weights the corrected objective works with.
+"""
+
+import math
+from typing import Literal
+
+import torch
+
+from stages.config import Drift
+
+Verdict = Literal["ok", "warn", "stop"]
+
+_LARGEST_LOG_RATIO = 300.0  # exp(600) is still finite in float64: w^2 never overflows
+
+
+def ratio_sums(logq_T: torch.Tensor, ref_lp_T: torch.Tensor) -> torch.Tensor:
+    """Float64 [n, sum w, sum w^2] of w = exp(logq - ref_lp) over T realised tokens (nats)."""
+    log_w = (logq_T.double() - ref_lp_T.double()).clamp_(max=_LARGEST_LOG_RATIO)
+    w = log_w.exp_()
+    return torch.stack([w.new_tensor(float(w.numel())), w.sum(), torch.dot(w, w)])
+
+
+def summary(n: float, sum_w: float, sum_w2: float) -> dict[str, float]:
+    """Mean and standard deviation of w, effective sample share and chi2, from the three sums.
+
+    Returns an empty dictionary when there were no tokens.
+    """
+    if n == 0:
+        return {}
+    mean, square = sum_w / n, sum_w2 / n
+    return {
+        "drift_mean": mean,
+        "drift_sd": math.sqrt(max(0.0, square - mean * mean)),
+        "drift_ess": sum_w * sum_w / (n * sum_w2) if sum_w2 > 0 else 0.0,
+        "drift_chi2": square - 1.0,
+    }
+
+
+def verdict(chi2: float, limits: Drift) -> Verdict:
+    """What `limits` make of a measured chi2."""
+    if limits.stop_chi2 is not None and chi2 > limits.stop_chi2:
+        return "stop"
+    return "warn" if chi2 > limits.warn_chi2 else "ok"

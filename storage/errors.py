@@ -1,0 +1,41 @@
+"""What can go wrong, and the exit code each kind ends the process with.
+
+Every message says what happened, where, and how to mend it. The classes also inherit the standard
+class they stand for, so `except ValueError` in a user's script works as expected.
+"""
+
+
+class AfterglowError(Exception):
+    """Base of all errors raised on purpose; `exit_code` is what the command returns."""
+
+    exit_code = 1
+
+
+class UsageError(AfterglowError, ValueError):
+    """The command line cannot be understood."""
+
+    exit_code = 2
+
+
+class DataError(AfterglowError, ValueError):
+    """Input data, a stored set or a model directory is wrong; running again will not help."""
+
+    exit_code = 65
+
+
+class EngineError(AfterglowError, RuntimeError):
+    """A model or an inference engine produced something unusable."""
+
+    exit_code = 65
+
+
+class RetryError(AfterglowError, OSError):
+    """The machine got in the way (disk full, file vanished); run again once that is mended."""
+
+    exit_code = 75
+
+
+class ConfigError(AfterglowError, ValueError):
+    """The configuration is wrong."""
+
+    exit_code = 78

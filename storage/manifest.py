@@ -1,0 +1,357 @@
+"""The manifest: what a committed set is made of. Written last; without it there is no set.
+
+Readers open manifests only, never a directory listing, so a late, killed or racing writer cannot
+change what was read before. `SetMeta` is the part of a manifest that travels in every footer, so
+that a stray part explains itself. This module imports neither NumPy nor pyarrow.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast
+
+from storage.errors import DataError, RetryError
+from storage.files import create_once, sha256_file
+
+FILE_NAME = "manifest.json"
+MANIFEST_FORMAT = 1
+
+Json = Mapping[str, Any]
+ManifestKind = Literal["sequences", "records", "model", "metrics"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """The unit of random access inside a part."""
+
+    rows: int
+    """Sequences."""
+    tokens: int
+    """Positions (response tokens)."""
+    prompt_tokens: int
+    entries: int
+    """Stored ids of records."""
+    max_tokens: int
+    """Longest sequence, prompt plus response."""
+    crc32: int
+    """Checksum over the decoded values (`codec.checksum`); independent of Parquet."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One Parquet file of a set."""
+
+    file: str
+    bytes: int
+    sha256: str
+    index: int
+    split: str
+    sequences: int
+    tokens: int
+    entries: int
+    row_groups: tuple[RowGroup, ...]
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of a set that is not a part: weights, metrics, tokenizer."""
+
+    path: str
+    """Relative to the directory of the set, with forward slashes."""
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over the parts."""
+
+    parts: int
+    sequences: int
+    tokens: int
+    entries: int
+    bytes: int
+    """Of parts and files."""
+
+
+@dataclass(frozen=True)
+class SetMeta:
+    """What a reader must know to interpret a part; stored in every footer."""
+
+    stage: str
+    key: str
+    kind: Literal["sequences", "records"]
+    vocab_size: int
+    candidates: int = 0
+    """Candidate ids per position. A record set has forced them into its heads and stores no `cand`
+    column."""
+    record: Json | None = None
+    """Record parameters of a record set: `kind`, and `draws`, `tau`, `temperature`, ..."""
+    tokenizer: Json | None = None
+    teacher: Json | None = None
+
+    @property
+    def record_kind(self) -> str | None:
+        """`sampled`, `counts` or `head_tail`; None for plain sequences."""
+        return None if self.record is None else str(self.record["kind"])
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dictionary."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Json) -> "SetMeta":
+        """The inverse of `to_json`; unknown fields are ignored."""
+        return build(cls, value)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A committed set."""
+
+    stage: str
+    version: int
+    """Version of the stage that made it."""
+    key: str
+    name: str
+    kind: ManifestKind
+    payload: Json
+    """The identity that was hashed into `key`."""
+    teacher: Json | None = None
+    """Identity of the teacher the set descends from."""
+    tokenizer: Json | None = None
+    meta: Json = field(default_factory=dict[str, Any])
+    parts: tuple[Part, ...] = ()
+    files: tuple[File, ...] = ()
+    format: int = MANIFEST_FORMAT
+
+    @property
+    def totals(self) -> Totals:
+        """Sums over parts and files."""
+        return Totals(
+            parts=len(self.parts),
+            sequences=sum(part.sequences for part in self.parts),
+            tokens=sum(part.tokens for part in self.parts),
+            entries=sum(part.entries for part in self.parts),
+            bytes=sum(item.bytes for item in (*self.parts, *self.files)),
+        )
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the canonical JSON: what this set *is*, byte for byte."""
+        return hashlib.sha256(canonical(self.to_json()).encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dictionary."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Json) -> "Manifest":
+        """The inverse of `to_json`; unknown fields are ignored."""
+        parts = tuple(
+            build(Part, part | {"row_groups": row_groups_from_json(part["row_groups"])})
+            for part in value["parts"]
+        )
+        files = tuple(build(File, item) for item in value["files"])
+        return build(cls, {**value, "parts": parts, "files": files})
+
+
+def build(cls: type[T], value: Json) -> T:
+    """A dataclass from a mapping that may hold more than its fields."""
+    known = {item.name for item in fields(cast(Any, cls))}
+    return cls(**{name: item for name, item in value.items() if name in known})
+
+
+def row_groups_from_json(value: Iterable[Json]) -> tuple[RowGroup, ...]:
+    """Row groups as stored in footers and manifests."""
+    return tuple(build(RowGroup, group) for group in value)
+
+
+def canonical(value: object) -> str:
+    """JSON with sorted keys and no white space: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """The manifest of the set in `directory`.
+
+    Raises:
+        DataError: there is none, it cannot be read, or its format is newer than this program.
+    """
+    path = directory / FILE_NAME
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{directory}: no {FILE_NAME}, so this is not a committed set. Finish it by running "
+            "its stage again, or give another directory."
+        ) from error
+    except ValueError as error:
+        raise DataError(_unreadable(path, error)) from error
+    check_format(path, value, MANIFEST_FORMAT)
+    try:
+        return Manifest.from_json(value)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(_unreadable(path, error)) from error
+
+
+def check_format(path: Path, value: object, newest: int) -> None:
+    """Refuse a document written by a later version of this program.
+
+    Raises:
+        DataError: `value["format"]` is missing or above `newest`.
+    """
+    found = cast(Json, value).get("format") if isinstance(value, dict) else None
+    if not isinstance(found, int):
+        raise DataError(_unreadable(path, "no format number"))
+    if found > newest:
+        raise DataError(
+            f"{path}: written in format {found}, but this version of afterglow reads up to format "
+            f"{newest}. Upgrade afterglow to read it."
+        )
+
+
+def _unreadable(path: Path, error: object) -> str:
+    return (
+        f"{path}: damaged or not written by afterglow ({error}). Restore it from a copy, or delete "
+        "it and run the stage again; finished parts are found and kept."
+    )
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> Manifest:
+    """Commit a set: the last write into its directory.
+
+    A manifest that is there already is left alone: a set never changes. Of two racing writers the
+    first one wins and both get its manifest.
+
+    Returns:
+        The manifest that is in force.
+
+    Raises:
+        DataError: the directory holds a committed set of another key.
+        RetryError: the disk refused.
+    """
+    text = json.dumps(manifest.to_json(), indent=1, sort_keys=True, allow_nan=False) + "\n"
+    if create_once(directory / FILE_NAME, text.encode()):
+        return manifest
+    existing = read_manifest(directory)
+    if existing.key != manifest.key:
+        raise DataError(
+            f"{directory}: already holds set {existing.key[:12]}, not {manifest.key[:12]}. "
+            "Use another directory; a committed set is never overwritten."
+        )
+    return existing
+
+
+def build_manifest(
+    directory: Path,
+    *,
+    stage: str,
+    version: int,
+    key: str,
+    name: str,
+    kind: ManifestKind,
+    payload: Json,
+    teacher: Json | None = None,
+    tokenizer: Json | None = None,
+    meta: Json | None = None,
+    parts: Iterable[Part] = (),
+    files: Iterable[str | Path] = (),
+) -> Manifest:
+    """A manifest, not yet written; `files` are hashed.
+
+    Args:
+        files: Paths in `directory`, relative to it or absolute.
+        (others): fields of `Manifest`.
+
+    Raises:
+        RetryError: a file vanished.
+    """
+    return Manifest(
+        stage=stage,
+        version=version,
+        key=key,
+        name=name,
+        kind=kind,
+        payload=payload,
+        teacher=teacher,
+        tokenizer=tokenizer,
+        meta=meta or {},
+        parts=tuple(parts),
+        files=tuple(sorted((_file(directory, item) for item in files), key=lambda f: f.path)),
+    )
+
+
+def _file(directory: Path, item: str | Path) -> File:
+    path = directory / item
+    try:
+        return File(
+            path=path.relative_to(directory).as_posix(),
+            bytes=path.stat().st_size,
+            sha256=sha256_file(path),
+        )
+    except FileNotFoundError as error:
+        raise RetryError(f"{path}: vanished before the set was committed; run again") from error
+
+
+def commit_parts(
+    directory: Path,
+    count: int,
+    *,
+    stage: str,
+    version: int,
+    key: str,
+    name: str,
+    kind: ManifestKind,
+    payload: Json,
+    teacher: Json | None = None,
+    tokenizer: Json | None = None,
+    meta: Json | None = None,
+    files: Iterable[str | Path] = (),
+) -> Manifest:
+    """The manifest of a sharded set, not yet written: one verified part for each index.
+
+    Args:
+        directory: Where the parts are.
+        count: Number of parts planned; their indices are 0 to `count` - 1.
+        (others): as for `build_manifest`.
+
+    Raises:
+        RetryError: parts are missing or damaged; the message names their indices.
+        DataError: a part belongs to another set.
+    """
+    from storage.shard import find_part, read_meta  # pyarrow, which reading a manifest never needs
+
+    found = [find_part(directory, index) for index in range(count)]
+    missing = [str(index) for index, part in enumerate(found) if part is None]
+    if missing:
+        shown = ", ".join(missing[:20]) + (", ..." if len(missing) > 20 else "")
+        raise RetryError(
+            f"{directory}: parts {shown} of {count} are missing or damaged "
+            f"({len(missing)} in all); run the stage again, finished parts are kept"
+        )
+    parts = [part for part in found if part is not None]
+    for part in parts:
+        other = read_meta(directory / part.file).key
+        if other != key:
+            raise DataError(
+                f"{directory / part.file}: belongs to set {other[:12]}, not {key[:12]}. Move it "
+                "away and run the stage again."
+            )
+    return build_manifest(
+        directory,
+        stage=stage,
+        version=version,
+        key=key,
+        name=name,
+        kind=kind,
+        payload=payload,
+        teacher=teacher,
+        tokenizer=tokenizer,
+        meta=meta,
+        parts=parts,
+        files=files,
+    )

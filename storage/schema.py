@@ -1,0 +1,114 @@
+"""Columns of the open layout: names, element types, and what each one has one value *per*.
+
+A part is a table with one row per sequence. A column has a *level*:
+
+    row        one value per sequence
+    prompt     one per prompt token
+    position   one per response token
+    candidate  k per response token, k constant in the set
+    entry      one per stored id, `nu` of them at each position
+    head       one per entry whose log-probability is stored, `nh` of them at each position
+
+Columns above row level are flat lists: the entries of all positions of a sequence follow each other
+and `nu` says where one position ends. One level of lists reads twice as fast as two.
+`FORMAT.md` is the full specification; this module is the one place in the code that knows names.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+FORMAT_VERSION: Final = 1
+ROW_GROUP: Final = 32
+"""Sequences per row group: the unit of random access, about 1 MB on disk."""
+MANTISSA_BITS: Final = 15
+"""Mantissa bits kept of a stored float32; relative error at most 2**-16."""
+
+FINISH: Final[dict[str, int]] = {"stop": 0, "length": 1}
+"""Codes of the `finish` column: the end token was drawn, or the length limit was hit."""
+OUTCOME: Final[dict[str, int]] = {"unknown": -1, "wrong": 0, "right": 1}
+"""Codes of the `outcome` column: what the verifier said."""
+
+Level = Literal["row", "prompt", "position", "candidate", "entry", "head"]
+SetKind = Literal["sequences", "records"]
+Array = NDArray[Any]
+
+LEVELS: Final[tuple[Level, ...]] = ("prompt", "position", "candidate", "entry", "head")
+"""Levels of list columns, in the order of the file."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: its name, its level and the type of its elements."""
+
+    name: str
+    level: Level
+    dtype: np.dtype[Any]
+    vocabulary: bool = False
+    """Values are token ids and must be below the vocabulary size."""
+
+    @property
+    def split_bytes(self) -> bool:
+        """Whether BYTE_STREAM_SPLIT is used; DuckDB cannot read it on float16."""
+        return self.level != "row" and self.dtype != np.float16
+
+
+def _column(name: str, level: Level, dtype: str, vocabulary: bool = False) -> Column:
+    return Column(name, level, np.dtype(dtype), vocabulary)
+
+
+COLUMNS: Final[dict[str, Column]] = {
+    column.name: column
+    for column in (
+        _column("seq_id", "row", "int64"),
+        _column("prompt_id", "row", "int64"),
+        _column("sample", "row", "int32"),
+        _column("finish", "row", "uint8"),
+        _column("outcome", "row", "int8"),
+        _column("prompt", "prompt", "uint32", vocabulary=True),
+        _column("tok", "position", "uint32", vocabulary=True),
+        _column("ref_lp", "position", "float32"),
+        _column("cand", "candidate", "uint32", vocabulary=True),
+        _column("lp", "position", "float32"),
+        _column("ent", "position", "float16"),
+        _column("nu", "position", "uint8"),
+        _column("nh", "position", "uint8"),
+        _column("rest", "position", "float32"),
+        _column("ids", "entry", "uint32", vocabulary=True),
+        _column("cnt", "entry", "uint8"),
+        _column("hlp", "head", "float16"),
+    )
+}
+"""Every column there is, in the order of the file."""
+
+_BASE: Final = ("seq_id", "prompt_id", "sample", "finish", "outcome", "prompt", "tok")
+_BY_RECORD: Final[dict[str, tuple[str, ...]]] = {
+    "sampled": (),
+    "counts": ("nu", "ids", "cnt"),
+    "head_tail": ("nu", "nh", "rest", "ids", "hlp"),
+}
+RECORD_KINDS: Final = tuple(_BY_RECORD)
+
+
+def column_names(
+    kind: SetKind, record_kind: str | None, candidates: int, reference: bool
+) -> tuple[str, ...]:
+    """Names of the columns of a part, in the order of the file.
+
+    Args:
+        kind: `sequences` (no teacher) or `records`.
+        record_kind: One of `RECORD_KINDS` for records, None for sequences.
+        candidates: Candidate ids per position; stored in sequence sets only.
+        reference: Whether `ref_lp` is present; a text corpus was not sampled from anything.
+    """
+    present = set(_BASE)
+    if reference:
+        present.add("ref_lp")
+    if kind == "sequences":
+        present.update(("cand",) if candidates else ())
+    else:
+        present.update(("lp", "ent"))
+        present.update(_BY_RECORD[record_kind or ""])
+    return tuple(name for name in COLUMNS if name in present)
