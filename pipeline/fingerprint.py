@@ -12,7 +12,7 @@ outside. Three kinds of config fields:
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import cast
 
 from stages.config import ByContent, Table
@@ -48,8 +48,8 @@ def canonical(value: object, where: str) -> object:
     if isinstance(value, Mapping):
         items = cast("Mapping[object, object]", value).items()
         return {str(key): canonical(below, f"{where}.{key}") for key, below in items}
-    if isinstance(value, Sequence):
-        return [canonical(below, where) for below in cast("Sequence[object]", value)]
+    if isinstance(value, list | tuple):
+        return [canonical(below, where) for below in cast("list[object]", value)]
     raise TypeError(
         f"{where}: a {type(value).__name__} has no canonical form; a key must be the same in every "
         "process, so use numbers, strings, lists and tables"

@@ -1,0 +1,58 @@
+"""`metrics.jsonl`: one JSON object per log line, in the directory of the set."""
+
+import json
+import math
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+Line = dict[str, float | int | str | None]
+
+
+class Metrics:
+    """Appends lines to a file; on resume, lines after the checkpoint are dropped first.
+
+    `last` is the latest line, also one of an earlier process; empty when there is none.
+    """
+
+    def __init__(self, path: Path, resume_step: int) -> None:
+        kept = [line for line in read(path) if int(line["step"] or 0) <= resume_step]
+        self.last: Line = kept[-1] if kept else {}
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(_encode(line) for line in kept))
+        temporary.replace(path)
+        self._stream = path.open("a")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stream.close()
+
+    def write(self, line: Line) -> None:
+        """Append one line; it must have a `step`."""
+        self._stream.write(_encode(line))
+        self._stream.flush()
+        self.last = line
+
+
+def read(path: Path) -> list[Line]:
+    """The lines of a metrics file; a torn last line (the writer was killed) is left out."""
+    if not path.exists():
+        return []
+    whole = path.read_text().split("\n")[:-1]
+    return [json.loads(text) for text in whole]
+
+
+def _encode(line: Line) -> str:
+    """One line of strict JSON: NaN and infinities become null."""
+    plain = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in line.items()
+    }
+    return json.dumps(plain) + "\n"

@@ -1,0 +1,40 @@
+"""Runs the real command in a real process."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a process left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The machine-readable last line of stdout."""
+        return json.loads(self.out.strip().splitlines()[-1])
+
+
+def afterglow(*arguments: str | Path, store: Path, python: tuple[str, ...] = ()) -> Outcome:
+    """Run `afterglow ARGUMENTS` with its store at `store`; never raises for an exit code."""
+    command = [sys.executable, *python, "-m", "pipeline", *map(str, arguments)]
+    done = subprocess.run(
+        [*command, "--set", f"store={store}"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=500,
+    )
+    return Outcome(done.returncode, done.stdout, done.stderr)

@@ -1,0 +1,109 @@
+"""The whole chain through the command: what it leaves, what it caches, what it re-runs and why."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from storage.manifest import read_manifest, verify_set
+from tests.e2e.command import HERE, Outcome, afterglow
+
+TINY = ("--config", HERE / "tiny.toml")
+STUDENTS = ("continued-sft", "lightning", "reverse_kl")
+
+
+def states(store: Path, *overrides: str) -> dict[str, bool]:
+    """Node name -> whether its set is there, for the tiny recipe with overrides."""
+    extra = [part for override in overrides for part in ("--set", override)]
+    planned = afterglow("plan", *TINY, *extra, store=store)
+    assert planned.code == 0, planned.err
+    return {node["node"]: node["done"] for node in planned.result["nodes"]}
+
+
+def to_do(store: Path, *overrides: str) -> set[str]:
+    return {name for name, done in states(store, *overrides).items() if not done}
+
+
+def test_the_table_has_a_row_for_every_model(chain: Outcome) -> None:
+    for row in ("teacher", "sft", *STUDENTS):
+        assert any(line.split()[:1] == [row] for line in chain.out.splitlines()), chain.out
+
+
+def test_every_set_is_sound(chain: Outcome, store: Path) -> None:
+    sets = [path.parent for path in store.glob("*/manifest.json")]
+    assert len(sets) == 1 + 2 + 4 + len(STUDENTS) + 5 + 1
+    for directory in sets:
+        assert verify_set(directory) == []
+        assert (directory / "provenance.json").exists()
+        assert (directory / "config.resolved.toml").exists()
+
+
+def test_the_teacher_travels_through_every_manifest(chain: Outcome, store: Path) -> None:
+    teachers = {
+        str((read_manifest(path.parent).teacher or {}).get("weights"))
+        for stage in ("sft-data", "sft", "rollouts", "teacher-logits", "train")
+        for path in store.glob(f"{stage}-*/manifest.json")
+    }
+    assert len(teachers) == 1
+    assert "None" not in teachers
+
+
+def test_the_cost_ledger_has_time_and_tokens(chain: Outcome, store: Path) -> None:
+    for path in store.glob("rollouts-*/provenance.json"):
+        cost = json.loads(path.read_text())["cost"]
+        assert cost["seconds"] > 0
+        assert cost["tokens"] > 0
+        assert cost["bytes"] > 0
+
+
+def test_running_again_does_nothing_and_imports_no_torch(chain: Outcome, store: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in store.glob("*/*")}
+    again = afterglow("run", "report", *TINY, store=store, python=("-X", "importtime"))
+    assert again.code == 0, again.err
+    assert again.result["ran"] == []
+    assert {path: path.stat().st_mtime_ns for path in store.glob("*/*")} == before
+    imported = {line.rpartition("|")[2].strip() for line in again.err.splitlines()}
+    assert "pydantic" in imported
+    assert imported.isdisjoint({"torch", "transformers", "vllm"})
+
+
+def test_changing_the_objective_reruns_only_train_and_later(chain: Outcome, store: Path) -> None:
+    changed = to_do(store, "train.objective.form=bucketed")
+    # The comparisons inherit the field, so their sets change too; nothing before `train` does.
+    assert "train.reverse_kl" in changed
+    assert {name.split(".")[0] for name in changed} == {"train", "evaluate", "report"}
+
+
+def test_changing_tau_reruns_teacher_logits_and_later(chain: Outcome, store: Path) -> None:
+    changed = to_do(store, "teacher-logits.record.tau=0.05")
+    stages = {name.split(".")[0] for name in changed}
+    assert stages == {"teacher-logits", "train", "evaluate", "report"}
+    assert "train.continued-sft" not in changed  # it never reads a record
+
+
+def test_explain_says_why(chain: Outcome, store: Path) -> None:
+    why = afterglow("explain", *TINY, "--set", "teacher-logits.record.tau=0.05", store=store)
+    because = {node["node"]: node.get("because") for node in why.result["nodes"]}
+    assert because["teacher-logits"] == ["config.record.tau: 0.023 -> 0.05"]
+    assert any("from teacher-logits" in line for line in because["train.reverse_kl"])
+
+
+def test_execution_options_change_nothing(chain: Outcome, store: Path) -> None:
+    overrides = ["rollouts.run.max_sequences=3", "train.run.tokens_per_microbatch=64"]
+    assert to_do(store, *overrides, "name=other") == set()
+
+
+def test_a_second_student_needs_no_teacher(chain: Outcome, store: Path) -> None:
+    """Another student and schedule over the same records: the teacher is not even read."""
+    second = ("train.init=pretrain:base", "train.steps=2", "evaluate.teacher=false")
+    extra = [part for override in second for part in ("--set", override)]
+    done = afterglow("run", "train.reverse_kl", *TINY, *extra, store=store)
+    assert done.code == 0, done.err
+    assert done.result["ran"] == ["train.reverse_kl"]
+
+
+@pytest.mark.parametrize("override", ["seed=1", "rollouts.sampling.temperature=0.9"])
+def test_what_decides_the_rollouts_changes_them(
+    chain: Outcome, store: Path, override: str
+) -> None:
+    assert "rollouts" in to_do(store, override)
