@@ -6,7 +6,8 @@ outside. Three kinds of config fields:
 
 * plain fields enter by value;
 * fields marked `ByContent` (paths, model names) never enter; what they name does;
-* the nested `run` table (workers, batch sizes, engine limits) never enters.
+* the nested `run` table (workers, batch sizes, engine limits) never enters, nor do fields that have
+  no effect given the others (`Table.unused`).
 """
 
 import hashlib
@@ -23,8 +24,9 @@ Payload = dict[str, object]
 def identity(table: Table) -> Payload:
     """The fields of `table` that decide what the output means, as plain JSON values."""
     out: Payload = {}
+    unused = table.unused()
     for name, field in type(table).model_fields.items():
-        if name == "run" or any(isinstance(mark, ByContent) for mark in field.metadata):
+        if name == "run" or name in unused or any(isinstance(mark, ByContent) for mark in field.metadata):
             continue
         value = getattr(table, name)
         out[name] = identity(value) if isinstance(value, Table) else canonical(value, name)

@@ -19,7 +19,8 @@ from stages.identity import DigestCache, model_identity
 from stages.job import Input, Job
 from stages.sources import corpus_identity, prompts_identity
 from storage.errors import ConfigError
-from storage.manifest import FORMAT_VERSION, read_manifest
+from storage.manifest import read_manifest
+from storage.schema import FORMAT_VERSION
 from storage.store import Store
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -53,7 +54,7 @@ def write(directory: Path, name: str, config: Table, manifest: Manifest) -> None
         "git": _git(),
         "versions": _versions(),
         "hardware": _hardware(),
-        "cost": {**account, **manifest.totals},
+        "cost": {**account, **asdict(manifest.totals)},
     }
     (directory / PROVENANCE).write_text(json.dumps(content, indent=2))
     (directory / RESOLVED).write_text(to_toml(config))

@@ -1,6 +1,7 @@
 """What `plan`, `status` and `explain` print."""
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 
 from pipeline import provenance
@@ -57,14 +58,14 @@ def status_lines(store: Store, planned: Iterable[Planned]) -> Lines:
                 name,
                 key,
                 "done",
-                _count(totals.get("sequences", 0)),
-                _count(totals.get("tokens", 0)),
-                _count(totals.get("bytes", 0), "B"),
+                _count(totals.sequences),
+                _count(totals.tokens),
+                _count(totals.bytes, "B"),
                 f"{seconds:.1f}",
             ]
         )
         result.append(
-            {"node": name, "key": chosen.key, "done": True, "seconds": seconds, **totals}
+            {"node": name, "key": chosen.key, "done": True, "seconds": seconds, **asdict(totals)}
         )
     return _table(rows), result
 

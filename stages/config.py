@@ -31,6 +31,10 @@ class Table(BaseModel):
         frozen=True, extra="forbid", use_attribute_docstrings=True, populate_by_name=True
     )
 
+    def unused(self) -> frozenset[str]:
+        """Fields without effect, given the others; they never enter a key."""
+        return frozenset()
+
 
 # ---------------------------------------------------------------------------------------------
 # Models, prompts, sampling, records: the parts several stages share
@@ -120,6 +124,10 @@ class Record(Table):
     """`counts`: number of draws N."""
     sampler: Literal["systematic", "multinomial"] = "systematic"
     """`counts`: `multinomial` is RS-KD as published; `systematic` has a third of its variance."""
+
+    def unused(self) -> frozenset[str]:
+        used = {"head_tail": {"tau", "candidates"}, "counts": {"draws", "sampler"}}
+        return frozenset({"tau", "candidates", "draws", "sampler"} - used.get(self.kind, set()))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -341,6 +349,10 @@ class Objective(Table):
     """`reverse_kl`: cap on the importance weight; brings bias, how often it binds is logged."""
     clip: Annotated[float, Field(gt=0.0)] | None = 10.0
     """`lightning`: bound on |log pi_T - log pi|, as published (arXiv 2604.13010)."""
+
+    def unused(self) -> frozenset[str]:
+        used = {"reverse_kl": {"form", "max_weight"}, "lightning": {"clip"}}
+        return frozenset({"form", "max_weight", "clip"} - used.get(self.name, set()))
 
 
 class Student(Training):

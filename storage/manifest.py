@@ -98,6 +98,11 @@ class SetMeta:
         """`sampled`, `counts` or `head_tail`; None for plain sequences."""
         return None if self.record is None else str(self.record["kind"])
 
+    @property
+    def record_params(self) -> Json:
+        """Record parameters; empty for plain sequences."""
+        return self.record or {}
+
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""
         return asdict(self)

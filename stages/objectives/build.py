@@ -1,8 +1,8 @@
 """From the `[train.objective]` table to a function."""
 
 from stages.config import Objective
-from stages.objectives.likelihood import CrossEntropy, ForwardKL
 from stages.objectives.lightning import Lightning
+from stages.objectives.likelihood import CrossEntropy, ForwardKL
 from stages.objectives.records import ObjectiveFunction
 from stages.objectives.reverse_kl import ReverseKL
 

@@ -51,7 +51,7 @@ class ReverseKL:
     temperature: float = 1.0
     form: Literal["corrected", "bucketed", "residual_only"] = "corrected"
     max_weight: float | None = None
-    """Cap on the importance weight q/b; brings bias, and the `weight_capped` statistic says when."""
+    """Cap on the importance weight q/b: brings bias; the statistic `weight_capped` says when."""
 
     def __call__(self, logq_E: Tensor, logq_T: Tensor, records: TorchRecords) -> Terms:
         """Loss terms, with the statistics `bucket`, `covered` and `weight_capped`."""

@@ -1,0 +1,133 @@
+"""`Batch`: what trainer and evaluator consume. Plain NumPy, CSR, free of codec options.
+
+Shape letters: N sequences, P prompt tokens, T positions, E entries, each over the whole batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage.rows import Offsets, gather, offsets_of
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """N sequences with the teacher's record at each position. Arrays may be read-only views."""
+
+    seq_id: Ints
+    """[N]"""
+    prompt_id: Ints
+    """[N]"""
+    outcome: NDArray[np.int8]
+    """[N] -1 unknown, 0 wrong, 1 right."""
+    prompt: Ints
+    """[P] prompt ids."""
+    prompt_off: Offsets
+    """[N+1]"""
+    tok: Ints
+    """[T] response ids, the end token included."""
+    tok_off: Offsets
+    """[N+1]"""
+    ref_lp: Floats | None
+    """[T] log-probability with which `tok` was drawn; None for a corpus."""
+    lp: Floats | None
+    """[T] teacher log-probability of `tok`; None for plain sequences."""
+    ent: Floats | None
+    """[T] teacher entropy in nats; None for plain sequences."""
+    entry_off: Offsets
+    """[T+1] entries of position t are `entry_off[t]:entry_off[t+1]`."""
+    ids: Ints
+    """[E]"""
+    weight: Floats
+    """[E] unbiased estimate of the teacher's probability of the id; sums to 1 over a position."""
+    logp: Floats
+    """[E] teacher log-probability where it is stored exactly, NaN elsewhere."""
+    exact: NDArray[np.bool_]
+    """[E] whether `logp` is there."""
+    rest: Floats
+    """[T] teacher mass outside the exact ids; 1 where nothing is exact."""
+
+    def __len__(self) -> int:
+        return len(self.seq_id)
+
+    @property
+    def tokens(self) -> int:
+        """Number of positions T."""
+        return len(self.tok)
+
+    @property
+    def lengths(self) -> Ints:
+        """[N] tokens of each sequence, prompt plus response."""
+        return np.diff(self.prompt_off) + np.diff(self.tok_off)
+
+    def select(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> "Batch":
+        """The sequences at `indices`, in that order."""
+        row_N = np.asarray(indices, np.int64)
+        prompt_P, prompt_off = gather(self.prompt_off, row_N)
+        tok_T, tok_off = gather(self.tok_off, row_N)
+        return self._gathered(row_N, prompt_P, prompt_off, tok_T, tok_off)
+
+    def truncate(self, max_length: int) -> "Batch":
+        """Cut the tail of each response so that prompt plus response has at most `max_length`.
+
+        A prompt as long as that leaves a sequence without positions; it stays in the batch, and
+        `microbatches` passes over it.
+        """
+        if not len(self) or int(self.lengths.max()) <= max_length:
+            return self
+        kept_N = np.clip(max_length - np.diff(self.prompt_off), 0, np.diff(self.tok_off))
+        tok_off = offsets_of(kept_N)
+        tok_T = np.arange(tok_off[-1]) + np.repeat(self.tok_off[:-1] - tok_off[:-1], kept_N)
+        every_N, every_P = np.arange(len(self)), np.arange(len(self.prompt))
+        return self._gathered(every_N, every_P, self.prompt_off, tok_T, tok_off)
+
+    def microbatches(self, token_budget: int) -> "list[Batch]":
+        """Split into batches of similar length that fit a budget once padded.
+
+        Args:
+            token_budget: Largest number of sequences times longest sequence (prompt plus
+                response). A single sequence above it still gets a batch of its own.
+
+        Returns:
+            Batches that together hold every sequence with at least one position once, longest
+            sequences first (so that running out of memory shows at once).
+        """
+        lengths_N = self.lengths
+        order = np.argsort(-lengths_N, kind="stable")
+        order = order[np.diff(self.tok_off)[order] > 0]
+        out: list[Batch] = []
+        start = 0
+        while start < len(order):
+            count = max(1, token_budget // int(lengths_N[order[start]]))
+            out.append(self.select(order[start : start + count]))
+            start += count
+        return out
+
+    def _gathered(
+        self, row_N: Ints, prompt_P: Ints, prompt_off: Offsets, tok_T: Ints, tok_off: Offsets
+    ) -> "Batch":
+        entry_E, entry_off = gather(self.entry_off, tok_T)
+        return Batch(
+            seq_id=self.seq_id[row_N],
+            prompt_id=self.prompt_id[row_N],
+            outcome=self.outcome[row_N],
+            prompt=self.prompt[prompt_P],
+            prompt_off=prompt_off,
+            tok=self.tok[tok_T],
+            tok_off=tok_off,
+            ref_lp=None if self.ref_lp is None else self.ref_lp[tok_T],
+            lp=None if self.lp is None else self.lp[tok_T],
+            ent=None if self.ent is None else self.ent[tok_T],
+            entry_off=entry_off,
+            ids=self.ids[entry_E],
+            weight=self.weight[entry_E],
+            logp=self.logp[entry_E],
+            exact=self.exact[entry_E],
+            rest=self.rest[tok_T],
+        )

@@ -1,0 +1,187 @@
+"""Between `Rows` and Arrow, and from rows to the batch a trainer consumes.
+
+Reading is zero-copy: the arrays of a `Rows` made by `from_arrow` are views of Arrow's buffers.
+"""
+
+import zlib
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from storage.batch import Batch
+from storage.errors import DataError
+from storage.manifest import SetMeta
+from storage.rows import Offsets, Rows
+from storage.schema import COLUMNS, LEVELS, MANTISSA_BITS, Array, Column
+
+__all__ = ["Batch", "checksum", "from_arrow", "round_mantissa", "stored", "to_arrow", "to_batch"]
+
+
+def round_mantissa(values: Array, bits: int = MANTISSA_BITS) -> NDArray[np.float32]:
+    """float32 values rounded to `bits` explicit mantissa bits, to nearest, ties to even.
+
+    The freed low byte of the mantissa is zero, so that after BYTE_STREAM_SPLIT one of the four
+    byte planes compresses to nothing. Relative error at most 2**-(bits + 1). NaN and infinity
+    are kept.
+    """
+    raw = np.asarray(values, np.float32).view(np.uint32)
+    drop = 23 - bits
+    odd = (raw >> np.uint32(drop)) & np.uint32(1)
+    rounded = raw + (odd + np.uint32((1 << (drop - 1)) - 1))
+    rounded &= np.uint32(0xFFFFFFFF >> drop << drop)
+    return np.where(np.isfinite(values), rounded, raw).view(np.float32)
+
+
+def stored(rows: Rows) -> Rows:
+    """The rows as they will be read back: float32 columns rounded to 15 mantissa bits."""
+    columns = {
+        name: round_mantissa(values) if COLUMNS[name].dtype == np.float32 else values
+        for name, values in rows.columns.items()
+    }
+    return Rows(columns, rows.offsets)
+
+
+def checksum(rows: Rows) -> int:
+    """CRC-32 over the decoded values.
+
+    Input, little-endian: for each level present, in the order of `LEVELS`, its [N+1] offsets as
+    int64; then for each column, in the order of the file, its values. It covers what page checksums
+    do not: page headers, the footer, and the decoder itself.
+    """
+    crc = 0
+    for level in LEVELS:
+        if level in rows.offsets:
+            crc = zlib.crc32(_bytes(rows.offsets[level]), crc)
+    for name in COLUMNS:
+        if name in rows:
+            crc = zlib.crc32(_bytes(rows[name]), crc)
+    return crc
+
+
+def _bytes(values: Array) -> memoryview:
+    return memoryview(np.ascontiguousarray(values).view(np.uint8))
+
+
+def arrow_schema(names: tuple[str, ...]) -> pa.Schema:
+    """Arrow schema of a part: everything required, one level of lists."""
+    return pa.schema([pa.field(name, _arrow_type(COLUMNS[name]), nullable=False) for name in names])
+
+
+def _arrow_type(column: Column) -> pa.DataType:
+    element = pa.from_numpy_dtype(column.dtype)
+    if column.level == "row":
+        return element
+    return pa.list_(pa.field("element", element, nullable=False))
+
+
+def to_arrow(rows: Rows) -> pa.RecordBatch:
+    """The rows as one Arrow batch; values are shared, not copied."""
+    schema = arrow_schema(tuple(rows.columns))
+    lists = {level: pa.array(value.astype(np.int32)) for level, value in rows.offsets.items()}
+    arrays: list[Any] = []
+    for name, values in rows.columns.items():
+        level = COLUMNS[name].level
+        flat = pa.array(values)
+        if level == "row":
+            arrays.append(flat)
+        else:
+            kind = schema.field(name).type
+            arrays.append(pa.ListArray.from_arrays(lists[level], flat, type=kind))
+    return pa.record_batch(arrays, schema=schema)
+
+
+def from_arrow(table: pa.Table) -> Rows:
+    """Rows that view the buffers of one row group.
+
+    Raises:
+        DataError: an unknown column, or list columns of one level that disagree in their lengths.
+    """
+    columns: dict[str, Array] = {}
+    offsets: dict[str, Offsets] = {}
+    for name in table.column_names:
+        if name not in COLUMNS:
+            raise DataError(f"column {name!r} is not part of the format")
+        column = COLUMNS[name]
+        array = _single(table.column(name))
+        if array.type != _arrow_type(column):
+            raise DataError(f"column {name!r} has type {array.type}, not {_arrow_type(column)}")
+        if column.level == "row":
+            columns[name] = array.to_numpy(zero_copy_only=True)
+            continue
+        found = array.offsets.to_numpy(zero_copy_only=True).astype(np.int64)
+        columns[name] = array.values.to_numpy(zero_copy_only=True)[found[0] : found[-1]]
+        known = offsets.setdefault(column.level, found - found[0])
+        if not np.array_equal(known, found - found[0]):
+            raise DataError(f"column {name!r}: its lengths differ from others at {column.level}")
+    return Rows(columns, offsets)
+
+
+def _single(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
+
+
+def to_batch(rows: Rows, meta: SetMeta) -> Batch:
+    """Decode rows into CSR arrays; the kinds of records are gone after this point.
+
+    Args:
+        rows: N sequences as read from a part.
+        meta: `SetMeta` of the set they come from.
+
+    Raises:
+        DataError: `nu` or `nh` do not add up to the number of stored ids.
+    """
+    records = meta.kind == "records"
+    entry_off, ids, weight, logp, exact, rest = _decode(rows, meta)
+    return Batch(
+        seq_id=rows["seq_id"],
+        prompt_id=rows["prompt_id"],
+        outcome=rows["outcome"],
+        prompt=rows["prompt"].astype(np.int64),
+        prompt_off=rows.offsets["prompt"],
+        tok=rows["tok"].astype(np.int64),
+        tok_off=rows.offsets["position"],
+        ref_lp=rows["ref_lp"] if "ref_lp" in rows else None,
+        lp=rows["lp"] if records else None,
+        ent=rows["ent"].astype(np.float32) if records else None,
+        entry_off=entry_off,
+        ids=ids,
+        weight=weight,
+        logp=logp,
+        exact=exact,
+        rest=rest,
+    )
+
+
+def _decode(rows: Rows, meta: SetMeta) -> tuple[Array, Array, Array, Array, Array, Array]:
+    from storage.kernels import decode_records  # Numba: only who reads records pays its import
+
+    positions, kind = rows.tokens, meta.record_kind
+    entries = len(rows["ids"]) if "ids" in rows else 0
+    entry_off = np.zeros(positions + 1, np.int64)
+    ids = np.empty(entries, np.int64)
+    weight = np.empty(entries, np.float32)
+    logp = np.empty(entries, np.float32)
+    exact = np.empty(entries, np.bool_)
+    rest = rows["rest"] if kind == "head_tail" else np.ones(positions, np.float32)
+    if kind in ("counts", "head_tail"):
+        counted = kind == "counts"
+        nh = np.zeros(positions, np.uint8) if counted else rows["nh"]
+        cnt = rows["cnt"] if counted else np.zeros(0, np.uint8)
+        hlp = np.zeros(0, np.float32) if counted else rows["hlp"].astype(np.float32)
+        _check_sums(rows["nu"], nh, entries, len(hlp))
+        draws = int(meta.record_params["draws"]) if counted else 0
+        decode_records(
+            draws, rows["nu"], nh, rest, rows["ids"], cnt, hlp, entry_off, ids, weight, logp, exact
+        )
+    return entry_off, ids, weight, logp, exact, rest
+
+
+def _check_sums(nu: Array, nh: Array, entries: int, head: int) -> None:
+    """The kernel does not check bounds; this does it for all positions at once."""
+    if int(nu.sum()) != entries or int(nh.sum()) != head or bool((nh > nu).any()):
+        raise DataError(
+            f"records do not add up: nu says {int(nu.sum())} entries and nh {int(nh.sum())} head "
+            f"entries, but {entries} ids and {head} log-probabilities are stored"
+        )

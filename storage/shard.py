@@ -1,0 +1,383 @@
+"""Parts: writing one so that it is there whole or not at all, and reading one without trust.
+
+A part is written to a temporary name, synced, and renamed to a name that holds the first 16 digits
+of its own sha256. A killed writer leaves a temporary file and nothing else; two writers of one
+part leave two valid files, and the manifest picks one.
+
+What stands against damage: a CRC on every Parquet page, a CRC over the decoded values of every row
+group (`codec.checksum`, kept in footer and manifest), a sha256 over the footer's description, and
+the sha256 of the file in its name and in the manifest.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from storage.check import check_meta, check_rows
+from storage.codec import arrow_schema, checksum, from_arrow, stored, to_arrow
+from storage.errors import DataError
+from storage.files import disk_errors, sha256_file, sync_directory, temporary_name
+from storage.manifest import (
+    Part,
+    RowGroup,
+    SetMeta,
+    canonical,
+    check_format,
+    row_groups_from_json,
+)
+from storage.rows import Rows
+from storage.schema import COLUMNS, FORMAT_VERSION, ROW_GROUP, column_names
+
+log = logging.getLogger(__name__)
+
+FOOTER_KEY = b"afterglow"
+FOOTER_DIGEST_KEY = b"afterglow.sha256"
+_HASH_DIGITS = 16
+
+
+class PartWriter:
+    """Writes one part; a context manager.
+
+    After a clean exit the part is durable and described by `part`; after an exception nothing is
+    left behind.
+
+    Args:
+        directory: Directory of the set; made if it is not there.
+        index: Number of the part in the plan.
+        meta: What readers must know; goes into the footer.
+        split: `train` or `holdout`.
+
+    Raises:
+        DataError: from `write`, for rows that break a rule of the format (`storage.check`).
+        RetryError: the disk refused; finished parts are kept.
+    """
+
+    def __init__(
+        self, directory: Path, index: int, meta: SetMeta, split: str = "train"
+    ) -> None:
+        check_meta(meta)
+        self._directory = directory
+        self._index = index
+        self._meta = meta
+        self._split = split
+        self._temporary = temporary_name(directory, f"part-{index:05d}")
+        self._pending: list[Rows] = []
+        self._groups: list[RowGroup] = []
+        self._names: tuple[str, ...] | None = None
+        self._part: Part | None = None
+        self._sink: _HashingFile
+        self._parquet: Any = None
+
+    @property
+    def part(self) -> Part:
+        """The finished part; there after a clean exit only."""
+        if self._part is None:
+            raise RuntimeError("the part is finished when its writer is closed without an error")
+        return self._part
+
+    def __enter__(self) -> Self:
+        with disk_errors(self._temporary):
+            self._directory.mkdir(parents=True, exist_ok=True)
+            self._sink = _HashingFile(self._temporary)
+        return self
+
+    def write(self, rows: Rows) -> None:
+        """Append sequences; any number at a time, row groups are cut here."""
+        if not len(rows):
+            return
+        rows = stored(rows)
+        self._fix_columns(rows)
+        try:
+            check_rows(rows, self._meta)
+        except DataError as error:
+            raise DataError(f"{self._directory}, part {self._index}: {error}") from error
+        self._pending.append(rows)
+        if sum(map(len, self._pending)) >= ROW_GROUP:
+            self._flush_full_groups()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            self._sink.discard = True
+            if self._parquet is not None:
+                self._parquet.close()
+            self._sink.close()
+            self._temporary.unlink(missing_ok=True)
+
+    def _fix_columns(self, rows: Rows) -> None:
+        """Column names are those of the first rows; `ref_lp` is the only choice there is."""
+        names = tuple(rows.columns)
+        if self._names is None:
+            self._names = names
+        elif names != self._names:
+            odd = sorted(set(names) ^ set(self._names))
+            raise DataError(
+                f"{self._directory}, part {self._index}: column {odd[0]!r} is in some of the rows "
+                "only; all rows of a part have the same columns"
+            )
+
+    def _flush_full_groups(self) -> None:
+        rows = Rows.concat(self._pending)
+        full = len(rows) - len(rows) % ROW_GROUP
+        for start in range(0, full, ROW_GROUP):
+            self._write_group(rows.slice(start, start + ROW_GROUP))
+        self._pending = [rows.take(np.arange(full, len(rows)))] if full < len(rows) else []
+
+    def _write_group(self, rows: Rows) -> None:
+        with disk_errors(self._temporary):
+            self._open_parquet(tuple(rows.columns)).write_batch(to_arrow(rows))
+        self._groups.append(_describe(rows))
+
+    def _open_parquet(self, names: tuple[str, ...]) -> Any:
+        if self._parquet is None:
+            self._parquet = pq.ParquetWriter(
+                pa.PythonFile(self._sink, mode="w"),
+                arrow_schema(names),
+                compression="zstd",
+                compression_level=1,
+                use_dictionary=False,
+                column_encoding={_path(name): _encoding(name) for name in names},
+                write_statistics=[name for name in names if COLUMNS[name].level == "row"],
+                write_page_checksum=True,
+                store_schema=False,
+            )
+        return self._parquet
+
+    def _finish(self) -> None:
+        if self._pending:
+            self._write_group(Rows.concat(self._pending))
+        with disk_errors(self._temporary):
+            meta = self._meta
+            empty = column_names(meta.kind, meta.record_kind, meta.candidates, reference=False)
+            parquet = self._open_parquet(empty)
+            parquet.add_key_value_metadata(self._footer())
+            parquet.close()
+            self._sink.sync()
+            digest = self._sink.digest.hexdigest()
+            path = self._directory / f"part-{self._index:05d}-{digest[:_HASH_DIGITS]}.parquet"
+            self._temporary.rename(path)
+            sync_directory(self._directory)
+        self._part = _part(path.name, self._sink.size, digest, self._index, self._split, self._groups)
+
+    def _footer(self) -> dict[bytes, bytes]:
+        text = canonical(
+            {
+                "format": FORMAT_VERSION,
+                **self._meta.to_json(),
+                "index": self._index,
+                "split": self._split,
+                "row_groups": [vars(group) for group in self._groups],
+            }
+        ).encode()
+        return {FOOTER_KEY: text, FOOTER_DIGEST_KEY: hashlib.sha256(text).hexdigest().encode()}
+
+
+class _HashingFile:
+    """A new file that hashes what is written to it; `discard` drops everything from then on."""
+
+    def __init__(self, path: Path) -> None:
+        self._stream: BinaryIO = path.open("xb")
+        self.digest = hashlib.sha256()
+        self.size = 0
+        self.discard = False
+
+    def write(self, data: bytes) -> int:
+        if not self.discard:
+            self._stream.write(data)
+            self.digest.update(data)
+            self.size += len(data)
+        return len(data)
+
+    def tell(self) -> int:
+        return self.size
+
+    def flush(self) -> None:
+        """Nothing: `sync` does it once, at the end."""
+
+    def sync(self) -> None:
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+
+    def close(self) -> None:
+        self._stream.close()
+
+    @property
+    def closed(self) -> bool:
+        return self._stream.closed
+
+
+class PartFile:
+    """An open part.
+
+    Raises:
+        DataError: the file is missing, damaged, newer than this program, or not a part.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._parquet = pq.ParquetFile(path, page_checksum_verification=True)
+            found = self._parquet.metadata.metadata or {}
+        except FileNotFoundError as error:
+            raise DataError(
+                f"{path}: this part is missing. Restore it from a copy, or delete {path.parent} "
+                "and run the stage again."
+            ) from error
+        except _DAMAGE as error:
+            raise DataError(_damaged(path, "footer", error)) from error
+        footer = _read_footer(path, found)
+        self.meta = SetMeta.from_json(footer)
+        self.index = int(footer["index"])
+        self.split = str(footer["split"])
+        self.row_groups: tuple[RowGroup, ...] = row_groups_from_json(footer["row_groups"])
+        if self._parquet.metadata.num_row_groups != len(self.row_groups):
+            raise DataError(_damaged(path, "footer", "wrong number of row groups"))
+
+    def read(self, group: int, columns: Sequence[str] | None = None) -> Rows:
+        """One row group.
+
+        Args:
+            group: Its number.
+            columns: Names to read; default all. The checksum over decoded values can only be
+                checked for all of them; a selection is guarded by the page checksums alone.
+
+        Raises:
+            DataError: the row group is damaged.
+        """
+        try:
+            table = self._parquet.read_row_group(
+                group, columns=None if columns is None else list(columns), use_threads=False
+            )
+            rows = from_arrow(table)
+        except _DAMAGE as error:
+            raise DataError(_damaged(self.path, f"row group {group}", error)) from error
+        if columns is None and checksum(rows) != self.row_groups[group].crc32:
+            raise DataError(
+                _damaged(self.path, f"row group {group}", "checksum of the values differs")
+            )
+        return rows
+
+    def close(self) -> None:
+        """Close the file."""
+        self._parquet.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+_DAMAGE = (OSError, ValueError, KeyError, IndexError, OverflowError, MemoryError, pa.ArrowException)
+"""What pyarrow raises on damaged input, depending on where the damage is."""
+
+
+def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[Rows]:
+    """The rows of a part, one row group at a time, checked as by `PartFile.read`.
+
+    Raises:
+        DataError: the part is missing or damaged; the message names file and row group.
+    """
+    with PartFile(path) as file:
+        for group in range(len(file.row_groups)):
+            yield file.read(group, columns)
+
+
+def read_meta(path: Path) -> SetMeta:
+    """The description of the set a part belongs to, from its footer.
+
+    Raises:
+        DataError: as `PartFile`.
+    """
+    with PartFile(path) as file:
+        return file.meta
+
+
+def find_part(directory: Path, index: int) -> Part | None:
+    """The verified part of an index: its sha256 equals its name and its footer is readable.
+
+    Damaged files are reported and passed over, so that running the stage again replaces them. If
+    racing writers left several, the first by name is taken.
+    """
+    for path in sorted(directory.glob(f"part-{index:05d}-*.parquet")):
+        digest = sha256_file(path)
+        if path.name != f"part-{index:05d}-{digest[:_HASH_DIGITS]}.parquet":
+            log.warning("%s: damaged (its sha256 is %s); it is not used", path, digest)
+            continue
+        try:
+            with PartFile(path) as file:
+                size = path.stat().st_size
+                return _part(path.name, size, digest, index, file.split, file.row_groups)
+        except DataError as error:
+            log.warning("%s", error)
+    return None
+
+
+def _part(
+    name: str, size: int, digest: str, index: int, split: str, groups: Sequence[RowGroup]
+) -> Part:
+    return Part(
+        file=name,
+        bytes=size,
+        sha256=digest,
+        index=index,
+        split=split,
+        sequences=sum(group.rows for group in groups),
+        tokens=sum(group.tokens for group in groups),
+        entries=sum(group.entries for group in groups),
+        row_groups=tuple(groups),
+    )
+
+
+def _describe(rows: Rows) -> RowGroup:
+    longest = rows.lengths("prompt") + rows.lengths("position")
+    return RowGroup(
+        rows=len(rows),
+        tokens=rows.tokens,
+        prompt_tokens=int(rows.offsets["prompt"][-1]),
+        entries=int(rows.offsets["entry"][-1]) if "entry" in rows.offsets else 0,
+        max_tokens=int(longest.max()),
+        crc32=checksum(rows),
+    )
+
+
+def _path(name: str) -> str:
+    return name if COLUMNS[name].level == "row" else f"{name}.list.element"
+
+
+def _encoding(name: str) -> str:
+    return "BYTE_STREAM_SPLIT" if COLUMNS[name].split_bytes else "PLAIN"
+
+
+def _read_footer(path: Path, found: dict[bytes, bytes]) -> dict[str, Any]:
+    text = found.get(FOOTER_KEY)
+    if text is None:
+        raise DataError(f"{path}: a Parquet file, but not one written by afterglow")
+    if hashlib.sha256(text).hexdigest().encode() != found.get(FOOTER_DIGEST_KEY):
+        raise DataError(_damaged(path, "footer", "checksum of the description differs"))
+    footer = json.loads(text)
+    check_format(path, footer, FORMAT_VERSION)
+    return footer
+
+
+def _damaged(path: Path, where: str, error: object) -> str:
+    return (
+        f"{path}, {where}: damaged ({error}). `afterglow verify {path.parent}` lists everything "
+        "that is wrong; restore the file from a copy, or delete the set and run its stage again."
+    )

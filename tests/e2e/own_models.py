@@ -1,0 +1,86 @@
+"""A user's own material: two differently shaped models that share a large byte-level BPE."""
+
+import itertools
+import json
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+TEMPLATE = (
+    "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)
+
+
+def large_byte_bpe(ids: int = 135_000) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with all two-byte and many three-byte merges: more ids than 17 bits hold."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pairs = list(itertools.product(letters, letters))
+    triples = itertools.islice(itertools.product(pairs, letters), ids - len(pairs) - 256)
+    merges = pairs + [("".join(pair), letter) for pair, letter in triples]
+    words = letters + ["".join(merge) for merge in merges]
+    vocab = {word: index for index, word in enumerate(dict.fromkeys(words))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")
+    fast.add_special_tokens({"additional_special_tokens": ["<|start|>"]})
+    fast.chat_template = TEMPLATE
+    return fast
+
+
+def write_teacher(directory: Path, tokenizer: PreTrainedTokenizerFast) -> int:
+    """An untied Llama with grouped-query attention and padded vocabulary rows; returns its V."""
+    torch.manual_seed(1)
+    rows = (len(tokenizer) + 127) // 64 * 64
+    config = LlamaConfig(
+        vocab_size=rows,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=128,
+        tie_word_embeddings=False,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    LlamaForCausalLM(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return rows
+
+
+def write_student(directory: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """A smaller, tied Qwen3 over the same tokenizer, without padded rows."""
+    torch.manual_seed(2)
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        head_dim=32,
+        max_position_embeddings=128,
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    Qwen3ForCausalLM(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+def write_prompts(file: Path, count: int, first: int = 0) -> None:
+    """Chat prompts with answers, one JSON object a line."""
+    with file.open("w") as stream:
+        for index in range(first, first + count):
+            messages = [{"role": "user", "content": f"What is {index} + 1? Answer briefly."}]
+            stream.write(json.dumps({"question": messages, "answer": str(index + 1)}) + "\n")

@@ -1,0 +1,113 @@
+"""Nodes, edges and keys of a plan, and what the plan of a recipe at scale says offline."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import load_recipe
+from pipeline.estimate import bytes_per_position
+from pipeline.graph import BY_NAME
+from pipeline.plan import Planned, build, resolve, select
+from stages.config import Record
+from storage.errors import ConfigError
+from storage.store import Store
+
+
+def planned(tmp_path: Path, *overrides: str, recipe: str = "demo") -> dict[str, Planned]:
+    nodes = build(load_recipe(recipe, overrides=list(overrides)))
+    return {p.node.name: p for p in resolve(nodes, Store(tmp_path))}
+
+
+def test_edges_agree_with_the_graph() -> None:
+    for recipe in ("demo", "demo-live", "qwen3-4b-math"):
+        for node in build(load_recipe(recipe)):
+            for upstream in node.upstream():
+                assert upstream.stage.name in BY_NAME[node.stage.name].needs, node.name
+
+
+def test_keys_differ_between_nodes_and_not_between_calls(tmp_path: Path) -> None:
+    first, second = planned(tmp_path), planned(tmp_path)
+    keys = [p.key for p in first.values()]
+    assert len(set(keys)) == len(keys)
+    assert keys == [p.key for p in second.values()]
+
+
+def test_a_target_selects_what_it_needs_in_order() -> None:
+    nodes = build(load_recipe("demo"))
+    chosen = [node.name for node in select(nodes, ["rollouts"])]
+    assert chosen == [
+        "corpus", "pretrain.teacher", "pretrain.base", "sft-data", "sft", "rollouts",
+    ]  # fmt: skip
+    only = [node.name for node in select(nodes, ["train.continued-sft"])]
+    assert "teacher-logits" not in only
+
+
+def test_an_unknown_target_is_refused() -> None:
+    with pytest.raises(ConfigError, match="`teach`: this recipe has no such stage; it has corpus"):
+        select(build(load_recipe("demo")), ["teach"])
+
+
+def test_the_live_student_reads_the_teacher_and_the_offline_one_does_not(tmp_path: Path) -> None:
+    nodes = planned(tmp_path, recipe="demo-live")
+    assert "teacher" in nodes["train.live"].inputs
+    for name, chosen in nodes.items():
+        if name.startswith("train.") and name != "train.live":
+            assert "teacher" not in chosen.inputs
+
+
+def test_adding_a_comparison_changes_no_other_student(tmp_path: Path) -> None:
+    demo, live = planned(tmp_path), planned(tmp_path, recipe="demo-live")
+    assert {name: p.key for name, p in live.items() if name in demo and name != "report"} == {
+        name: p.key for name, p in demo.items() if name != "report"
+    }
+
+
+def test_the_recipe_at_scale_plans_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    nodes = planned(tmp_path, recipe="qwen3-4b-math")
+    assert nodes["rollouts"].key is None
+    assert {p.node.stage.name for p in nodes.values()} >= {"sft-data", "teacher-logits", "report"}
+
+
+def test_a_set_from_elsewhere_must_be_committed(tmp_path: Path) -> None:
+    recipe = load_recipe("demo", overrides=[f"train.data={tmp_path / 'nowhere'}"])
+    with pytest.raises(ConfigError, match="nor the directory of a committed set"):
+        build(recipe)
+
+
+def test_scratch_needs_an_architecture() -> None:
+    with pytest.raises(ConfigError, match=r"needs \[train.architecture\]"):
+        build(load_recipe("demo", overrides=["train.init=scratch"]))
+
+
+def test_smaller_tau_costs_more_bytes() -> None:
+    small = bytes_per_position(Record(tau=0.01))
+    large = bytes_per_position(Record(tau=0.1))
+    sampled = bytes_per_position(Record(kind="sampled"))
+    assert sampled < large < small
+
+
+def test_model_content_not_its_path_decides_the_key(tmp_path: Path) -> None:
+    config = load_recipe("demo")
+    teachers = []
+    for name in ("a", "b"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"weights")
+        (folder / "config.json").write_text("{}")
+        (folder / "tokenizer.json").write_text("{}")
+        teacher = config.teacher.model_copy(update={"path": str(folder)})
+        nodes = build(config.model_copy(update={"teacher": teacher}))
+        teachers.append({p.node.name: p.key for p in resolve(nodes, Store(tmp_path))}["sft-data"])
+    assert teachers[0] == teachers[1]
+    (tmp_path / "b" / "model.safetensors").write_bytes(b"other weights")
+    nodes = build(config.model_copy(update={"teacher": teacher}))
+    changed = {p.node.name: p.key for p in resolve(nodes, Store(tmp_path))}["sft-data"]
+    assert changed != teachers[0]
+
+
+def test_a_node_without_key_gives_no_job(tmp_path: Path) -> None:
+    chosen = replace(planned(tmp_path)["corpus"], key=None)
+    with pytest.raises(ConfigError, match="corpus: its key is unknown"):
+        chosen.job(Store(tmp_path))
