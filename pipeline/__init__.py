@@ -1,1 +1,1 @@
-"""Configuration, identity, scheduling and the `afterglow` command; stage logic lives in `stages`."""
+"""Configuration, identity, scheduling and the `afterglow` command; stages are in `stages`."""

@@ -39,7 +39,7 @@ class Recipe(Table):
     student: ModelRef
     """The base model that SFT starts from; without `[sft]`, pi_ref itself."""
     corpus: Corpus | None = None
-    pretrain: dict[str, Pretrain] = {}
+    pretrain: dict[str, Pretrain] = Field(default_factory=dict[str, Pretrain])
     sft_data: SftData | None = Field(default=None, alias="sft-data")
     sft: Sft | None = None
     rollouts: Rollouts | None = None
@@ -60,12 +60,16 @@ class Recipe(Table):
             raise ValueError("[sft] needs [sft-data]: the teacher's answers to train on")
         record, rollouts = self.teacher_logits.record, self.rollouts
         scored = self.teacher_logits.source
-        if scored == "rollouts" and rollouts is not None and record.kind == "head_tail":
-            if record.candidates > rollouts.candidates:
-                raise ValueError(
-                    f"teacher-logits.record.candidates is {record.candidates}, but rollouts keep "
-                    f"{rollouts.candidates} per position: raise rollouts.candidates"
-                )
+        if (
+            scored == "rollouts"
+            and rollouts is not None
+            and record.kind == "head_tail"
+            and record.candidates > rollouts.candidates
+        ):
+            raise ValueError(
+                f"teacher-logits.record.candidates is {record.candidates}, but rollouts keep "
+                f"{rollouts.candidates} per position: raise rollouts.candidates"
+            )
         self.train.students()
         return self
 
@@ -135,13 +139,13 @@ def _parse_override(text: str) -> Tree:
     if not equals or not name.strip():
         raise ConfigError(f"`{text}`: an override is written table.field=value")
     try:
-        parsed = tomllib.loads(f"value = {value}")["value"]
+        parsed: object = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         parsed = value
-    tree: object = parsed
-    for part in reversed(name.strip().split(".")):
-        tree = {part: tree}
-    assert isinstance(tree, dict)
+    *tables, field = name.strip().split(".")
+    tree: Tree = {field: parsed}
+    for table in reversed(tables):
+        tree = {table: tree}
     return tree
 
 

@@ -6,10 +6,11 @@ own sets (`make status`) and, for large vocabularies, follow the entropy of ids:
 
 from dataclasses import dataclass
 
+from stages.prompts import count_prompts
+
 from pipeline.config import Recipe
 from pipeline.plan import Node
 from stages.config import Corpus, Generate, PromptSource, Record, TeacherLogits
-from stages.prompts import count_prompts
 
 _ID = 2.0
 _LOGP32 = 2.6

@@ -26,7 +26,11 @@ def identity(table: Table) -> Payload:
     out: Payload = {}
     unused = table.unused()
     for name, field in type(table).model_fields.items():
-        if name == "run" or name in unused or any(isinstance(mark, ByContent) for mark in field.metadata):
+        if (
+            name == "run"
+            or name in unused
+            or any(isinstance(mark, ByContent) for mark in field.metadata)
+        ):
             continue
         value = getattr(table, name)
         out[name] = identity(value) if isinstance(value, Table) else canonical(value, name)
@@ -73,10 +77,13 @@ def difference(old: object, new: object, path: str = "") -> list[str]:
         for key in sorted(set(a) | set(b)):
             lines += difference(a.get(key), b.get(key), f"{path}.{key}" if path else key)
         return lines
-    return [] if old == new else [f"{path}: {_short(old)} -> {_short(new)}"]
+    if old == new:
+        return []
+    return [f"{path}: {_short(cast(object, old))} -> {_short(new)}"]
 
 
 def _short(value: object) -> str:
+    if isinstance(value, str) and len(value) == 64:  # a digest
+        return f'"{value[:12]}"'
     text = json.dumps(value, default=str)
-    hexadecimal = isinstance(value, str) and len(value) == 64
-    return f'"{value[:12]}"' if hexadecimal else text if len(text) < 60 else text[:57] + "..."
+    return text if len(text) < 60 else text[:57] + "..."

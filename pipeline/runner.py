@@ -1,8 +1,8 @@
 """Runs what is missing, in order, and commits.
 
 Every stage runs in a process of its own: engines and trainers do not share a process well (thread
-settings, allocators, patched libraries), and a killed stage takes nothing else with it. A set exists
-once its manifest does, and the manifest is written last; so this module keeps no state at all.
+settings, allocators, patched libraries), and a killed stage takes nothing else with it. A set
+exists once its manifest does, and the manifest is written last; so nothing here keeps state.
 """
 
 import errno
@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from itertools import groupby
 from types import FrameType
@@ -42,12 +42,7 @@ class StageFailed(AfterglowError):
 
 def missing(planned: Iterable[Planned], store: Store) -> list[Planned]:
     """Those without a committed set."""
-    return [p for p in planned if p.key is None or _manifest(p, store) is None]
-
-
-def _manifest(planned: Planned, store: Store) -> Manifest | None:
-    assert planned.key is not None
-    return store.manifest(planned.node.stage.name, planned.key)
+    return [p for p in planned if p.manifest(store) is None]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -168,7 +163,7 @@ def _run_parts(module: Any, job: Job[Any], specs: list[ShardSpec]) -> None:
 
 
 @contextmanager
-def _diskful(job: Job[Any]) -> Iterator[None]:
+def _diskful(job: Job[Any]) -> Generator[None]:
     """Turns what the disk says into one clear message; finished parts stay where they are."""
     try:
         yield

@@ -9,7 +9,6 @@ from pipeline.config import Recipe
 from pipeline.estimate import estimate
 from pipeline.fingerprint import difference
 from pipeline.plan import Planned
-from storage.manifest import Manifest
 from storage.store import Store
 
 Lines = tuple[list[str], list[dict[str, object]]]
@@ -21,7 +20,7 @@ def plan_lines(recipe: Recipe, store: Store, planned: Iterable[Planned]) -> Line
     result: list[dict[str, object]] = []
     for chosen in planned:
         size = estimate(recipe, chosen.node)
-        done = chosen.key is not None and _manifest(chosen, store) is not None
+        done = chosen.manifest(store) is not None
         state = "done" if done else "to do"
         reads = ", ".join(node.name for node in chosen.node.upstream()) or _outside(chosen)
         key = chosen.key[:12] if chosen.key else "on download"
@@ -45,14 +44,14 @@ def status_lines(store: Store, planned: Iterable[Planned]) -> Lines:
     rows = [["node", "key", "state", "sequences", "tokens", "bytes", "seconds"]]
     result: list[dict[str, object]] = []
     for chosen in planned:
-        manifest = _manifest(chosen, store) if chosen.key else None
+        manifest = chosen.manifest(store)
         name, key = chosen.node.name, (chosen.key or "on download")[:12]
         if manifest is None:
             rows.append([name, key, _progress(chosen, store), "-", "-", "-", "-"])
             result.append({"node": name, "key": chosen.key, "done": False})
             continue
         totals = manifest.totals
-        seconds = float(provenance.cost(_directory(chosen, store)).get("seconds", 0.0))
+        seconds = float(provenance.cost(chosen.directory(store)).get("seconds", 0.0))
         rows.append(
             [
                 name,
@@ -74,13 +73,11 @@ def explain_lines(store: Store, planned: Iterable[Planned]) -> Lines:
     """For every missing set, the fields in which it differs from the nearest one there is."""
     lines: list[str] = []
     result: list[dict[str, object]] = []
-    missing = {
-        p.node.name for p in planned if p.key is None or _manifest(p, store) is None
-    }
+    missing = {p.node.name for p in planned if p.manifest(store) is None}
     for chosen in planned:
         name = chosen.node.name
         if name not in missing:
-            lines.append(f"{name}: done, {_directory(chosen, store).name}")
+            lines.append(f"{name}: done, {chosen.directory(store).name}")
             result.append({"node": name, "done": True})
             continue
         nearest = _nearest(chosen, store)
@@ -92,9 +89,7 @@ def explain_lines(store: Store, planned: Iterable[Planned]) -> Lines:
         lines.append(f"{name}: to do; the nearest set is {path.name}, which differs in")
         because = [_upstream_hint(line, chosen, missing) for line in fields]
         lines += [f"    {line}" for line in because]
-        result.append(
-            {"node": name, "done": False, "nearest": path.name, "because": because}
-        )
+        result.append({"node": name, "done": False, "nearest": path.name, "because": because})
     return lines, result
 
 
@@ -120,19 +115,9 @@ def _progress(chosen: Planned, store: Store) -> str:
     """Finished parts of a set that is not committed yet."""
     if chosen.key is None:
         return "to do"
-    directory = _directory(chosen, store)
+    directory = chosen.directory(store)
     parts = {file.name.split("-")[1] for file in directory.glob("part-*-*.parquet")}
     return f"{len(parts)} parts" if parts else "started" if directory.is_dir() else "to do"
-
-
-def _manifest(chosen: Planned, store: Store) -> Manifest | None:
-    assert chosen.key is not None
-    return store.manifest(chosen.node.stage.name, chosen.key)
-
-
-def _directory(chosen: Planned, store: Store) -> Path:
-    assert chosen.key is not None
-    return store.path(chosen.node.stage.name, chosen.key)
 
 
 def _outside(chosen: Planned) -> str:
@@ -152,4 +137,3 @@ def _table(rows: list[list[str]]) -> list[str]:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
-

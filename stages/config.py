@@ -126,6 +126,7 @@ class Record(Table):
     """`counts`: `multinomial` is RS-KD as published; `systematic` has a third of its variance."""
 
     def unused(self) -> frozenset[str]:
+        """Parameters of other kinds."""
         used = {"head_tail": {"tau", "candidates"}, "counts": {"draws", "sampler"}}
         return frozenset({"tau", "candidates", "draws", "sampler"} - used.get(self.kind, set()))
 
@@ -351,6 +352,7 @@ class Objective(Table):
     """`lightning`: bound on |log pi_T - log pi|, as published (arXiv 2604.13010)."""
 
     def unused(self) -> frozenset[str]:
+        """Parameters of other kinds."""
         used = {"reverse_kl": {"form", "max_weight"}, "lightning": {"clip"}}
         return frozenset({"form", "max_weight", "clip"} - used.get(self.name, set()))
 
@@ -373,7 +375,7 @@ class Student(Training):
 class Train(Student):
     """The student, and others trained beside it for comparison."""
 
-    compare: dict[str, dict[str, object]] = {}
+    compare: dict[str, dict[str, object]] = Field(default_factory=dict)
     """Further students by name: each table overrides fields of this one."""
 
     @field_validator("compare")

@@ -200,7 +200,8 @@ def check_teacher(
 
 def _differing_files(a: Mapping[str, object], b: Mapping[str, object]) -> list[str]:
     ours, theirs = a["files"], b["files"]
-    assert isinstance(ours, Mapping) and isinstance(theirs, Mapping)
+    assert isinstance(ours, Mapping)
+    assert isinstance(theirs, Mapping)
     names = sorted(set(ours) | set(theirs))
     differing = [name for name in names if ours.get(name) != theirs.get(name)]
     return differing + (["tokenizer"] if a["tokenizer"] != b["tokenizer"] else [])

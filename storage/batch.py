@@ -83,7 +83,8 @@ class Batch:
             return self
         kept_N = np.clip(max_length - np.diff(self.prompt_off), 0, np.diff(self.tok_off))
         tok_off = offsets_of(kept_N)
-        tok_T = np.arange(tok_off[-1]) + np.repeat(self.tok_off[:-1] - tok_off[:-1], kept_N)
+        shift_T = np.repeat(self.tok_off[:-1] - tok_off[:-1], kept_N)
+        tok_T = np.arange(len(shift_T), dtype=np.int64) + shift_T
         every_N, every_P = np.arange(len(self)), np.arange(len(self.prompt))
         return self._gathered(every_N, every_P, self.prompt_off, tok_T, tok_off)
 

@@ -1,22 +1,22 @@
-"""Between `Rows` and Arrow, and from rows to the batch a trainer consumes.
+"""From rows as a stage makes them to rows as they are stored, and on to the batch of a trainer.
 
-Reading is zero-copy: the arrays of a `Rows` made by `from_arrow` are views of Arrow's buffers.
+    stage -> `stored` (rounding) -> part            part -> `to_batch` (records to CSR) -> trainer
+
+Parquet itself is in `storage.arrow`.
 """
 
 import zlib
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from storage.batch import Batch
 from storage.errors import DataError
 from storage.manifest import SetMeta
-from storage.rows import Offsets, Rows
-from storage.schema import COLUMNS, LEVELS, MANTISSA_BITS, Array, Column
+from storage.rows import Rows
+from storage.schema import COLUMNS, LEVELS, MANTISSA_BITS, Array
 
-__all__ = ["Batch", "checksum", "from_arrow", "round_mantissa", "stored", "to_arrow", "to_batch"]
+__all__ = ["Batch", "checksum", "round_mantissa", "stored", "to_batch"]
 
 
 def round_mantissa(values: Array, bits: int = MANTISSA_BITS) -> NDArray[np.float32]:
@@ -61,65 +61,7 @@ def checksum(rows: Rows) -> int:
 
 
 def _bytes(values: Array) -> memoryview:
-    return memoryview(np.ascontiguousarray(values).view(np.uint8))
-
-
-def arrow_schema(names: tuple[str, ...]) -> pa.Schema:
-    """Arrow schema of a part: everything required, one level of lists."""
-    return pa.schema([pa.field(name, _arrow_type(COLUMNS[name]), nullable=False) for name in names])
-
-
-def _arrow_type(column: Column) -> pa.DataType:
-    element = pa.from_numpy_dtype(column.dtype)
-    if column.level == "row":
-        return element
-    return pa.list_(pa.field("element", element, nullable=False))
-
-
-def to_arrow(rows: Rows) -> pa.RecordBatch:
-    """The rows as one Arrow batch; values are shared, not copied."""
-    schema = arrow_schema(tuple(rows.columns))
-    lists = {level: pa.array(value.astype(np.int32)) for level, value in rows.offsets.items()}
-    arrays: list[Any] = []
-    for name, values in rows.columns.items():
-        level = COLUMNS[name].level
-        flat = pa.array(values)
-        if level == "row":
-            arrays.append(flat)
-        else:
-            kind = schema.field(name).type
-            arrays.append(pa.ListArray.from_arrays(lists[level], flat, type=kind))
-    return pa.record_batch(arrays, schema=schema)
-
-
-def from_arrow(table: pa.Table) -> Rows:
-    """Rows that view the buffers of one row group.
-
-    Raises:
-        DataError: an unknown column, or list columns of one level that disagree in their lengths.
-    """
-    columns: dict[str, Array] = {}
-    offsets: dict[str, Offsets] = {}
-    for name in table.column_names:
-        if name not in COLUMNS:
-            raise DataError(f"column {name!r} is not part of the format")
-        column = COLUMNS[name]
-        array = _single(table.column(name))
-        if array.type != _arrow_type(column):
-            raise DataError(f"column {name!r} has type {array.type}, not {_arrow_type(column)}")
-        if column.level == "row":
-            columns[name] = array.to_numpy(zero_copy_only=True)
-            continue
-        found = array.offsets.to_numpy(zero_copy_only=True).astype(np.int64)
-        columns[name] = array.values.to_numpy(zero_copy_only=True)[found[0] : found[-1]]
-        known = offsets.setdefault(column.level, found - found[0])
-        if not np.array_equal(known, found - found[0]):
-            raise DataError(f"column {name!r}: its lengths differ from others at {column.level}")
-    return Rows(columns, offsets)
-
-
-def _single(column: pa.ChunkedArray) -> pa.Array:
-    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
+    return np.ascontiguousarray(values).view(np.uint8).data
 
 
 def to_batch(rows: Rows, meta: SetMeta) -> Batch:
@@ -142,7 +84,7 @@ def to_batch(rows: Rows, meta: SetMeta) -> Batch:
         prompt_off=rows.offsets["prompt"],
         tok=rows["tok"].astype(np.int64),
         tok_off=rows.offsets["position"],
-        ref_lp=rows["ref_lp"] if "ref_lp" in rows else None,
+        ref_lp=rows.columns.get("ref_lp"),
         lp=rows["lp"] if records else None,
         ent=rows["ent"].astype(np.float32) if records else None,
         entry_off=entry_off,

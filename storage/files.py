@@ -4,9 +4,10 @@ import hashlib
 import logging
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from storage.errors import RetryError
 
@@ -39,7 +40,7 @@ def sha256_file(path: Path) -> str:
 
 
 @contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Generator[None]:
     """Turn the operating system's refusal to write `path` into a `RetryError`."""
     try:
         yield
@@ -84,3 +85,49 @@ def _link(temporary: Path, path: Path) -> bool:
         log.debug("%s: no hard links here, renaming instead", path.parent)
         temporary.rename(path)
     return True
+
+
+class HashingFile:
+    """A new file that hashes what is written to it, so that it need not be read again.
+
+    Attributes:
+        digest: sha256 of everything written.
+        size: Bytes written.
+        discard: Once true, whatever is written is dropped: a library can be made to let go of a
+            file that is not wanted any more.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._stream: BinaryIO = path.open("xb")
+        self.digest = hashlib.sha256()
+        self.size = 0
+        self.discard = False
+
+    def write(self, data: bytes) -> int:
+        """Append bytes."""
+        if not self.discard:
+            self._stream.write(data)
+            self.digest.update(data)
+            self.size += len(data)
+        return len(data)
+
+    def tell(self) -> int:
+        """Bytes written."""
+        return self.size
+
+    def flush(self) -> None:
+        """Nothing yet: `sync` does it once, at the end."""
+
+    def sync(self) -> None:
+        """Put everything on the disk."""
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+
+    def close(self) -> None:
+        """Close without syncing."""
+        self._stream.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._stream.closed

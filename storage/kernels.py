@@ -1,16 +1,20 @@
 """The one compiled loop: stored records to CSR arrays.
 
-The signature is explicit so that read-only views and fresh arrays share one compiled version, and so
-that compilation happens once, at import, into an on-disk cache. The loop releases the GIL.
+The signature is explicit so that read-only views and fresh arrays share one compiled version, and
+compilation happens once, at import, into a cache on disk. The loop releases the GIL.
 
 Shape letters: T positions, E entries, H head entries.
 """
+# Numba has no types for its decorator or its type objects.
+# pyright: basic
 
 import math
 
 import numba as nb
 import numpy as np
 from numba import types
+
+from storage.schema import Array
 
 
 def _input(element: types.Type) -> types.Array:
@@ -34,20 +38,20 @@ _SIGNATURE = types.void(
 
 
 @nb.njit(_SIGNATURE, nogil=True, cache=True)
-def decode_records(  # noqa: PLR0913 - buffers in, buffers out: a kernel cannot take an object
-    draws,
-    nu_T,
-    nh_T,
-    rest_T,
-    stored_ids_E,
-    cnt_E,
-    hlp_H,
-    entry_off,
-    ids_E,
-    weight_E,
-    logp_E,
-    exact_E,
-):
+def decode_records(
+    draws: int,
+    nu_T: Array,
+    nh_T: Array,
+    rest_T: Array,
+    stored_ids_E: Array,
+    cnt_E: Array,
+    hlp_H: Array,
+    entry_off: Array,
+    ids_E: Array,
+    weight_E: Array,
+    logp_E: Array,
+    exact_E: Array,
+) -> None:
     """Fill the last five arrays.
 
     Args:

@@ -83,7 +83,15 @@ COLUMNS: Final[dict[str, Column]] = {
 }
 """Every column there is, in the order of the file."""
 
-_BASE: Final = ("seq_id", "prompt_id", "sample", "finish", "outcome", "prompt", "tok")
+_BASE: Final[tuple[str, ...]] = (
+    "seq_id",
+    "prompt_id",
+    "sample",
+    "finish",
+    "outcome",
+    "prompt",
+    "tok",
+)
 _BY_RECORD: Final[dict[str, tuple[str, ...]]] = {
     "sampled": (),
     "counts": ("nu", "ids", "cnt"),
@@ -103,7 +111,7 @@ def column_names(
         candidates: Candidate ids per position; stored in sequence sets only.
         reference: Whether `ref_lp` is present; a text corpus was not sampled from anything.
     """
-    present = set(_BASE)
+    present: set[str] = set(_BASE)
     if reference:
         present.add("ref_lp")
     if kind == "sequences":

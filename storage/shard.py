@@ -12,20 +12,18 @@ the sha256 of the file in its name and in the manifest.
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
+from storage.arrow import DAMAGE, Reader, Writer
 from storage.check import check_meta, check_rows
-from storage.codec import arrow_schema, checksum, from_arrow, stored, to_arrow
+from storage.codec import checksum, stored
 from storage.errors import DataError
-from storage.files import disk_errors, sha256_file, sync_directory, temporary_name
+from storage.files import HashingFile, disk_errors, sha256_file, sync_directory, temporary_name
 from storage.manifest import (
     Part,
     RowGroup,
@@ -35,7 +33,7 @@ from storage.manifest import (
     row_groups_from_json,
 )
 from storage.rows import Rows
-from storage.schema import COLUMNS, FORMAT_VERSION, ROW_GROUP, column_names
+from storage.schema import FORMAT_VERSION, ROW_GROUP, column_names
 
 log = logging.getLogger(__name__)
 
@@ -61,9 +59,7 @@ class PartWriter:
         RetryError: the disk refused; finished parts are kept.
     """
 
-    def __init__(
-        self, directory: Path, index: int, meta: SetMeta, split: str = "train"
-    ) -> None:
+    def __init__(self, directory: Path, index: int, meta: SetMeta, split: str = "train") -> None:
         check_meta(meta)
         self._directory = directory
         self._index = index
@@ -74,8 +70,8 @@ class PartWriter:
         self._groups: list[RowGroup] = []
         self._names: tuple[str, ...] | None = None
         self._part: Part | None = None
-        self._sink: _HashingFile
-        self._parquet: Any = None
+        self._sink: HashingFile
+        self._writer: Writer | None = None
 
     @property
     def part(self) -> Part:
@@ -87,7 +83,7 @@ class PartWriter:
     def __enter__(self) -> Self:
         with disk_errors(self._temporary):
             self._directory.mkdir(parents=True, exist_ok=True)
-            self._sink = _HashingFile(self._temporary)
+            self._sink = HashingFile(self._temporary)
         return self
 
     def write(self, rows: Rows) -> None:
@@ -115,8 +111,8 @@ class PartWriter:
                 self._finish()
         finally:
             self._sink.discard = True
-            if self._parquet is not None:
-                self._parquet.close()
+            if self._writer is not None:
+                self._writer.close({})
             self._sink.close()
             self._temporary.unlink(missing_ok=True)
 
@@ -141,23 +137,13 @@ class PartWriter:
 
     def _write_group(self, rows: Rows) -> None:
         with disk_errors(self._temporary):
-            self._open_parquet(tuple(rows.columns)).write_batch(to_arrow(rows))
+            self._parquet(tuple(rows.columns)).write(rows)
         self._groups.append(_describe(rows))
 
-    def _open_parquet(self, names: tuple[str, ...]) -> Any:
-        if self._parquet is None:
-            self._parquet = pq.ParquetWriter(
-                pa.PythonFile(self._sink, mode="w"),
-                arrow_schema(names),
-                compression="zstd",
-                compression_level=1,
-                use_dictionary=False,
-                column_encoding={_path(name): _encoding(name) for name in names},
-                write_statistics=[name for name in names if COLUMNS[name].level == "row"],
-                write_page_checksum=True,
-                store_schema=False,
-            )
-        return self._parquet
+    def _parquet(self, names: tuple[str, ...]) -> Writer:
+        if self._writer is None:
+            self._writer = Writer(self._sink, names)
+        return self._writer
 
     def _finish(self) -> None:
         if self._pending:
@@ -165,15 +151,15 @@ class PartWriter:
         with disk_errors(self._temporary):
             meta = self._meta
             empty = column_names(meta.kind, meta.record_kind, meta.candidates, reference=False)
-            parquet = self._open_parquet(empty)
-            parquet.add_key_value_metadata(self._footer())
-            parquet.close()
+            self._parquet(empty).close(self._footer())
             self._sink.sync()
             digest = self._sink.digest.hexdigest()
             path = self._directory / f"part-{self._index:05d}-{digest[:_HASH_DIGITS]}.parquet"
             self._temporary.rename(path)
             sync_directory(self._directory)
-        self._part = _part(path.name, self._sink.size, digest, self._index, self._split, self._groups)
+        self._part = _part(
+            path.name, self._sink.size, digest, self._index, self._split, self._groups
+        )
 
     def _footer(self) -> dict[bytes, bytes]:
         text = canonical(
@@ -188,40 +174,6 @@ class PartWriter:
         return {FOOTER_KEY: text, FOOTER_DIGEST_KEY: hashlib.sha256(text).hexdigest().encode()}
 
 
-class _HashingFile:
-    """A new file that hashes what is written to it; `discard` drops everything from then on."""
-
-    def __init__(self, path: Path) -> None:
-        self._stream: BinaryIO = path.open("xb")
-        self.digest = hashlib.sha256()
-        self.size = 0
-        self.discard = False
-
-    def write(self, data: bytes) -> int:
-        if not self.discard:
-            self._stream.write(data)
-            self.digest.update(data)
-            self.size += len(data)
-        return len(data)
-
-    def tell(self) -> int:
-        return self.size
-
-    def flush(self) -> None:
-        """Nothing: `sync` does it once, at the end."""
-
-    def sync(self) -> None:
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
-
-    def close(self) -> None:
-        self._stream.close()
-
-    @property
-    def closed(self) -> bool:
-        return self._stream.closed
-
-
 class PartFile:
     """An open part.
 
@@ -232,21 +184,20 @@ class PartFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._parquet = pq.ParquetFile(path, page_checksum_verification=True)
-            found = self._parquet.metadata.metadata or {}
+            self._reader = Reader(path)
         except FileNotFoundError as error:
             raise DataError(
                 f"{path}: this part is missing. Restore it from a copy, or delete {path.parent} "
                 "and run the stage again."
             ) from error
-        except _DAMAGE as error:
+        except DAMAGE as error:
             raise DataError(_damaged(path, "footer", error)) from error
-        footer = _read_footer(path, found)
+        footer = _read_footer(path, self._reader.metadata)
         self.meta = SetMeta.from_json(footer)
         self.index = int(footer["index"])
         self.split = str(footer["split"])
         self.row_groups: tuple[RowGroup, ...] = row_groups_from_json(footer["row_groups"])
-        if self._parquet.metadata.num_row_groups != len(self.row_groups):
+        if self._reader.row_groups != len(self.row_groups):
             raise DataError(_damaged(path, "footer", "wrong number of row groups"))
 
     def read(self, group: int, columns: Sequence[str] | None = None) -> Rows:
@@ -261,11 +212,8 @@ class PartFile:
             DataError: the row group is damaged.
         """
         try:
-            table = self._parquet.read_row_group(
-                group, columns=None if columns is None else list(columns), use_threads=False
-            )
-            rows = from_arrow(table)
-        except _DAMAGE as error:
+            rows = self._reader.read(group, columns)
+        except DAMAGE as error:
             raise DataError(_damaged(self.path, f"row group {group}", error)) from error
         if columns is None and checksum(rows) != self.row_groups[group].crc32:
             raise DataError(
@@ -274,18 +222,14 @@ class PartFile:
         return rows
 
     def close(self) -> None:
-        """Close the file."""
-        self._parquet.close()
+        """Close the file; rows read from it stay valid."""
+        self._reader.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-_DAMAGE = (OSError, ValueError, KeyError, IndexError, OverflowError, MemoryError, pa.ArrowException)
-"""What pyarrow raises on damaged input, depending on where the damage is."""
 
 
 def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[Rows]:
@@ -329,6 +273,31 @@ def find_part(directory: Path, index: int) -> Part | None:
     return None
 
 
+def verify_part(directory: Path, part: Part) -> list[str]:
+    """Everything wrong with one part of a set: hash, size, description, every row group."""
+    path = directory / part.file
+    if not path.exists():
+        return [f"{path}: missing"]
+    problems: list[str] = []
+    if (found := path.stat().st_size) != part.bytes:
+        problems.append(f"{path}: {found} bytes, not {part.bytes}")
+    if (digest := sha256_file(path)) != part.sha256:
+        problems.append(f"{path}: sha256 is {digest}, not {part.sha256}")
+    try:
+        file = PartFile(path)
+    except DataError as error:
+        return [*problems, str(error)]
+    with file:
+        if file.row_groups != part.row_groups:
+            problems.append(f"{path}: its row groups are not those of the manifest")
+        for group in range(len(file.row_groups)):
+            try:
+                check_rows(file.read(group), file.meta)
+            except DataError as error:
+                problems.append(str(error))
+    return problems
+
+
 def _part(
     name: str, size: int, digest: str, index: int, split: str, groups: Sequence[RowGroup]
 ) -> Part:
@@ -355,14 +324,6 @@ def _describe(rows: Rows) -> RowGroup:
         max_tokens=int(longest.max()),
         crc32=checksum(rows),
     )
-
-
-def _path(name: str) -> str:
-    return name if COLUMNS[name].level == "row" else f"{name}.list.element"
-
-
-def _encoding(name: str) -> str:
-    return "BYTE_STREAM_SPLIT" if COLUMNS[name].split_bytes else "PLAIN"
 
 
 def _read_footer(path: Path, found: dict[bytes, bytes]) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class Store:
         if manifest.key != key:
             raise DataError(
                 f"{directory}: holds set {manifest.key}, but {key} was asked for; the first "
-                f"{_SHOWN} digits of the keys agree by accident or by hand. Move the directory away."
+                f"{_SHOWN} digits agree by accident or by hand. Move the directory away."
             )
         return manifest
 

@@ -116,13 +116,15 @@ def guarantee(objective: Objective, meta: Mapping[str, object]) -> Guarantee:
     Raises:
         ConfigError: the records cannot serve the objective; the message says which would.
     """
-    name = _row(objective)
-    found = TABLE[name][_kind(meta)]
-    if found.level != "refused":
-        found = _with_rules(objective, name, meta, found)
+    found = _judge(objective, meta)
     if found.level == "refused":
-        raise ConfigError(_refusal(name, meta, found.reason))
+        raise ConfigError(_refusal(objective, meta, found.reason))
     return found
+
+
+def _judge(objective: Objective, meta: Mapping[str, object]) -> Guarantee:
+    found = TABLE[_row(objective)][_kind(meta)]
+    return found if found.level == "refused" else _with_rules(objective, meta, found)
 
 
 def _row(objective: Objective) -> str:
@@ -140,10 +142,9 @@ def _table(meta: Mapping[str, object], name: str) -> Mapping[str, object]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _with_rules(
-    objective: Objective, name: str, meta: Mapping[str, object], found: Guarantee
-) -> Guarantee:
+def _with_rules(objective: Objective, meta: Mapping[str, object], found: Guarantee) -> Guarantee:
     """Lower `found` for mismatching temperatures, absent or truncated draws and capped weights."""
+    name = _row(objective)
     temperature = _table(meta, "record").get("temperature")
     if name != "cross_entropy" and temperature != objective.temperature:
         return Guarantee(
@@ -171,19 +172,27 @@ def _with_rules(
     return found
 
 
-def _refusal(name: str, meta: Mapping[str, object], reason: str) -> str:
-    kind = _kind(meta)
-    records = [k for k, entry in TABLE[name].items() if entry.level != "refused" and k != kind]
-    others = [n for n, row in TABLE.items() if row[kind].level != "refused" and n != name]
+def _refusal(objective: Objective, meta: Mapping[str, object], reason: str) -> str:
+    name, kind = _row(objective), _kind(meta)
+    serving = [k for k, entry in TABLE[name].items() if entry.level != "refused"]
     remedies: list[str] = []
-    if TABLE[name][kind].level == "refused":
-        remedies.append(f"use records of kind {' or '.join(records)}")
+    if kind not in serving:
+        remedies.append(f"use records of kind {' or '.join(serving)}")
     elif "temperature" in reason:
         remedies.append("set `objective.temperature` to the record's, or score again at this one")
     else:
-        remedies.append('use records of rollouts, or `form = "bucketed"` (head_tail records)')
+        remedies.append('use records of rollouts, or `form = "bucketed"` on head_tail records')
+    others = [row for row in TABLE if row != name and _serves(row, objective, meta)]
     if others:
         remedies.append(f"train another objective on these ({', '.join(others)})")
-    return f"train.objective: {name} cannot be trained on `{kind}` records: {reason}. " + (
+    return (
+        f"train.objective: {name} cannot be trained on `{kind}` records: {reason}. "
         f"Either {'; or '.join(remedies)}."
     )
+
+
+def _serves(row: str, objective: Objective, meta: Mapping[str, object]) -> bool:
+    """Whether another row of the table, all else equal, would be accepted."""
+    name, _, form = row.partition("/")
+    change = {"name": name} | ({"form": form} if form else {})
+    return _judge(objective.model_copy(update=change), meta).level != "refused"

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from storage.codec import Batch
+from storage.batch import Batch
 
 
 @dataclass(frozen=True)
 class TorchRecords:
-    """Teacher records of T positions on one device; the torch side of `storage.codec.Batch`."""
+    """Teacher records of T positions on one device; the torch side of `storage.batch.Batch`."""
 
     entry_off: Tensor
     """int64 [T + 1], kept on the host: chunk borders are read without waiting for the device."""
@@ -50,14 +50,14 @@ class TorchRecords:
         """Copy the per-position part of `batch` to `device`."""
 
         def put(array: np.ndarray) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
+            return _tensor(array).to(device, non_blocking=True)
 
         def put_if(array: np.ndarray | None) -> Tensor | None:
             return None if array is None else put(array)
 
         counts = np.diff(batch.entry_off)
         return cls(
-            entry_off=torch.from_numpy(np.ascontiguousarray(batch.entry_off)),
+            entry_off=_tensor(batch.entry_off),
             tok_T=put(batch.tok),
             row_E=put(np.repeat(np.arange(len(counts), dtype=np.int64), counts)),
             ids_E=put(batch.ids),
@@ -133,6 +133,11 @@ class ObjectiveFunction(Protocol):
     def __call__(self, logq_E: Tensor, logq_T: Tensor, records: TorchRecords) -> Terms:
         """Loss terms from log q at the entries' ids [E] and at the realised tokens [T]."""
         ...
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    """A tensor that shares the array's memory; views of a file are read-only and are copied."""
+    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
 
 
 def required(values_T: Tensor | None, column: str, objective: str) -> Tensor:

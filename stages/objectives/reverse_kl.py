@@ -18,8 +18,8 @@ full KL at this context; in `corrected` the bucket is a control variate, and whe
 (records without exact ids) both reduce to the plain importance-weighted estimate. The loss *value*
 is the matching estimate of KL(q || p) itself, not the surrogate that is differentiated.
 
-Never do the obvious thing of renormalising q and p on a sampled support: its optimum is to put all
-of q where p is not stored. A test shows it.
+Never do the obvious thing of renormalising q and the drawn weights on a sampled support: log w is
+not an unbiased log p, and the optimum of that loss is a nearly uniform student. A test shows it.
 
 Numerics. q_tail = 1 - sum_S q is formed in float64 and floored; the stored teacher mass `rest` is
 floored at 1e-12, which bounds A_tail by about 27.6 nats where the teacher's tail underflowed. The

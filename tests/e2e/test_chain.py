@@ -101,7 +101,5 @@ def test_a_second_student_needs_no_teacher(chain: Outcome, store: Path) -> None:
 
 
 @pytest.mark.parametrize("override", ["seed=1", "rollouts.sampling.temperature=0.9"])
-def test_what_decides_the_rollouts_changes_them(
-    chain: Outcome, store: Path, override: str
-) -> None:
+def test_what_decides_the_rollouts_changes_them(chain: Outcome, store: Path, override: str) -> None:
     assert "rollouts" in to_do(store, override)

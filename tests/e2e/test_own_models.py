@@ -79,8 +79,7 @@ def test_records_hold_ids_beyond_17_bits_and_sum_to_one(chain: Outcome, folder: 
         largest = max(largest, int(batch.ids.max()))
         starts = batch.entry_off[:-1]
         totals = [
-            float(batch.weight[a:b].sum())
-            for a, b in zip(starts, batch.entry_off[1:], strict=True)
+            float(batch.weight[a:b].sum()) for a, b in zip(starts, batch.entry_off[1:], strict=True)
         ]
         assert totals == pytest.approx([1.0] * len(totals), abs=1e-5)
     assert 1 << 17 < largest < vocabulary

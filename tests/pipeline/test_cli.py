@@ -1,5 +1,6 @@
 """The command: verbs, exit codes, machine-readable last line. `corpus` is the stage of choice here:
-real, sharded, and without a model."""
+real, sharded, and without a model.
+"""
 
 import json
 import shutil

@@ -69,11 +69,11 @@ def test_wrong_fields_are_named(override: str, message: str) -> None:
 
 
 def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="nowhere.toml: cannot be read"):
+    with pytest.raises(ConfigError, match=r"nowhere\.toml: cannot be read"):
         load_recipe(None, [tmp_path / "nowhere.toml"])
-    with pytest.raises(ConfigError, match="a.toml: not TOML"):
+    with pytest.raises(ConfigError, match=r"a\.toml: not TOML"):
         load_recipe(None, [write(tmp_path / "a.toml", "x = = 1")])
-    with pytest.raises(ConfigError, match="there are: .*demo"):
+    with pytest.raises(ConfigError, match=r"there are: .*demo"):
         load_recipe("no-such-recipe")
 
 

@@ -50,8 +50,8 @@ def another(annotation: Any, value: object) -> object:
     if isinstance(value, int | float) and value is not None:
         return value * 2 + 1
     if isinstance(value, tuple):
-        return (*value, "x") if not value or isinstance(value[0], str) else tuple(
-            2 * x for x in value
+        return (
+            (*value, "x") if not value or isinstance(value[0], str) else tuple(2 * x for x in value)
         )
     if isinstance(value, dict):
         return {"other": {"steps": 9}}

@@ -1,0 +1,100 @@
+# Afterglow. `make help` lists the targets; `make rollouts teacher-logits train` runs the demo.
+# The first target on a fresh clone makes the environment (about a minute); later ones check a digest.
+
+RECIPE ?= demo
+CONFIG ?=
+ARGS ?=
+SEEDS ?= 3
+TESTS ?=
+PYTHON ?= python3
+VENV ?= .venv
+DEVICE ?= auto
+
+BIN := $(VENV)/bin
+AFTERGLOW := $(BIN)/afterglow
+SOURCE = $(if $(CONFIG),--config $(CONFIG),--recipe $(RECIPE))
+CODE := pipeline stages storage tests tools
+STAGES := corpus pretrain sft-data sft rollouts teacher-logits train evaluate report
+
+# Goals run in the order in which they are named: a later stage reads what an earlier one made.
+.NOTPARALLEL:
+.SUFFIXES:
+.DEFAULT_GOAL := help
+.PHONY: help env lock clean distclean test lint types $(STAGES) demo demo-live status explain
+
+## Stages (each first completes what it depends on; what is done already is not done again)
+# corpus          tokenise text into sequences
+# pretrain        train small models from scratch (the demo's teacher and base)
+# sft-data        the teacher answers the SFT prompts
+# sft             fine-tune the student on the answers: the reference policy
+# rollouts        the reference policy answers the OPD prompts
+# teacher-logits  the teacher scores every position once
+# train           train the students, then print the table of `report`
+# evaluate        judge every model
+# report          one table over everything
+$(STAGES): env
+	@$(AFTERGLOW) run $(if $(filter train,$@),train report,$@) $(SOURCE) $(ARGS)
+
+## Demo
+# demo            the whole comparison with several seeds: make demo SEEDS=3
+# demo-live       the same students with the teacher in the loop: the baseline to match
+demo: env
+	@$(AFTERGLOW) demo --seeds $(SEEDS) $(ARGS)
+
+demo-live: env
+	@$(AFTERGLOW) run report --recipe demo-live $(ARGS)
+
+## Looking
+# status          what is done, and what it cost
+# explain         why a stage would run again: make explain STAGE=train
+status: env
+	@$(AFTERGLOW) status $(SOURCE) $(ARGS)
+
+explain: env
+	@$(AFTERGLOW) explain $(STAGE) $(SOURCE) $(ARGS)
+
+## Development
+# test            lint, types and pytest
+# lint            ruff: rules and format
+# types           pyright
+# lock            pin the newest versions that fit pyproject.toml
+# env             make the environment, or bring it up to date
+# clean           remove caches and build output (neither sets nor the environment)
+# distclean       the same, and the environment
+test: lint types
+	@$(BIN)/pytest $(TESTS)
+
+lint: env
+	@$(BIN)/ruff check --quiet $(CODE)
+	@$(BIN)/ruff format --check --quiet $(CODE)
+
+types: env
+	@$(BIN)/pyright --pythonpath $(BIN)/python
+
+lock: env
+	@$(BIN)/python tools/lock.py
+
+env:
+	@$(PYTHON) tools/setup_env.py --venv "$(VENV)" --device $(DEVICE)
+
+clean:
+	@rm -rf build dist .pytest_cache .ruff_cache .hypothesis
+	@find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean
+	@rm -rf .venv .venv.lock
+
+## Variables
+# RECIPE=name     a recipe that comes with the package (default: demo)
+# CONFIG=my.toml  your own recipe instead; several files are laid over each other in this order
+# ARGS="..."      passed on to afterglow, e.g. ARGS="--set train.steps=500"
+# SEEDS=3         demo: number of seeds
+# STAGE=name      explain: the stage in question
+# TESTS="..."     test: passed on to pytest, e.g. TESTS="tests/storage -x"
+# PYTHON=path     the Python that the environment is made from (default: python3)
+# VENV=path       where the environment lies (default: .venv)
+# DEVICE=cpu      build of torch and vLLM, cpu or cuda (default: cuda where there is an NVIDIA GPU)
+help:
+	@awk '/^## / { print ""; print substr($$0, 4); listing = 1; next } \
+	      listing && /^# / { print "  " substr($$0, 3); next } \
+	      { listing = 0 }' Makefile

@@ -1,0 +1,162 @@
+"""What each verb of the command does. Each returns what the last line on stdout says."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from storage.verify import verify_set
+
+from pipeline import demo, runner, show
+from pipeline.config import Recipe, load_recipe
+from pipeline.plan import Planned, build, resolve, select
+from pipeline.provenance import to_toml
+from storage.errors import DataError
+from storage.store import Store
+
+log = logging.getLogger(__name__)
+
+Result = dict[str, object] | None
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A recipe, its store and its plan."""
+
+    recipe: Recipe
+    store: Store
+    planned: list[Planned]
+    """The targets and all they need, in order."""
+    named: list[Planned]
+    """The targets themselves."""
+
+
+def read_recipe(options: argparse.Namespace) -> Recipe:
+    """The recipe the command line selects; the demo where it selects none."""
+    name = options.recipe or (None if options.config else "demo")
+    return load_recipe(name, options.config, options.overrides)
+
+
+def recipe_argv(options: argparse.Namespace) -> list[str]:
+    """The arguments that select the same recipe in another process."""
+    out = ["--recipe", options.recipe] if options.recipe else []
+    for file in options.config:
+        out += ["--config", str(file)]
+    for override in options.overrides:
+        out += ["--set", override]
+    return out
+
+
+def open_plan(options: argparse.Namespace, *, ready: bool) -> Opened:
+    """Read the recipe and resolve its plan.
+
+    Args:
+        options: Parsed command line.
+        ready: The plan is about to be run: files must be there, the Hub may be asked.
+    """
+    recipe = read_recipe(options)
+    store = Store(Path(recipe.store))
+    nodes = build(recipe)
+    targets = options.targets or [node.name for node in nodes]
+    planned = resolve(select(nodes, targets), store, ready=ready)
+    named = [p for p in planned if {p.node.name, p.node.stage.name} & set(targets)]
+    return Opened(recipe, store, planned, named)
+
+
+def run(options: argparse.Namespace) -> Result:
+    """Complete the targets and all they need, or single parts or nodes of them."""
+    opened = open_plan(options, ready=True)
+    if options.shard is not None:
+        for chosen in opened.named:
+            runner.run_shard(chosen, opened.store, options.shard)
+        return {"verb": "run", "shard": options.shard, "done": _names(opened.named)}
+    if options.here:
+        for chosen in opened.named:
+            runner.run_node(chosen, opened.store)
+        return {"verb": "run", "done": _names(opened.named)}
+    todo = runner.missing(opened.planned, opened.store)
+    if todo:
+        runner.run_chain(todo, recipe_argv(options))
+    else:
+        log.info("%s: up to date", ", ".join(options.targets))
+    for chosen in opened.named:
+        if chosen.node.stage.name == "report":
+            sys.stdout.write((chosen.directory(opened.store) / "report.txt").read_text() + "\n")
+    sets = {p.node.name: str(p.directory(opened.store)) for p in opened.named}
+    return {"verb": "run", "ran": _names(todo), "sets": sets}
+
+
+def plan(options: argparse.Namespace) -> Result:
+    """Print nodes, keys and sizes."""
+    opened = open_plan(options, ready=False)
+    return _print("plan", show.plan_lines(opened.recipe, opened.store, opened.planned))
+
+
+def commit(options: argparse.Namespace) -> Result:
+    """Verify all parts of a sharded stage and write its manifest."""
+    opened = open_plan(options, ready=True)
+    keys = {p.node.name: runner.commit(p, opened.store).key for p in opened.named}
+    return {"verb": "commit", "keys": keys}
+
+
+def status(options: argparse.Namespace) -> Result:
+    """Print what is done, how large it is and what it cost."""
+    opened = open_plan(options, ready=False)
+    return _print("status", show.status_lines(opened.store, opened.planned))
+
+
+def explain(options: argparse.Namespace) -> Result:
+    """Print why sets are missing."""
+    opened = open_plan(options, ready=False)
+    return _print("explain", show.explain_lines(opened.store, opened.planned))
+
+
+def config(options: argparse.Namespace) -> Result:
+    """Print the resolved recipe as TOML, and nothing else."""
+    sys.stdout.write(to_toml(read_recipe(options)))
+    return None
+
+
+def seeds(options: argparse.Namespace) -> Result:
+    """Run the recipe for several seeds and print one table over them."""
+    return demo.run_seeds(read_recipe(options), options.seeds, recipe_argv(options))
+
+
+def verify(options: argparse.Namespace) -> Result:
+    """Re-check every hash and checksum of sets.
+
+    Raises:
+        DataError: something is damaged; every problem is named.
+    """
+    problems: list[str] = []
+    for directory in options.directories:
+        found = verify_set(directory)
+        log.info("%s: %s", directory, f"{len(found)} problems" if found else "sound")
+        problems += found
+    if problems:
+        raise DataError("; ".join(problems))
+    return {"verb": "verify", "sound": [str(directory) for directory in options.directories]}
+
+
+def _print(verb: str, lines: show.Lines) -> Result:
+    rows, nodes = lines
+    sys.stdout.write("\n".join(rows) + "\n")
+    return {"verb": verb, "nodes": nodes}
+
+
+def _names(planned: list[Planned]) -> list[str]:
+    return [p.node.name for p in planned]
+
+
+VERBS: dict[str, Callable[[argparse.Namespace], Result]] = {
+    "run": run,
+    "plan": plan,
+    "commit": commit,
+    "status": status,
+    "explain": explain,
+    "config": config,
+    "demo": seeds,
+    "verify": verify,
+}

@@ -1,0 +1,47 @@
+"""`pretrain`: a small model from scratch on a corpus. The demo makes its teacher and base so."""
+
+from contextlib import closing
+
+import torch
+
+from stages.config import Objective, Pretrain
+from stages.job import Job
+from stages.models import load_tokenizer, pick_device
+from stages.objectives.build import build_objective
+from stages.training.architecture import new_model
+from stages.training.data import step_count
+from stages.training.fit import Ingredients, data_stream, fit
+from stages.training.inputs import TOKENIZER
+from storage.manifest import Manifest, read_manifest
+
+
+def run(job: Job[Pretrain]) -> Manifest:
+    """Build the model, train it on the corpus unless `init_only`, write it into the set.
+
+    Raises:
+        ConfigError: the architecture is impossible.
+        DataError: the corpus is unreadable.
+        EngineError: training diverged.
+    """
+    config = job.config
+    corpus = job.inputs["corpus"].directory
+    tokenizer_from = corpus / TOKENIZER
+    model = new_model(
+        config.architecture,
+        load_tokenizer(tokenizer_from),
+        job.seed,
+        pick_device(config.run.device),
+    )
+    with closing(data_stream(job, corpus)) as source:
+        return fit(
+            job,
+            Ingredients(
+                model=model,
+                source=source,
+                steps=0 if config.init_only else step_count(config, source.steps_per_epoch),
+                objective=build_objective(Objective(name="cross_entropy")),
+                data=read_manifest(corpus),
+                tokenizer_from=tokenizer_from,
+                dtype=getattr(torch, config.dtype),
+            ),
+        )

@@ -1,0 +1,53 @@
+"""`sft`: the student learns from the teacher's own answers. The result is pi_ref.
+
+It writes the rollouts and is where `train` starts, and it carries the teacher's identity on:
+offline distillation is only right when the teacher of this stage is the one that scores
+(arXiv 2604.13010, theorem 3.8).
+"""
+
+from contextlib import closing
+
+import torch
+
+from stages.config import Objective, Sft
+from stages.identity import check_tokenizer, local_directory, tokenizer_hash
+from stages.job import Job
+from stages.models import load_model, pick_device
+from stages.objectives.build import build_objective
+from stages.training.data import step_count
+from stages.training.fit import Ingredients, data_stream, fit
+from stages.training.inputs import data_tokenizer, tokenizer_directory
+from storage.manifest import Manifest, read_manifest
+
+
+def run(job: Job[Sft]) -> Manifest:
+    """Fine-tune the base model on the sequences, write it into the set.
+
+    The student leaves with the teacher's tokenizer files: the same ids, but the teacher's chat
+    template and end token, which are the ones in the data.
+
+    Raises:
+        DataError: base and sequences have different tokenizers, or an input is unreadable.
+        EngineError: training diverged.
+    """
+    config, source_set = job.config, job.inputs["sequences"].directory
+    base = local_directory(job.inputs["base"])
+    data = read_manifest(source_set)
+    check_tokenizer(
+        data_tokenizer(source_set, data), tokenizer_hash(base), str(source_set), str(base)
+    )
+    model = load_model(base, "float32", pick_device(config.run.device))
+    keep = "correct" if config.keep == "correct" else None
+    with closing(data_stream(job, source_set, keep)) as source:
+        return fit(
+            job,
+            Ingredients(
+                model=model,
+                source=source,
+                steps=step_count(config, source.steps_per_epoch),
+                objective=build_objective(Objective(name="cross_entropy")),
+                data=data,
+                tokenizer_from=tokenizer_directory(source_set, base),
+                dtype=getattr(torch, job.inputs["base"].dtype),
+            ),
+        )

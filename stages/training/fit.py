@@ -1,0 +1,110 @@
+"""From a loaded model and a source of batches to a finished set: what all training stages share."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from stages.config import Drift, Training
+from stages.job import Job
+from stages.objectives.records import ObjectiveFunction
+from stages.training import checkpoint
+from stages.training.data import Source
+from stages.training.loop import Outcome, Task, train
+from stages.training.metrics import Line
+from stages.training.output import model_manifest, write_model
+from storage.manifest import Manifest
+from storage.stream import Stream
+
+log = logging.getLogger(__name__)
+
+_TIMES = ("tokens_per_second", "waiting")
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """What a stage brings to the common loop."""
+
+    model: PreTrainedModel
+    """Float32, on the device it is trained on."""
+    source: Source
+    steps: int
+    """Optimiser steps; none leaves the model as it starts."""
+    objective: ObjectiveFunction
+    data: Manifest
+    """Of the set that is read; its digest binds the checkpoints."""
+    tokenizer_from: Path
+    """Directory whose tokenizer files the model is saved with."""
+    dtype: torch.dtype
+    """Of the saved weights; bfloat16 also trains under autocast."""
+    limits: Drift = field(default_factory=Drift)
+    meta: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Goes into the manifest beside what training itself has to say."""
+
+
+def data_stream(job: Job[Any], directory: Path, keep: str | None = None) -> Stream:
+    """The training split of the set in `directory`, in the order `job.seed` gives."""
+    config: Training = job.config
+    return Stream(
+        directory,
+        seed=job.seed,
+        batch_size=config.batch_size,
+        prefetch=config.run.prefetch,
+        max_length=config.max_length,
+        keep=keep,
+    )
+
+
+def fit(job: Job[Any], made_of: Ingredients) -> Manifest:
+    """Train, write the model into `job.directory`, and describe it; resumable at any point.
+
+    Raises:
+        DataError, EngineError, RetryError: as `loop.train` and `output.write_model`.
+    """
+    config: Training = job.config
+    model = made_of.model
+    torch.manual_seed(job.seed)
+    model.train()
+    if config.run.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    task = Task(
+        name=job.name,
+        identity={"key": job.key, "data": made_of.data.digest},
+        directory=job.directory,
+        model=model,
+        source=made_of.source,
+        objective=made_of.objective,
+        config=config,
+        steps=made_of.steps,
+        limits=made_of.limits,
+        device=model.device,
+        dtype=made_of.dtype,
+    )
+    with checkpoint.workspace(job.directory) as work:
+        outcome = train(task, work)
+        files = write_model(model, job.directory, made_of.tokenizer_from, made_of.dtype, work)
+        manifest = model_manifest(
+            job,
+            [*files, "metrics.jsonl"],
+            {**made_of.meta, **_story(task, outcome)},
+            made_of.data.teacher,
+        )
+        checkpoint.discard(work)
+    return manifest
+
+
+def _story(task: Task, outcome: Outcome) -> dict[str, Any]:
+    """What happened, for the manifest: without times, which are not the model's."""
+    last: Line = {name: value for name, value in outcome.last.items() if name not in _TIMES}
+    return {
+        "steps": outcome.steps,
+        "planned_steps": task.steps,
+        "stopped_by_drift": outcome.stopped,
+        "parameters": sum(weight.numel() for weight in task.model.parameters()),
+        "dtype": str(task.dtype).removeprefix("torch."),
+        "last": last,
+    }

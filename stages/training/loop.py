@@ -1,0 +1,210 @@
+"""The training loop.
+
+One optimiser step = one global batch of `batch_size` sequences, in as many micro-batches as the
+token budget asks for. Every micro-batch loss is divided by the positions of the *whole* step, so
+how the step is cut changes nothing. One forward pass; the logits never exist as a whole
+(`stages.head_loss`). Weights and optimiser are float32; on bfloat16 the passes run under autocast.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from stages.config import Drift, Training
+from stages.head_loss import head_loss
+from stages.models import lm_head, response_hidden
+from stages.objectives.records import ObjectiveFunction
+from stages.training import checkpoint
+from stages.training.data import Source, microbatches
+from stages.training.drift import Verdict, verdict
+from stages.training.metrics import Line, Metrics
+from stages.training.optim import adamw, clip_gradients, rate_at, set_rate
+from stages.training.window import Window
+from storage.batch import Batch
+from storage.errors import DataError, EngineError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One training run, ready to go."""
+
+    name: str
+    """As shown in the log."""
+    identity: Mapping[str, str]
+    """`key` of the set being made and digest of the `data`: what a checkpoint must belong to."""
+    directory: Path
+    """Where `metrics.jsonl` goes."""
+    model: PreTrainedModel
+    """Float32 weights, on `device`."""
+    source: Source
+    objective: ObjectiveFunction
+    config: Training
+    steps: int
+    limits: Drift
+    device: torch.device
+    dtype: torch.dtype
+    """float32, or bfloat16 for autocast."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    steps: int
+    last: Line
+    """The last log line."""
+    stopped: bool
+    """Whether the drift limit ended it before its time."""
+
+
+def train(task: Task, work: Path) -> Outcome:
+    """Run `task` to its end, from the checkpoint in `work` if there is one.
+
+    Raises:
+        DataError: the checkpoint is of another run, or a batch has no position to train on.
+        EngineError: loss or gradient is not finite; the weights are as before that step.
+        RetryError: a checkpoint cannot be written.
+    """
+    config, model = task.config, task.model
+    optimiser = adamw(model, config)
+    window = Window()
+    step = _resume(task, work, optimiser, window)
+    state: Verdict = "ok"
+    with Metrics(task.directory / "metrics.jsonl", step) as metrics:
+        while step < task.steps and state != "stop":
+            batch = window.waiting(task.source.__next__)
+            rate = rate_at(step, task.steps, config)
+
+            # -------------------------------------------------------------- one optimiser step
+            loss = _forward_backward(task, batch, window)
+            norm = clip_gradients(model.parameters(), config.grad_clip)
+            _require_finite(task, step, batch, loss, norm)
+            set_rate(optimiser, rate)
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+            step += 1
+
+            # -------------------------------------------------------------- once in a while
+            if step % config.run.log_every == 0 or step == task.steps:
+                line = {"step": step, **window.flush(), "grad_norm": norm.item(), "rate": rate}
+                metrics.write(line)
+                state = _report(task, line)
+            # A run that is to stop here must not resume behind this point.
+            if step % config.run.checkpoint_every == 0 and state != "stop":
+                _save(task, work, optimiser, window, step)
+        return Outcome(step, metrics.last, state == "stop")
+
+
+def _forward_backward(task: Task, batch: Batch, window: Window) -> Tensor:
+    """Accumulate the gradient of the mean loss over the positions of `batch`; returns the loss."""
+    if batch.tokens == 0:
+        raise DataError(
+            f"{task.name}: sequences {_some(batch.seq_id.tolist())} have no response token left "
+            "to train on. Raise `max_length` above the length of the prompts."
+        )
+    run = task.config.run
+    head = lm_head(task.model)
+    total = torch.zeros((), device=task.device)
+    for part, records in microbatches(batch, run.tokens_per_microbatch, task.device):
+        with torch.autocast(task.device.type, torch.bfloat16, task.dtype == torch.bfloat16):
+            hidden_TD = response_hidden(task.model, part)
+            loss, stats = head_loss(
+                hidden_TD,
+                head,
+                records,
+                task.objective,
+                rows_per_chunk=run.rows_per_chunk,
+                normaliser=batch.tokens,
+            )
+        loss.backward()
+        total += loss.detach()
+        window.add(stats, records.ref_lp_T, len(part.prompt) + len(part.tok))
+    return total
+
+
+def _require_finite(task: Task, step: int, batch: Batch, loss: Tensor, norm: Tensor) -> None:
+    """Stop before the optimiser spoils the weights."""
+    if bool(torch.isfinite(loss) & torch.isfinite(norm)):
+        return
+    guilty = _not_finite_alone(task, batch)
+    which = (
+        f"caused by sequences {_some(guilty)}"
+        if guilty
+        else f"though no sequence of {_some(batch.seq_id.tolist())} is at fault alone"
+    )
+    raise EngineError(
+        f"{task.name}: step {step + 1}: loss {loss.item():g}, gradient norm {norm.item():g}, "
+        f"{which}. The step was not taken. Look at these sequences in the data; if nothing is "
+        "wrong with them, lower `learning_rate`, warm up longer, or train in float32."
+    )
+
+
+def _not_finite_alone(task: Task, batch: Batch) -> list[int]:
+    """Ids of the sequences whose own loss or gradient is not finite."""
+    guilty: list[int] = []
+    for index in range(len(batch)):
+        one = batch.select([index])
+        if one.tokens == 0:
+            continue
+        task.model.zero_grad(set_to_none=True)
+        loss = _forward_backward(task, one, Window())
+        norm = clip_gradients(task.model.parameters(), 1.0)
+        if not bool(torch.isfinite(loss) & torch.isfinite(norm)):
+            guilty += one.seq_id.tolist()
+    return guilty
+
+
+def _some(items: list[int]) -> str:
+    shown = ", ".join(map(str, items[:8]))
+    return f"{shown} and {len(items) - 8} more" if len(items) > 8 else shown
+
+
+def _report(task: Task, line: Line) -> Verdict:
+    """Write the log line, and hold the drift against its limits."""
+    shown = [f"{name} {value:.4g}" for name, value in line.items() if name != "step"]
+    log.info("%s: step %s/%d, %s", task.name, line["step"], task.steps, ", ".join(shown))
+    chi2 = line.get("drift_chi2")
+    if not isinstance(chi2, float):
+        return "ok"
+    state = verdict(chi2, task.limits)
+    if state != "ok":
+        log.warning(
+            "%s: step %s: the student has left the policy that wrote the data: chi2 %.3g, "
+            "effective share of the sample %.2g%s. Fewer steps, a lower learning rate or fresh "
+            "rollouts bring it back.",
+            task.name,
+            line["step"],
+            chi2,
+            line["drift_ess"],
+            "; training stops here (drift.stop_chi2)" if state == "stop" else "",
+        )
+    return state
+
+
+def _save(
+    task: Task, work: Path, optimiser: torch.optim.Optimizer, window: Window, step: int
+) -> None:
+    state = checkpoint.capture(task.model, optimiser)
+    own = {"step": step, "source": dict(task.source.state_dict()), "window": window.state_dict()}
+    checkpoint.save(work, task.identity, state | own)
+
+
+def _resume(
+    task: Task, work: Path, optimiser: torch.optim.Optimizer, window: Window
+) -> int:
+    """Put everything back as it was at the checkpoint; returns the steps already made."""
+    state = checkpoint.load(work, task.identity)
+    if state is None:
+        return 0
+    checkpoint.restore(state, task.model, optimiser)
+    task.source.load_state_dict(state["source"])
+    window.load_state_dict(state["window"], task.device)
+    log.info("%s: continuing after step %d of %d", task.name, state["step"], task.steps)
+    return state["step"]

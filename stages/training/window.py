@@ -1,0 +1,80 @@
+"""Sums between two log lines, kept on the device so that a step never waits for them."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from stages.training.drift import ratio_sums, summary
+
+T = TypeVar("T")
+
+
+class Window:
+    """Token means of the objective's statistics, drift and speed since the last `flush`.
+
+    The sums are part of a checkpoint: a resumed run writes the same lines and takes the same
+    decisions as an undisturbed one (times apart).
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._positions = 0
+        self._start_clock()
+
+    def add(self, stats: Mapping[str, Tensor], ref_lp_T: Tensor | None, tokens: int) -> None:
+        """Take in one micro-batch.
+
+        Args:
+            stats: Detached [T] tensors; `logq` is that of the realised tokens.
+            ref_lp_T: Log-probability with which they were drawn, where known.
+            tokens: Tokens that went through the model, prompts included.
+        """
+        logq_T = stats["logq"]
+        self._positions += len(logq_T)
+        self._tokens += tokens
+        for name, values_T in stats.items():
+            if name != "logq":
+                self._accumulate(name, values_T.sum(dtype=torch.float64))
+        if ref_lp_T is not None:
+            self._accumulate("drift", ratio_sums(logq_T, ref_lp_T))
+
+    def waiting(self, action: Callable[[], T]) -> T:
+        """Run `action` and book its time as waiting for data."""
+        began = time.perf_counter()
+        result = action()
+        self._waited += time.perf_counter() - began
+        return result
+
+    def flush(self) -> dict[str, float]:
+        """Means per position, drift, tokens per second and share of time spent waiting."""
+        line: dict[str, float] = {}
+        for name, value in self._sums.items():
+            if name == "drift":
+                line |= summary(*value.tolist())
+            else:
+                line[name] = value.item() / max(1, self._positions)
+        elapsed = time.perf_counter() - self._began
+        line |= {"tokens_per_second": self._tokens / elapsed, "waiting": self._waited / elapsed}
+        self._sums, self._positions = {}, 0
+        self._start_clock()
+        return line
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums, without times."""
+        return {"sums": dict(self._sums), "positions": self._positions}
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Continue with the sums of a checkpoint."""
+        self._sums = {name: value.to(device) for name, value in state["sums"].items()}
+        self._positions = state["positions"]
+        self._start_clock()
+
+    def _accumulate(self, name: str, value: Tensor) -> None:
+        known = self._sums.get(name)
+        self._sums[name] = value if known is None else known.add_(value)
+
+    def _start_clock(self) -> None:
+        self._began, self._waited, self._tokens = time.perf_counter(), 0.0, 0

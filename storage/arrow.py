@@ -1,0 +1,141 @@
+"""The only module that knows pyarrow: `Rows` to Arrow and back, and how a part is laid out.
+
+Reading is zero-copy: the arrays of a `Rows` made here are views of Arrow's buffers.
+"""
+# pyarrow ships neither types nor stubs, so strict checking would say "unknown" about every line.
+# pyright: basic
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from storage.errors import DataError
+from storage.files import HashingFile
+from storage.rows import Offsets, Rows
+from storage.schema import COLUMNS, Array, Column
+
+DAMAGE: tuple[type[Exception], ...] = (
+    OSError,
+    ValueError,
+    KeyError,
+    IndexError,
+    OverflowError,
+    MemoryError,
+    pa.ArrowException,
+)
+"""What pyarrow raises on damaged input, depending on where the damage is."""
+
+
+class Writer:
+    """Writes row groups to a sink; every `write` is one row group."""
+
+    def __init__(self, sink: HashingFile, names: Sequence[str]) -> None:
+        statistics = [name for name in names if COLUMNS[name].level == "row"]
+        self._parquet = pq.ParquetWriter(
+            pa.PythonFile(sink, mode="w"),
+            arrow_schema(names),
+            compression="zstd",
+            compression_level=1,
+            use_dictionary=False,
+            column_encoding={_path(name): _encoding(name) for name in names},
+            write_statistics=cast(Any, statistics),  # annotated bool, documented to take names
+            write_page_checksum=True,
+            store_schema=False,
+        )
+
+    def write(self, rows: Rows) -> None:
+        """Append one row group."""
+        self._parquet.write_batch(to_arrow(rows), row_group_size=len(rows))
+
+    def close(self, metadata: dict[bytes, bytes]) -> None:
+        """Write the footer with these key-value pairs; does nothing if closed."""
+        if self._parquet.is_open:
+            self._parquet.add_key_value_metadata(metadata)
+            self._parquet.close()
+
+
+class Reader:
+    """An open Parquet file; page checksums are verified. Anything in `DAMAGE` may be raised."""
+
+    def __init__(self, path: Path) -> None:
+        self._parquet = pq.ParquetFile(path, page_checksum_verification=True)
+        self.metadata: dict[bytes, bytes] = dict(self._parquet.metadata.metadata or {})
+        self.row_groups = int(self._parquet.metadata.num_row_groups)
+
+    def read(self, group: int, columns: Sequence[str] | None) -> Rows:
+        """One row group; `columns` None reads all."""
+        names = None if columns is None else list(columns)
+        return from_arrow(self._parquet.read_row_group(group, columns=names, use_threads=False))
+
+    def close(self) -> None:
+        """Close the file; rows read from it stay valid."""
+        self._parquet.close()
+
+
+def _path(name: str) -> str:
+    return name if COLUMNS[name].level == "row" else f"{name}.list.element"
+
+
+def _encoding(name: str) -> str:
+    return "BYTE_STREAM_SPLIT" if COLUMNS[name].split_bytes else "PLAIN"
+
+
+def arrow_schema(names: Sequence[str]) -> pa.Schema:
+    """Arrow schema of a part: everything required, one level of lists."""
+    return pa.schema([pa.field(name, _arrow_type(COLUMNS[name]), nullable=False) for name in names])
+
+
+def _arrow_type(column: Column) -> pa.DataType:
+    element = pa.from_numpy_dtype(column.dtype)
+    if column.level == "row":
+        return element
+    return pa.list_(pa.field("element", element, nullable=False))
+
+
+def to_arrow(rows: Rows) -> pa.RecordBatch:
+    """The rows as one Arrow batch; values are shared, not copied."""
+    schema = arrow_schema(tuple(rows.columns))
+    lists = {level: pa.array(value.astype(np.int32)) for level, value in rows.offsets.items()}
+    arrays: list[Any] = []
+    for name, values in rows.columns.items():
+        level, flat = COLUMNS[name].level, pa.array(values)
+        if level == "row":
+            arrays.append(flat)
+        else:
+            kind = schema.field(name).type
+            arrays.append(pa.ListArray.from_arrays(lists[level], flat, type=kind))
+    return pa.record_batch(arrays, schema=schema)
+
+
+def from_arrow(table: pa.Table) -> Rows:
+    """Rows that view the buffers of `table`.
+
+    Raises:
+        DataError: an unknown column or type, or list columns of one level whose lengths differ.
+    """
+    columns: dict[str, Array] = {}
+    offsets: dict[str, Offsets] = {}
+    for name in table.column_names:
+        if name not in COLUMNS:
+            raise DataError(f"column {name!r} is not part of the format")
+        column = COLUMNS[name]
+        array = _single(table.column(name))
+        if array.type != _arrow_type(column):
+            raise DataError(f"column {name!r} has type {array.type}, not {_arrow_type(column)}")
+        if column.level == "row":
+            columns[name] = array.to_numpy(zero_copy_only=True)
+            continue
+        ends = array.offsets.to_numpy(zero_copy_only=True).astype(np.int64)
+        columns[name] = array.values.to_numpy(zero_copy_only=True)[ends[0] : ends[-1]]
+        known = offsets.setdefault(column.level, ends - ends[0])
+        if not np.array_equal(known, ends - ends[0]):
+            raise DataError(f"column {name!r}: its lengths differ from others at {column.level}")
+    return Rows(columns, offsets)
+
+
+def _single(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)

@@ -1,0 +1,135 @@
+"""Every record a sampler could have made of one small distribution, with its probability.
+
+Enumeration instead of simulation: an expectation over draws and realised tokens becomes a weighted
+sum over positions of one `TorchRecords`, exact to rounding. Shape letters: V vocabulary, E entries
+of one record, T positions.
+"""
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from stages.objectives.records import TorchRecords
+
+V = 8
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One record and how likely it was."""
+
+    chance: float
+    ids: list[int]
+    weight: list[float]
+    logp: list[float]
+    """NaN where not stored."""
+    rest: float
+
+
+def softmax(logits_V: np.ndarray) -> np.ndarray:
+    exp_V = np.exp(logits_V - logits_V.max())
+    return exp_V / exp_V.sum()
+
+
+def sampled() -> list[Draw]:
+    """Nothing but the realised token."""
+    return [Draw(1.0, [], [], [], 1.0)]
+
+
+def multinomial_counts(p_V: np.ndarray, n: int) -> list[Draw]:
+    """All multisets of n draws with replacement."""
+    chances: dict[tuple[int, ...], float] = {}
+    for draw in itertools.product(range(len(p_V)), repeat=n):
+        counts = tuple(np.bincount(draw, minlength=len(p_V)))
+        chances[counts] = chances.get(counts, 0.0) + float(np.prod(p_V[list(draw)]))
+    return [_counts(chance, np.array(counts)) for counts, chance in chances.items()]
+
+
+def systematic_counts(p_V: np.ndarray, n: int) -> list[Draw]:
+    """All outcomes of n equally spaced points with one uniform offset."""
+    edges_V = np.cumsum(p_V) * n
+    return [
+        _counts(chance, np.bincount(np.searchsorted(edges_V, points, "right"), minlength=len(p_V)))
+        for chance, points in _offsets(edges_V, n)
+    ]
+
+
+def head_tail(p_V: np.ndarray, head: list[int], n: int) -> list[Draw]:
+    """`head` exactly, and all outcomes of n tail ids by systematic sampling."""
+    q_V = p_V.copy()
+    q_V[head] = 0.0
+    rest = float(q_V.sum())
+    logp = [float(np.log(p_V[i])) for i in head]
+    if n == 0:
+        return [Draw(1.0, head, [float(p_V[i]) for i in head], logp, rest)]
+    edges_V = np.cumsum(q_V) * (n / rest)
+    assert np.all(n * q_V <= rest + 1e-12), "tail ids would repeat: put the large ones in the head"
+    return [
+        Draw(
+            chance,
+            head + tail,
+            [float(p_V[i]) for i in head] + [rest / n] * n,
+            logp + [float("nan")] * n,
+            rest,
+        )
+        for chance, points in _offsets(edges_V, n)
+        for tail in [[int(i) for i in np.searchsorted(edges_V, points, "right")]]
+    ]
+
+
+def _counts(chance: float, counts_V: np.ndarray) -> Draw:
+    ids = [int(i) for i in np.flatnonzero(counts_V)]
+    weight = [float(counts_V[i] / counts_V.sum()) for i in ids]
+    return Draw(chance, ids, weight, [float("nan")] * len(ids), 1.0)
+
+
+def _offsets(edges_V: np.ndarray, n: int) -> list[tuple[float, np.ndarray]]:
+    """Intervals of the offset u in [0, 1) with equal outcome: their lengths, and u + 0..n-1."""
+    borders = np.unique(np.concatenate([[0.0, 1.0], edges_V % 1.0]))
+    spans = [(lo, hi) for lo, hi in itertools.pairwise(borders) if hi - lo > 1e-13]
+    return [(float(hi - lo), (lo + hi) / 2 + np.arange(n)) for lo, hi in spans]
+
+
+def enumerate_positions(
+    p_V: np.ndarray, b_V: np.ndarray, draws: list[Draw]
+) -> tuple[TorchRecords, torch.Tensor]:
+    """One position per (draw, realised token), and its probability [T], in float64."""
+    pairs = [(draw, token) for draw in draws for token in range(len(p_V))]
+    entropy = float(-(p_V * np.log(p_V)).sum())
+    tokens = np.array([token for _, token in pairs])
+    records = make_records([draw for draw, _ in pairs], tokens)
+    records = TorchRecords(
+        **{
+            **vars(records),
+            "lp_T": torch.from_numpy(np.log(p_V)[tokens]),
+            "ref_lp_T": torch.from_numpy(np.log(b_V)[tokens]),
+            "ent_T": torch.full((len(pairs),), entropy, dtype=torch.float64),
+        }
+    )
+    chance_T = torch.tensor([draw.chance * b_V[token] for draw, token in pairs])
+    return records, chance_T.double()
+
+
+def make_records(draws: list[Draw], tokens: np.ndarray) -> TorchRecords:
+    """Records of one position per draw; the columns of the realised token are left out."""
+    counts = [len(draw.ids) for draw in draws]
+
+    def flat(values: list[list[float]]) -> torch.Tensor:
+        return torch.tensor([x for value in values for x in value], dtype=torch.float64)
+
+    logp_E = flat([draw.logp for draw in draws])
+    return TorchRecords(
+        entry_off=torch.tensor([0, *np.cumsum(counts)], dtype=torch.int64),
+        tok_T=torch.from_numpy(tokens),
+        row_E=torch.from_numpy(np.repeat(np.arange(len(draws)), counts)),
+        ids_E=torch.tensor([i for draw in draws for i in draw.ids], dtype=torch.int64),
+        weight_E=flat([draw.weight for draw in draws]),
+        logp_E=logp_E,
+        exact_E=~logp_E.isnan(),
+        rest_T=torch.tensor([draw.rest for draw in draws], dtype=torch.float64),
+        lp_T=None,
+        ref_lp_T=None,
+        ent_T=None,
+    )
