@@ -12,7 +12,7 @@ DEVICE ?= auto
 
 BIN := $(VENV)/bin
 AFTERGLOW := $(BIN)/afterglow
-SOURCE = $(if $(CONFIG),--config $(CONFIG),--recipe $(RECIPE))
+SOURCE = $(if $(CONFIG),$(addprefix --config ,$(CONFIG)),--recipe $(RECIPE))
 CODE := pipeline stages storage tests tools
 STAGES := corpus pretrain sft-data sft rollouts teacher-logits train evaluate report
 
@@ -39,14 +39,14 @@ $(STAGES): env
 # demo            the whole comparison with several seeds: make demo SEEDS=3
 # demo-live       the same students with the teacher in the loop: the baseline to match
 demo: env
-	@$(AFTERGLOW) demo --seeds $(SEEDS) $(ARGS)
+	@$(AFTERGLOW) demo --seeds $(SEEDS) $(SOURCE) $(ARGS)
 
 demo-live: env
 	@$(AFTERGLOW) run report --recipe demo-live $(ARGS)
 
 ## Looking
 # status          what is done, and what it cost
-# explain         why a stage would run again: make explain STAGE=train
+# explain         why a stage would run again: make explain [STAGE=train]
 status: env
 	@$(AFTERGLOW) status $(SOURCE) $(ARGS)
 

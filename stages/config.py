@@ -430,8 +430,19 @@ class Report(Table):
     """Row the gains are measured against."""
 
 
+_EXCLUSIVE = (("steps", "epochs"), ("epochs", "steps"))
+_SOURCES = (("path", "task"), ("task", "path"), ("text", "task"), ("task", "text"))
+
+
 def merge(base: dict[str, object], over: dict[str, object]) -> dict[str, object]:
-    """`base` with `over` laid on top, table by table; neither argument is changed."""
+    """`base` with `over` laid on top, table by table; neither argument is changed.
+
+    Of fields that exclude each other, naming one takes the other back; and a table that names
+    another source (a file instead of a task) replaces the one below, whose other fields spoke of
+    the old source.
+    """
+    if any(new in over and old not in over and base.get(old) for new, old in _SOURCES):
+        return dict(over)
     out = dict(base)
     for name, value in over.items():
         below = out.get(name)
@@ -439,8 +450,7 @@ def merge(base: dict[str, object], over: dict[str, object]) -> dict[str, object]
             out[name] = merge(below, value)
         else:
             out[name] = value
-    # `steps` and `epochs` exclude each other: naming one takes the other back.
-    for one, other in (("steps", "epochs"), ("epochs", "steps")):
-        if one in over and other in out and other not in over:
-            out[other] = None
+    for named, other in _EXCLUSIVE:
+        if named in over and other not in over:
+            out.pop(other, None)
     return out

@@ -10,6 +10,9 @@ from storage.schema import COLUMNS, FINISH, OUTCOME, RECORD_KINDS, Array, column
 
 Mask = NDArray[np.bool_]
 
+_SLACK = 1e-3
+"""What rounding may have added to a log-probability of 0 or taken from an entropy of 0."""
+
 
 def check_meta(meta: SetMeta) -> None:
     """Refuse parameters no part can be written with.
@@ -42,6 +45,10 @@ def check_rows(rows: Rows, meta: SetMeta) -> None:
             _refuse(rows, name, values >= meta.vocab_size, f"vocab_size is {meta.vocab_size}")
         elif column.dtype.kind == "f":
             _refuse(rows, name, ~np.isfinite(values), "only finite numbers are stored")
+        if name in ("ref_lp", "lp", "hlp"):
+            _refuse(rows, name, values > _SLACK, "a log-probability is at most 0")
+        elif name == "ent":
+            _refuse(rows, name, values < -_SLACK, "an entropy is at least 0")
     _refuse(rows, "finish", ~np.isin(rows["finish"], list(FINISH.values())), f"codes: {FINISH}")
     _refuse(rows, "outcome", ~np.isin(rows["outcome"], list(OUTCOME.values())), f"codes: {OUTCOME}")
     if "cand" in rows:

@@ -35,12 +35,15 @@ def round_mantissa(values: Array, bits: int = MANTISSA_BITS) -> NDArray[np.float
 
 
 def stored(rows: Rows) -> Rows:
-    """The rows as they will be read back: float32 columns rounded to 15 mantissa bits."""
+    """The rows as they will be read back: float32 columns rounded to 15 mantissa bits.
+
+    Always a copy, so that the caller may reuse its buffers.
+    """
     columns = {
-        name: round_mantissa(values) if COLUMNS[name].dtype == np.float32 else values
+        name: round_mantissa(values) if values.dtype == np.float32 else values.copy()
         for name, values in rows.columns.items()
     }
-    return Rows(columns, rows.offsets)
+    return Rows(columns, {level: value.copy() for level, value in rows.offsets.items()})
 
 
 def checksum(rows: Rows) -> int:

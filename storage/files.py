@@ -7,7 +7,6 @@ import secrets
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 from storage.errors import RetryError
 
@@ -98,17 +97,19 @@ class HashingFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self._stream: BinaryIO = path.open("xb")
+        # Unbuffered: nothing is left to be flushed, and to fail, while an error is being handled.
+        self._stream = path.open("xb", buffering=0)
         self.digest = hashlib.sha256()
         self.size = 0
         self.discard = False
 
     def write(self, data: bytes) -> int:
         """Append bytes."""
-        if not self.discard:
-            self._stream.write(data)
-            self.digest.update(data)
-            self.size += len(data)
+        left = memoryview(b"" if self.discard else data)
+        self.digest.update(left)
+        self.size += len(left)
+        while left:  # the operating system may take less than it is given
+            left = left[self._stream.write(left) :]
         return len(data)
 
     def tell(self) -> int:
@@ -120,7 +121,6 @@ class HashingFile:
 
     def sync(self) -> None:
         """Put everything on the disk."""
-        self._stream.flush()
         os.fsync(self._stream.fileno())
 
     def close(self) -> None:

@@ -39,7 +39,7 @@ class Order:
         self._sizes = sizes
         self._seed = seed % (1 << 64)
         self.total = int(sizes.sum())
-        self._epoch = -1
+        self._epoch: int = -1
         self._groups = self._ends = np.zeros(0, np.int64)
 
     def spans(self, first: int, count: int) -> Iterator[Span]:

@@ -37,7 +37,8 @@ class Rows:
     """Flat values by column name, in the order of the file."""
     offsets: dict[str, Offsets]
     """By level, [N+1]: values of sequence i are `offsets[i]:offsets[i+1]`. `prompt` and `position`
-    are always there; `candidate`, `entry`, `head` where the table has such columns."""
+    are always there, `candidate`, `entry`, `head` where the table has such columns; only a table
+    read with a selection of columns has no more than the levels it needs."""
 
     @classmethod
     def from_columns(cls, columns: Mapping[str, Any], offsets: Mapping[str, Any]) -> "Rows":
@@ -126,7 +127,9 @@ class Rows:
         return cls(columns, offsets)
 
     def __len__(self) -> int:
-        return len(self.offsets["position"]) - 1
+        for value in self.offsets.values():
+            return len(value) - 1
+        return len(next(iter(self.columns.values()), ()))
 
     def __getitem__(self, name: str) -> Array:
         return self.columns[name]

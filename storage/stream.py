@@ -12,6 +12,7 @@ only as neighbours. Writers therefore shuffle sequences over the set before they
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -82,6 +83,8 @@ class Stream:
         if not self._order.total:
             which = "right " if keep == "correct" else ""
             raise DataError(f"{directory}: no {which}sequences in split {split!r}")
+        self.meta = self._groups.meta
+        """What the parts say about the set."""
         self._source = _Source(
             self._groups, self._order, batch_size, rank, batch_size // world_size, max_length
         )
@@ -110,11 +113,6 @@ class Stream:
     def step(self) -> int:
         """Number of the next batch."""
         return self._step
-
-    @property
-    def meta(self) -> SetMeta:
-        """What the parts say about the set."""
-        return self._groups.meta
 
     def __iter__(self) -> Self:
         return self
@@ -228,9 +226,9 @@ class _Groups:
                 [self._count_right(group) for group in range(len(sizes))], np.int64
             )
 
-    @property
+    @cached_property
     def meta(self) -> SetMeta:
-        """From the footer of the first part."""
+        """From the footer of the first part; first asked for before any thread starts."""
         return self._file(0).meta
 
     def rows(self, group: int) -> Rows:

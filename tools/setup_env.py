@@ -79,13 +79,18 @@ def check_python() -> None:
     if OLDEST <= sys.version_info[:2] <= NEWEST:
         return
     usable = [f"python3.{minor}" for minor in range(OLDEST[1], NEWEST[1] + 1)]
-    found = [name for name in usable if shutil.which(name)]
+    found = [name for name in usable if shutil.which(name) and answers(name)]
     here = f"{sys.executable} is Python {sys.version_info[0]}.{sys.version_info[1]}"
     raise SetupError(
         f"{here}, but Afterglow needs 3.{OLDEST[1]} to 3.{NEWEST[1]}. "
         + (f"Run: make PYTHON={found[0]}" if found else "Install one and run: make PYTHON=path"),
         CANNOT,
     )
+
+
+def answers(python: str) -> bool:
+    """Whether an interpreter starts; version managers leave shims of versions they do not have."""
+    return subprocess.call([python, "-c", ""], stderr=subprocess.DEVNULL) == 0
 
 
 def driver_loaded() -> bool:

@@ -273,6 +273,19 @@ def _place_last(e_V: Any, left: int, once: bool, id_K: Any, cnt_K: Any, n: int) 
     return n
 
 
+@njit(cache=True, nogil=True, error_model="numpy")
+def locate_once(e_V: Any, threshold_N: Any) -> Any:
+    """Distinct ids [N] at ascending thresholds in [0, sum e); at least N ids have e > 0."""
+    _, block_B, group_G = _scratch(e_V.shape[0])
+    for b in range(block_B.shape[0]):
+        block_B[b] = _sum(e_V[b * BLOCK : (b + 1) * BLOCK])
+    for g in range(group_G.shape[0]):
+        group_G[g] = _sum(block_B[g * GROUP : (g + 1) * GROUP])
+    id_N = np.empty(threshold_N.shape[0], np.int64)
+    _locate(e_V, block_B, group_G, threshold_N, True, id_N, np.empty(id_N.shape[0], np.int64))
+    return id_N
+
+
 # ---------------------------------------------------------------------------------------------
 # Records, row by row
 

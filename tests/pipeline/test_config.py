@@ -49,6 +49,12 @@ def test_epochs_replace_steps_across_layers() -> None:
     assert (recipe.train.steps, recipe.train.epochs) == (None, 2.0)
 
 
+def test_another_source_replaces_the_table_that_named_the_old_one() -> None:
+    recipe = load_recipe("demo", overrides=["rollouts.prompts.path=mine.jsonl"])
+    assert recipe.rollouts is not None
+    assert recipe.rollouts.prompts.model_dump(exclude_defaults=True) == {"path": "mine.jsonl"}
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -57,7 +63,7 @@ def test_epochs_replace_steps_across_layers() -> None:
         ("teacher-logits.record.tau=0", r"teacher-logits\.record\.tau"),
         ("teacher-logits.record.candidates=9", "raise rollouts.candidates"),
         ("teacher.path=pretrain:nobody", r"no \[pretrain.nobody\]"),
-        ("rollouts.prompts.path=x.jsonl", "exactly one of `path`"),
+        ('rollouts.prompts={path="x", task="addition", limit=1}', "exactly one of `path`"),
         ("train.epochs", "written table.field=value"),
         ("train.compare.x.objective.name=best", "objective.name"),
     ],

@@ -1,0 +1,156 @@
+"""One pass of a model over held-out rollouts: how far from the teacher it is, and how calibrated.
+
+The contexts are those pi_ref visited, on prompts no student trained on; the teacher is read from
+its records, not run. Each figure is what the contract of `stages.objectives` says it is, and the
+level goes into the metrics with it.
+
+Shape letters: T positions, E entries, D hidden size.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from stages.config import Objective
+from stages.evaluation.averages import Calibration, ClusterMean
+from stages.head_loss import head_statistics
+from stages.models import lm_head, response_hidden
+from stages.objectives.build import build_objective
+from stages.objectives.contract import Guarantee, guarantee
+from stages.objectives.records import ObjectiveFunction, TorchRecords
+from storage.batch import Batch
+from storage.errors import ConfigError
+from storage.manifest import read_manifest
+from storage.stream import read_split
+
+log = logging.getLogger(__name__)
+
+ROWS_PER_CHUNK = 1024
+"""Positions whose logits exist at the same time."""
+
+_BEST_FIRST = ("exact", "unbiased", "lower_bound", "biased")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """An objective whose value is reported, and what the value is."""
+
+    objective: Objective
+    level: Guarantee
+
+
+@dataclass
+class _Sums:
+    means: dict[str, ClusterMean] = field(default_factory=dict[str, ClusterMean])
+    calibration: Calibration | None = None
+    positions: int = 0
+
+
+def measurable(meta: Mapping[str, object]) -> dict[str, Judged]:
+    """The divergences that records of this `meta` can give, each in its best form."""
+    record = meta.get("record")
+    if not isinstance(record, Mapping):
+        return {}
+    temperature = float(record.get("temperature", 1.0))
+    forms = {
+        "reverse_kl": [
+            Objective(temperature=temperature),
+            Objective(temperature=temperature, form="bucketed"),
+        ],
+        "forward_kl": [Objective(name="forward_kl", temperature=temperature)],
+    }
+    found = {name: _best(options, meta) for name, options in forms.items()}
+    return {name: judged for name, judged in found.items() if judged is not None}
+
+
+def _best(options: list[Objective], meta: Mapping[str, object]) -> Judged | None:
+    judged: list[Judged] = []
+    for objective in options:
+        try:
+            judged.append(Judged(objective, guarantee(objective, meta)))
+        except ConfigError as refusal:
+            log.debug("not reported: %s", refusal)
+    return min(judged, key=lambda j: _BEST_FIRST.index(j.level.level), default=None)
+
+
+@torch.inference_mode()
+def score_held_out(
+    model: PreTrainedModel, directory: Path, *, tokens_per_batch: int
+) -> dict[str, object]:
+    """Divergence from the teacher and calibration over the `holdout` split of a record set.
+
+    Args:
+        model: Student, on its device, in the type it is to be judged in.
+        directory: A committed set of kind `records`.
+        tokens_per_batch: Tokens in one forward pass, padding included.
+
+    Returns:
+        `reverse_kl`, `forward_kl` (nats per token, at the record's temperature) with `..._se` and
+        `..._level`, `ece` (share of 1), `entropy` (nats) and `held_out_tokens`; what the records
+        cannot give is absent, and without a held-out split so is everything.
+    """
+    meta = read_manifest(directory).meta
+    judged = measurable(meta)
+    functions = {name: build_objective(j.objective) for name, j in judged.items()}
+    temperature = next((f.temperature for f in functions.values()), 1.0)
+    sums = _Sums(calibration=Calibration() if "forward_kl" in judged else None)
+    for batch in _microbatches(directory, tokens_per_batch):
+        _add(sums, model, batch, functions, temperature)
+    if not sums.positions:
+        log.info("%s: no held-out sequences; divergence and calibration are left out", directory)
+        return {}
+    return _summary(sums, judged)
+
+
+def _microbatches(directory: Path, tokens_per_batch: int) -> Iterator[Batch]:
+    for batch in read_split(directory, "holdout"):
+        yield from batch.microbatches(tokens_per_batch)
+
+
+def _add(
+    sums: _Sums,
+    model: PreTrainedModel,
+    batch: Batch,
+    functions: Mapping[str, ObjectiveFunction],
+    temperature: float,
+) -> None:
+    """Run the model over one micro-batch and take in its figures."""
+    records = TorchRecords.from_batch(batch, model.device)
+    found = head_statistics(
+        response_hidden(model, batch),
+        lm_head(model),
+        records,
+        rows_per_chunk=ROWS_PER_CHUNK,
+        temperature=temperature,
+    )
+    values = {name: f(found.logq_E, found.logq_T, records).loss_T for name, f in functions.items()}
+    prompt_T = np.repeat(batch.prompt_id, np.diff(batch.tok_off))
+    for name, values_T in {**values, "entropy": found.entropy_T}.items():
+        sums.means.setdefault(name, ClusterMean()).add(_numpy(values_T), prompt_T)
+    if sums.calibration is not None:
+        teacher_T = records.weight_of(found.top_T)
+        sums.calibration.add(_numpy(found.confidence_T), _numpy(teacher_T))
+    sums.positions += batch.tokens
+
+
+def _numpy(values_T: Tensor) -> np.ndarray:
+    return values_T.double().cpu().numpy()
+
+
+def _summary(sums: _Sums, judged: Mapping[str, Judged]) -> dict[str, object]:
+    out: dict[str, object] = {"held_out_tokens": sums.positions}
+    for name, mean in sums.means.items():
+        estimate = mean.estimate()
+        assert estimate is not None, "there were positions"
+        out[name] = estimate.mean
+        if name in judged:
+            out |= {f"{name}_se": estimate.error, f"{name}_level": judged[name].level.level}
+    if sums.calibration is not None:
+        out["ece"] = sums.calibration.error()
+    return out

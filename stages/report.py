@@ -1,0 +1,158 @@
+"""`report`: one table over all evaluated models.
+
+Inputs by role are the rows: every input is an `evaluate` set, its role the name shown. Output:
+
+    report.txt      the table as aligned text, with a legend
+    report.md       the same in Markdown, and what each student's objective was guaranteed to be
+    metrics.jsonl   the rows, one JSON object a line; `summarise` takes these over seeds
+
+Imports no torch.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from stages.config import Report
+from stages.evaluation.table import PASS, Row, Value, format_table, summarise
+from stages.job import Job
+from storage.errors import DataError
+from storage.manifest import Manifest, build_manifest
+
+__all__ = ["METRICS", "format_table", "legend", "read_rows", "run", "summarise"]
+
+log = logging.getLogger(__name__)
+
+METRICS = "metrics.json"
+"""What an `evaluate` set holds: an object with `metrics` (flat) and the story behind them."""
+
+ROWS = "metrics.jsonl"
+
+
+def run(job: Job[Report]) -> Manifest:
+    """Collect the evaluations, write the three files and describe them.
+
+    Raises:
+        DataError: an evaluation cannot be read.
+    """
+    found = {name: _read(source.directory / METRICS) for name, source in job.inputs.items()}
+    rows = with_gain([_row(name, one) for name, one in found.items()], job.config.baseline)
+    text = f"{format_table(rows)}\n\n{legend(rows, job.config.baseline)}\n"
+    log.info("%s:\n%s", job.name, text)
+    job.directory.mkdir(parents=True, exist_ok=True)
+    files = {
+        "report.txt": text,
+        "report.md": _markdown(rows, found, job.config.baseline),
+        ROWS: "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows),
+    }
+    for name, content in files.items():
+        (job.directory / name).write_text(content)
+    return build_manifest(
+        job.directory,
+        stage=job.stage,
+        version=int(str(job.payload["version"])),
+        key=job.key,
+        name=job.name,
+        kind="metrics",
+        payload=job.payload,
+        meta={"baseline": job.config.baseline, "rows": list(found)},
+        files=list(files),
+    )
+
+
+def read_rows(directory: Path) -> list[Row]:
+    """The rows of a finished report.
+
+    Raises:
+        DataError: there is no readable report.
+    """
+    path = directory / ROWS
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not a report ({error}). Run `report` again.") from error
+
+
+def with_gain(rows: Sequence[Row], baseline: str) -> list[Row]:
+    """Rows with `gain`: accuracy above that of the row called `baseline`, in the same units.
+
+    Models answer the same prompts, but only the marginal errors are known here, so no error is
+    attached; `summarise` gives the spread of the gain over seeds.
+    """
+    base = next((row.get("accuracy") for row in rows if row["model"] == baseline), None)
+    if not isinstance(base, float):
+        log.warning("report: no row `%s` with an accuracy; gains are left out", baseline)
+        return list(rows)
+    out: list[Row] = []
+    for row in rows:
+        own = row.get("accuracy")
+        compared = row["model"] != baseline and isinstance(own, float)
+        out.append({**row, "gain": own - base} if compared else row)
+    return out
+
+
+def legend(rows: Sequence[Row], baseline: str) -> str:
+    """What the columns mean, and how much they rest on."""
+    kinds = ("sd", "standard deviation over seeds"), ("se", "standard error over prompts")
+    spread = next((text for kind, text in kinds if any(f"accuracy_{kind}" in r for r in rows)), "")
+    lines = [
+        f"accuracy of sampled and greedy answers{f'; +- {spread}' if spread else ''}; "
+        f"gain over {baseline} in points",
+        "tokens: mean response length; cut: share of responses that hit the limit",
+    ]
+    if any(PASS in key for row in rows for key in row):
+        lines.append("pass@k: chance that one of k sampled answers is right")
+    if any("reverse_kl" in row or "forward_kl" in row for row in rows):
+        levels = {
+            f"{sign} {row[key]}"
+            for sign, key in (("KL(q|p)", "reverse_kl_level"), ("KL(p|q)", "forward_kl_level"))
+            for row in rows
+            if row.get(key)
+        }
+        lines.append(
+            "KL: nats per token to the teacher on held-out rollouts of pi_ref, q the model, p the "
+            f"teacher ({', '.join(sorted(levels))})"
+        )
+        lines.append("ECE: model's confidence against the teacher's probability of the same token")
+    return "\n".join(lines)
+
+
+def _markdown(rows: Sequence[Row], found: Mapping[str, dict[str, object]], baseline: str) -> str:
+    bullets = "\n".join(f"- {line}" for line in legend(rows, baseline).splitlines())
+    parts = ["# Report", format_table(rows, "markdown"), bullets]
+    promises = [
+        f"- `{name}`: {promise['level']}: {promise['reason']}"
+        for name, one in found.items()
+        if isinstance(promise := one.get("guarantee"), Mapping)
+    ]
+    if promises:
+        parts += ["## What each objective was, on its records", "\n".join(promises)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _read(path: Path) -> dict[str, object]:
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not readable ({error}). Run `evaluate` again.") from error
+    if not isinstance(value, dict) or not isinstance(value.get("metrics"), dict):
+        raise DataError(f"{path}: has no table `metrics`. Run `evaluate` again.")
+    return value
+
+
+def _row(name: str, one: Mapping[str, object]) -> Row:
+    metrics = one["metrics"]
+    assert isinstance(metrics, Mapping), "_read has looked"
+    row: dict[str, Value] = {"model": name, "temperature": _temperature(one)}
+    return row | {key: value for key, value in metrics.items() if not _missing(value)}
+
+
+def _temperature(one: Mapping[str, object]) -> float | None:
+    sampling = one.get("sampling")
+    return float(sampling["temperature"]) if isinstance(sampling, Mapping) else None
+
+
+def _missing(value: object) -> bool:
+    return value is None or (isinstance(value, float) and not math.isfinite(value))

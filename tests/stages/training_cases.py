@@ -1,0 +1,192 @@
+"""Small real models, sets and jobs for the tests of training; no file, id or number is faked."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from stages.config import Record, Sampling
+from stages.identity import ModelIdentity, model_identity, tokenizer_hash
+from stages.job import Input, Job
+from stages.training.output import copy_tokenizer
+from stages.training.sampler import sample
+from storage.manifest import Manifest, SetMeta, build_manifest, commit_parts, write_manifest
+from storage.rows import Rows
+from storage.shard import PartWriter
+from storage.store import Store
+
+LETTERS = "abcdefghij"
+MAX_TOKENS = 6
+
+
+def tokenizer(letters: str = LETTERS) -> PreTrainedTokenizerFast:
+    """One token per letter, an end token and a padding token."""
+    words = ["<pad>", "<end>", *letters]
+    made = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, "<pad>"))
+    made.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    made.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<end>", pad_token="<pad>")
+
+
+def write_model(directory: Path, seed: int, letters: str = LETTERS, hidden: int = 16) -> Path:
+    """A random one-layer Qwen3 with sharpened logits, and its tokenizer, as a user would have it."""
+    words = tokenizer(letters)
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=len(words),
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=hidden // 2,
+        max_position_embeddings=64,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=words.eos_token_id,
+        pad_token_id=words.pad_token_id,
+    )
+    model = Qwen3ForCausalLM(config)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(20.0)
+    model.save_pretrained(directory)
+    words.save_pretrained(directory)
+    return directory
+
+
+def rollouts(
+    model: PreTrainedModel, count: int, seed: int = 0, temperature: float = 1.0, candidates: int = 0
+) -> Rows:
+    """`count` responses sampled from `model` to random prompts of one to four letters."""
+    random = np.random.default_rng(seed)
+    prompts = [random.integers(2, 2 + len(LETTERS), random.integers(1, 5)) for _ in range(count)]
+    seq_id = np.arange(count)
+    made = sample(
+        model,
+        prompts,
+        seq_id=seq_id,
+        seed=seed,
+        temperature=temperature,
+        max_tokens=MAX_TOKENS,
+        vocab_size=model.config.vocab_size,
+        candidates=candidates,
+    )
+    columns = {
+        "seq_id": seq_id,
+        "prompt_id": seq_id,
+        "sample": np.zeros(count, np.int32),
+        "finish": made.finish_N,
+        "outcome": np.arange(count) % 3 - 1,
+        "prompt": np.concatenate(prompts),
+        "tok": made.tok_T,
+        "ref_lp": made.ref_lp_T,
+    }
+    if candidates:
+        columns["cand"] = made.cand_TK.reshape(-1)
+    prompt_off = np.cumsum([0, *map(len, prompts)])
+    return Rows.from_columns(columns, {"prompt": prompt_off, "position": made.off_N})
+
+
+def commit(
+    directory: Path,
+    rows: Rows,
+    *,
+    key: str,
+    record: Record | None = None,
+    candidates: int = 0,
+    generator: ModelIdentity | None = None,
+    teacher: ModelIdentity | None = None,
+    temperature: float = 1.0,
+    words: Path | None = None,
+) -> Manifest:
+    """Write `rows` as one committed set of sequences, or of records of the given kind."""
+    sampling = Sampling(max_tokens=MAX_TOKENS, temperature=temperature)
+    meta: dict[str, Any] = {"sampling": sampling.model_dump(), "full_support": True}
+    if generator is not None:
+        meta["generator"] = generator.to_json()
+    if record is not None:
+        meta["record"] = record.model_dump()
+    if words is not None:
+        copy_tokenizer(words, directory / "tokenizer")
+    kind = "sequences" if record is None else "records"
+    stage = "sft-data" if record is None else "teacher-logits"
+    known = {"tokenizer": tokenizer_hash(words)} if words else None
+    teacher_json = teacher.to_json() if teacher else None
+    set_meta = SetMeta(
+        stage=stage,
+        key=key,
+        kind=kind,
+        vocab_size=2 + len(LETTERS),
+        candidates=candidates,
+        record=meta.get("record"),
+        tokenizer=known,
+        teacher=teacher_json,
+    )
+    with PartWriter(directory, 0, set_meta) as writer:
+        writer.write(rows)
+    manifest = commit_parts(
+        directory,
+        1,
+        stage=stage,
+        version=1,
+        key=key,
+        name=stage,
+        kind=kind,
+        payload={},
+        teacher=teacher_json,
+        tokenizer=known,
+        meta=meta,
+    )
+    return write_manifest(directory, manifest)
+
+
+def make_job(
+    store: Path, stage: str, config: Any, inputs: Mapping[str, Input], *, key: str = "", seed: int = 0
+) -> Job[Any]:
+    """A job as the plan would make it."""
+    key = (key or stage).encode().hex().ljust(64, "0")
+    return Job(stage, stage, key, {"version": 1}, config, seed, inputs, Store(store))
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a saved model."""
+    from safetensors.torch import load_file
+
+    return load_file(directory / "model.safetensors")
+
+
+@dataclass(frozen=True)
+class World:
+    """A teacher, a student that is pi_ref, its rollouts and the teacher's records of them."""
+
+    root: Path
+    teacher: Path
+    reference: Path
+    sequences: Path
+    records: Path
+
+
+def commit_model(directory: Path, teacher: ModelIdentity) -> None:
+    """Make a model directory the committed set of an `sft` stage that descends from `teacher`."""
+    names = sorted(path.name for path in directory.iterdir())
+    manifest = build_manifest(
+        directory,
+        stage="sft",
+        version=1,
+        key="5f" * 32,
+        name="sft",
+        kind="model",
+        payload={},
+        teacher=teacher.to_json(),
+        files=names,
+    )
+    write_manifest(directory, manifest)
+
+
+def identity(directory: Path) -> ModelIdentity:
+    return model_identity(directory, "float32")

@@ -1,0 +1,64 @@
+"""The make targets: which commands they stand for, and in which order."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pipeline.graph import STAGES
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def commands(*arguments: str) -> list[str]:
+    """What make would run, without the set-up of the environment; nothing is run."""
+    done = subprocess.run(
+        ["make", "-n", *arguments], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    lines = [line for line in done.stdout.splitlines() if "setup_env.py" not in line]
+    return [line.removeprefix(".venv/bin/") for line in lines]
+
+
+@pytest.mark.parametrize("stage", [stage.name for stage in STAGES if stage.name != "train"])
+def test_every_stage_is_a_target(stage: str) -> None:
+    assert commands(stage) == [f"afterglow run {stage} --recipe demo "]
+
+
+def test_stages_run_in_the_order_given_even_with_parallel_jobs() -> None:
+    assert commands("-j4", "rollouts", "teacher-logits", "train") == [
+        "afterglow run rollouts --recipe demo ",
+        "afterglow run teacher-logits --recipe demo ",
+        "afterglow run train report --recipe demo ",
+    ]
+
+
+def test_own_recipes_and_arguments_are_passed_on() -> None:
+    assert commands("sft", "CONFIG=a.toml b.toml", "ARGS=--set seed=3") == [
+        "afterglow run sft --config a.toml --config b.toml --set seed=3"
+    ]
+    assert commands("status", "RECIPE=qwen3-4b-math") == [
+        "afterglow status --recipe qwen3-4b-math "
+    ]
+
+
+def test_the_environment_comes_first() -> None:
+    done = subprocess.run(
+        ["make", "-n", "train", "PYTHON=python3.12", "VENV=elsewhere", "DEVICE=cuda"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    first, second = done.stdout.splitlines()
+    assert first == 'python3.12 tools/setup_env.py --venv "elsewhere" --device cuda'
+    assert second.startswith("elsewhere/bin/afterglow run train report")
+
+
+def test_help_lists_every_target() -> None:
+    done = subprocess.run(["make", "help"], cwd=ROOT, check=True, capture_output=True, text=True)
+    described = {line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ")}
+    phony = next(
+        line for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith(".PHONY:")
+    )
+    targets = set(phony.split()[1:]) - {"$(STAGES)", "help"}
+    assert targets | {stage.name for stage in STAGES} <= described
