@@ -121,7 +121,8 @@ def config(options: argparse.Namespace) -> Result:
 
 def seeds(options: argparse.Namespace) -> Result:
     """Run the recipe for several seeds and print one table over them."""
-    return demo.run_seeds(read_recipe(options), options.seeds, recipe_argv(options))
+    recipe = read_recipe(options)
+    return demo.run_seeds(recipe, options.seeds, Store(Path(recipe.store)), recipe_argv(options))
 
 
 def verify(options: argparse.Namespace) -> Result:

@@ -13,7 +13,7 @@ and two more matmuls turn dlogits into the gradients of hidden states and head. 
 in the forward pass; the backward pass scales what is there. Memory: one chunk of logits, plus the
 gradients. A [T, V] tensor never exists.
 
-Numerics: logits come out in the type of the forward pass (bfloat16 under autocast), everything
+Numerics: the matmuls run in the type of the forward pass (bfloat16 under autocast), everything
 between logits and dlogits is float32 (float64 for float64 models), and the gradient of the head is
 accumulated in float32 whatever the type of its weight.
 
@@ -99,10 +99,11 @@ def head_statistics(
     parts: list[tuple[Tensor, ...]] = []
     run = _Pass(hidden_TD, head, records, temperature)
     for chunk, _, logits_CV, _ in run.chunks(rows_per_chunk):
-        logp_CV = logits_CV.log_softmax(dim=-1)
-        best_C, top_C = logp_CV.max(dim=-1)
-        entropy_C = torch.special.entr(logp_CV.exp()).sum(dim=-1)
-        logq_E, logq_C = _gather(logp_CV, chunk)
+        logits_CV.sub_(logits_CV.logsumexp(dim=-1, keepdim=True))
+        logq_E, logq_C = _gather(logits_CV, chunk)
+        best_C, top_C = logits_CV.max(dim=-1)
+        q_CV = logits_CV.exp_()
+        entropy_C = torch.special.entr(q_CV).sum(dim=-1)
         parts.append((logq_E, logq_C, top_C, best_C.exp(), entropy_C))
     if not parts:
         none = hidden_TD.new_zeros(0, dtype=torch.float32)
@@ -151,19 +152,27 @@ class _Pass:
         self.hidden_TD, self.head, self.records = hidden_TD, head, records
         self.temperature = temperature
         self.weight_VD = head.weight.detach().to(self.compute)
-        self.bias_V = None if head.bias is None else head.bias.detach().to(self.compute)
+        self.bias_V = None if head.bias is None else head.bias.detach().to(self.accumulate)
 
     def chunks(
         self, rows_per_chunk: int
     ) -> Iterator[tuple[TorchRecords, Tensor, Tensor, Tensor | None]]:
-        """Per chunk: records, hidden states, logits after everything, and d softcap / d logits."""
+        """Per chunk: records, hidden states, final logits, and the slope of the softcap."""
         for start in range(0, len(self.records), rows_per_chunk):
             stop = min(start + rows_per_chunk, len(self.records))
             hidden_CD = self.hidden_TD[start:stop].to(self.compute)
-            with torch.autocast(hidden_CD.device.type, enabled=False):
-                logits_CV = torch.nn.functional.linear(hidden_CD, self.weight_VD, self.bias_V)
-            logits_CV, slope_CV = self._finish(logits_CV.to(self.accumulate))
+            logits_CV, slope_CV = self._finish(self._linear(hidden_CD))
             yield self.records.rows(start, stop), hidden_CD, logits_CV, slope_CV
+
+    def _linear(self, hidden_CD: Tensor) -> Tensor:
+        """Products of 16-bit types leave a GPU unrounded; a CPU rounds them to 16 bits."""
+        with torch.autocast(hidden_CD.device.type, enabled=False):
+            if hidden_CD.is_cuda and self.compute != self.accumulate:
+                logits_CV = torch.mm(hidden_CD, self.weight_VD.T, out_dtype=self.accumulate)
+            else:
+                logits_CV = torch.nn.functional.linear(hidden_CD, self.weight_VD)
+        logits_CV = logits_CV.to(self.accumulate)
+        return logits_CV if self.bias_V is None else logits_CV.add_(self.bias_V)
 
     def _finish(self, logits_CV: Tensor) -> tuple[Tensor, Tensor | None]:
         """Scale, softcap and temperature, in that order and in place."""
@@ -205,7 +214,6 @@ class _Pass:
     ) -> None:
         """Add one chunk to the gradients of hidden states and head."""
         if gradients.bias_V is not None:
-            # Inside the scale: logits are scale * (hidden W + bias).
             gradients.bias_V += dlogits_CV.sum(dim=0)
         dlogits_CV = dlogits_CV.to(self.compute)
         with torch.autocast(hidden_CD.device.type, enabled=False):
@@ -239,7 +247,7 @@ def _differentiate(
 
 
 def _into_logits(logp_CV: Tensor, chunk: TorchRecords, grad_E: Tensor, grad_C: Tensor) -> Tensor:
-    """d loss / d logits from d loss / d logq; overwrites `logp_CV`.
+    """Derivatives by the logits from those by logq; overwrites `logp_CV`.
 
     Ids are distinct within a position, so each of the two additions touches a cell once and the
     result does not depend on the order a device works in.

@@ -88,8 +88,10 @@ def with_gain(rows: Sequence[Row], baseline: str) -> list[Row]:
     out: list[Row] = []
     for row in rows:
         own = row.get("accuracy")
-        compared = row["model"] != baseline and isinstance(own, float)
-        out.append({**row, "gain": own - base} if compared else row)
+        if row["model"] != baseline and isinstance(own, float):
+            out.append({**row, "gain": own - base})
+        else:
+            out.append(row)
     return out
 
 
@@ -104,16 +106,16 @@ def legend(rows: Sequence[Row], baseline: str) -> str:
     ]
     if any(PASS in key for row in rows for key in row):
         lines.append("pass@k: chance that one of k sampled answers is right")
-    if any("reverse_kl" in row or "forward_kl" in row for row in rows):
-        levels = {
-            f"{sign} {row[key]}"
-            for sign, key in (("KL(q|p)", "reverse_kl_level"), ("KL(p|q)", "forward_kl_level"))
-            for row in rows
-            if row.get(key)
-        }
+    levels = {
+        f"{word} KL is {row[key]}"
+        for word, key in (("reverse", "reverse_kl_level"), ("forward", "forward_kl_level"))
+        for row in rows
+        if row.get(key)
+    }
+    if levels:
         lines.append(
-            "KL: nats per token to the teacher on held-out rollouts of pi_ref, q the model, p the "
-            f"teacher ({', '.join(sorted(levels))})"
+            "KL: nats per token to the teacher on held-out rollouts, reverse KL(model, teacher) "
+            f"and forward KL(teacher, model); {', '.join(sorted(levels))}"
         )
         lines.append("ECE: model's confidence against the teacher's probability of the same token")
     return "\n".join(lines)

@@ -37,8 +37,7 @@ def run(job: Job[Sft]) -> Manifest:
         data_tokenizer(source_set, data), tokenizer_hash(base), str(source_set), str(base)
     )
     model = load_model(base, "float32", pick_device(config.run.device))
-    keep = "correct" if config.keep == "correct" else None
-    with closing(data_stream(job, source_set, keep)) as source:
+    with closing(data_stream(job, source_set, config.keep)) as source:
         return fit(
             job,
             Ingredients(

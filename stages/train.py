@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from stages.config import Student
+from stages.config import Drift, Student
 from stages.identity import (
     check_teacher,
     check_tokenizer,
@@ -79,7 +79,7 @@ def run(job: Job[Student]) -> Manifest:
                 data=data,
                 tokenizer_from=tokenizer_from,
                 dtype=dtype,
-                limits=config.drift,
+                limits=_limits(config),
                 meta={
                     "objective": config.objective.model_dump(),
                     "guarantee": promise.to_json(),
@@ -104,6 +104,11 @@ def _check_descent(job: Job[Student], init: Path, directory: Path, data: Manifes
     made_here = manifest_of_model(init)
     expected = made_here.teacher if made_here else None
     check_teacher(expected, data.teacher, str(init), job.config.consistency)
+
+
+def _limits(config: Student) -> Drift | None:
+    """Maximum likelihood does not ask who wrote the data, all other objectives do."""
+    return None if config.objective.name == "cross_entropy" else config.drift
 
 
 def _dtype(job: Job[Student], data: Manifest) -> torch.dtype:

@@ -47,6 +47,9 @@ TORCH_CPU_NEEDS = (
     "typing-extensions>=4.10.0",
 )
 
+# uv reads the needs of a release from one of its wheels; intel-openmp's Windows wheel has none.
+UNSEEN_BY_UV = ("intel-cmplr-lib-ur==2024.2.1 ; platform_machine == 'x86_64'",)
+
 # xgrammar asks for triton on every x86_64 Linux. vLLM's CPU build switches it off ("doesn't
 # include CPU backend"), so it would be a gigabyte on disk that nothing imports.
 NOT_ON_CPU = ("torch", "triton")
@@ -208,7 +211,8 @@ def main() -> int:
     absent = [f"{name} ; sys_platform == 'never'" for name in NOT_ON_CPU]
     absent += document["tool"]["uv"]["override-dependencies"]
     base = project["dependencies"]
-    cpu = compiled([*base, *expand(project, "cpu"), *TORCH_CPU_NEEDS], overrides=absent)
+    cpu_extra = [*expand(project, "cpu"), *TORCH_CPU_NEEDS, *UNSEEN_BY_UV]
+    cpu = compiled([*base, *cpu_extra], overrides=absent)
     cuda = compiled([*base, *expand(project, "cuda")], constraints=CUDA_CONSTRAINTS)
     both = [line.partition(" \\")[0] for name in cpu if name in cuda for line in cpu[name]]
     dev = compiled(expand(project, "dev"), constraints=both)

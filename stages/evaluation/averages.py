@@ -14,10 +14,10 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean and its standard error; the error is NaN where one cluster is all there is."""
+    """A mean and its standard error, which one cluster alone does not have."""
 
     mean: float
-    error: float
+    error: float | None
 
 
 class ClusterMean:
@@ -50,7 +50,7 @@ class ClusterMean:
         mean = float(sums.sum() / counts.sum())
         clusters = len(sums)
         if clusters == 1:
-            return Estimate(mean, math.nan)
+            return Estimate(mean, None)
         spread = float(np.square(sums - mean * counts).sum()) * clusters / (clusters - 1)
         return Estimate(mean, math.sqrt(spread) / float(counts.sum()))
 

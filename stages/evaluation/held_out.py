@@ -122,9 +122,13 @@ def _add(
 ) -> None:
     """Run the model over one micro-batch and take in its figures."""
     records = TorchRecords.from_batch(batch, model.device)
+    hidden_TD, head = response_hidden(model, batch), lm_head(model)
+    if hidden_TD.device.type == "cpu":
+        # A CPU would round the logits of a 16-bit model; a GPU keeps them in float32.
+        hidden_TD, head = hidden_TD.float(), head.in_float32()
     found = head_statistics(
-        response_hidden(model, batch),
-        lm_head(model),
+        hidden_TD,
+        head,
         records,
         rows_per_chunk=ROWS_PER_CHUNK,
         temperature=temperature,

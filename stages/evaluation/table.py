@@ -54,8 +54,8 @@ def columns(rows: Sequence[Row]) -> list[Column]:
         *(Column(f"{PASS}{k} %", f"{PASS}{k}", 100) for k in sorted(ks - {1})),
         Column("tokens", "tokens"),
         Column("cut %", "truncated", 100),
-        Column("KL(q|p)", "reverse_kl", digits=4),
-        Column("KL(p|q)", "forward_kl", digits=4),
+        Column("reverse KL", "reverse_kl", digits=4),
+        Column("forward KL", "forward_kl", digits=4),
         Column("ECE %", "ece", 100, digits=2),
     ]
     return [c for c in every if any(_number(row.get(c.key)) is not None for row in rows)]
@@ -114,8 +114,9 @@ def _over_seeds(group: Sequence[Row]) -> Row:
 
 def _number(value: Value) -> float | None:
     """A finite number, or None."""
-    usable = isinstance(value, int | float) and math.isfinite(value)
-    return float(value) if usable else None
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
 
 
 def _is_pass(key: str) -> bool:

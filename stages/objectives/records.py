@@ -107,7 +107,7 @@ class TorchRecords:
         return self.sum_entries(torch.where(match_E, self.weight_E, 0.0))
 
     def covers_token(self) -> Tensor:
-        """bool [T]: whether the realised token is among the exact ids of its position."""
+        """Whether the realised token is among the exact ids of its position: bool [T]."""
         match_E = self.exact_E & (self.ids_E == self.tok_T[self.row_E])
         return self.sum_entries(match_E.to(torch.int32)) > 0
 

@@ -37,6 +37,8 @@ from torch import Tensor
 
 from stages.objectives.records import Terms, TorchRecords, required
 
+Form = Literal["corrected", "bucketed", "residual_only"]
+
 MASS_FLOOR = 1e-12
 """Smallest tail mass, of teacher and student, that a logarithm is taken of."""
 
@@ -49,7 +51,7 @@ class ReverseKL:
     """Reverse KL in one of the forms of this module."""
 
     temperature: float = 1.0
-    form: Literal["corrected", "bucketed", "residual_only"] = "corrected"
+    form: Form = "corrected"
     max_weight: float | None = None
     """Cap on the importance weight q/b: brings bias; the statistic `weight_capped` says when."""
 

@@ -6,7 +6,7 @@ K room for entries; inside a row B blocks of BLOCK ids and G groups of GROUP blo
 A row is read twice in a row and then never again: `_load_row` takes the maximum, then computes
 e = exp(z - max) with its sum per block of ids, keeping e in a scratch row that stays in the cache.
 All that follows (finding the head, the tail mass, inverting the distribution function at given
-thresholds) skips groups and blocks by their sums and looks at single ids only in blocks that matter.
+thresholds) skips groups and blocks by their sums and looks at single ids only where it must.
 
 Arithmetic: z, e and block sums are float32, sums over blocks float64. A sum of non-negative floats
 never falls below its largest term, so skipping a block whose sum is below a threshold misses no id.
@@ -105,7 +105,7 @@ def _exp_block(z: Any, top: Any, scale: Any, e: Any) -> Any:
     dot = np.float32(0.0)
     for i in range(z.shape[0]):
         d = (z[i] - top) * scale
-        v = _exp(d)
+        v: Any = _exp(d)
         e[i] = v
         mass += v
         dot += v * (d if d > lowest else lowest)  # 0 * -87 for a -inf logit, not 0 * -inf
@@ -153,7 +153,7 @@ def _total(group_G: Any) -> Any:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _remove(e_V: Any, block_B: Any, group_G: Any, i: int) -> None:
+def _remove(e_V: Any, block_B: Any, group_G: Any, i: Any) -> None:
     """Take id i out of the row; the sums are formed anew, never by subtraction."""
     e_V[i] = np.float32(0.0)
     b = i // BLOCK
@@ -163,9 +163,7 @@ def _remove(e_V: Any, block_B: Any, group_G: Any, i: int) -> None:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _remove_from(
-    e_V: Any, block_B: Any, group_G: Any, threshold: float, out_K: Any, n: int
-) -> int:
+def _remove_from(e_V: Any, block_B: Any, group_G: Any, threshold: float, out_K: Any, n: int) -> int:
     """Take every id with e >= threshold out of the row and append it to out_K[:n].
 
     Returns the new n.
@@ -199,7 +197,7 @@ def _locate(
     Args:
         e_V, block_B, group_G: The row and its sums.
         threshold_N: Ascending thresholds.
-        once: Select an id at most once: where rounding would select it twice, the next one is taken.
+        once: Select an id at most once; where rounding would select it twice, take the next one.
         id_K: Receives the selected ids, ascending.
         cnt_K: Receives how often each was selected.
 
@@ -311,10 +309,24 @@ def _by_logit(z_V: Any, id_K: Any, n: int) -> None:
     for a in range(1, n):
         i = id_K[a]
         m = a
-        while m > 0 and (z_V[id_K[m - 1]] < z_V[i] or (z_V[id_K[m - 1]] == z_V[i] and id_K[m - 1] > i)):
+        while m > 0 and (
+            z_V[id_K[m - 1]] < z_V[i] or (z_V[id_K[m - 1]] == z_V[i] and id_K[m - 1] > i)
+        ):
             id_K[m] = id_K[m - 1]
             m -= 1
         id_K[m] = i
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _by_count(id_K: Any, cnt_K: Any, n: int) -> None:
+    """Sort id_K[:n], ascending so far, by descending count; stable."""
+    for a in range(1, n):
+        i, c = id_K[a], cnt_K[a]
+        m = a
+        while m > 0 and cnt_K[m - 1] < c:
+            id_K[m], cnt_K[m] = id_K[m - 1], cnt_K[m - 1]
+            m -= 1
+        id_K[m], cnt_K[m] = i, c
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -354,7 +366,8 @@ def counts_rows(
             draws independently.
         draws: N.
         nu_R: Receives the number of distinct ids.
-        ids_RK, cnt_RK: Receive them, ascending, and their counts, which sum to N.
+        ids_RK, cnt_RK: Receive them and their counts, which sum to N, by descending count and
+            then ascending id.
     """
     e_V, block_B, group_G = _scratch(V)
     threshold_N = np.empty(draws, np.float64)
@@ -372,7 +385,9 @@ def counts_rows(
                 threshold_N[k] = (k + u_RU[r, 0]) * Z / draws
         else:
             threshold_N[:] = u_RU[r] * Z
-        nu_R[r] = _locate(e_V, block_B, group_G, threshold_N, False, ids_RK[r], cnt_RK[r])
+        n = _locate(e_V, block_B, group_G, threshold_N, False, ids_RK[r], cnt_RK[r])
+        _by_count(ids_RK[r], cnt_RK[r], n)
+        nu_R[r] = n
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -422,7 +437,7 @@ def head_tail_rows(
         for k in range(n):
             threshold_K[k] = (k + u_RU[r, 0]) * mass / n
         n = _locate(e_V, block_B, group_G, threshold_K[:n], True, ids_RK[r, h:], once_K)
-        nu_R[r], nh_R[r], rest_R[r] = h + n, h, mass / Z
+        nu_R[r], nh_R[r], rest_R[r] = h + n, h, min(1.0, mass / Z)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

@@ -28,9 +28,7 @@ _UNIT = 2.0**-53
 
 
 @njit(cache=True, nogil=True)
-def philox4x32(
-    c0: int, c1: int, c2: int, c3: int, k0: int, k1: int
-) -> tuple[int, int, int, int]:  # pragma: no cover
+def philox4x32(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> Any:
     """Four random words from counter (c0, c1, c2, c3) and key (k0, k1), all 32 bits wide."""
     word = np.uint64(_WORD)
     a, b, c, d = np.uint64(c0), np.uint64(c1), np.uint64(c2), np.uint64(c3)
@@ -46,7 +44,7 @@ def philox4x32(
 
 
 @njit(cache=True, nogil=True)
-def _fill(seed: Any, seq_id_R: Any, position_R: Any, out_RU: Any) -> None:  # pragma: no cover
+def _fill(seed: Any, seq_id_R: Any, position_R: Any, out_RU: Any) -> None:
     word, shift = np.uint64(_WORD), np.uint64(32)
     low, high = np.uint64(5), np.uint64(6)
     k0, k1 = seed & word, seed >> shift

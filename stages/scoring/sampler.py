@@ -10,7 +10,8 @@ uniforms, E entries over all rows, H head entries over all rows, K room for the 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,11 +69,13 @@ class Records:
 
 def concat(blocks: Sequence[Records]) -> Records:
     """The positions of all blocks, one block after the other; at least one block."""
-    fields = Records.__dataclass_fields__
-    parts = {name: [getattr(block, name) for block in blocks] for name in fields}
-    return Records(
-        **{name: None if v[0] is None else np.concatenate(v) for name, v in parts.items()}
-    )
+    if len(blocks) == 1:
+        return blocks[0]
+    names = [name for name, value in vars(blocks[0]).items() if value is not None]
+    parts: dict[str, Any] = {
+        name: np.concatenate([getattr(block, name) for block in blocks]) for name in names
+    }
+    return Records(**parts)
 
 
 def uniforms_needed(record: Record) -> int:
@@ -113,8 +116,8 @@ def sample(
     cand_RC = cand_RC.astype(np.int64)
 
     def run(rows: slice) -> tuple[Records, Array]:
-        arrays = (z_RW[rows], vocab_size, scale, tok_R[rows])
-        return build(arrays, cand_RC[rows], u_RU[rows], record)
+        logits = _Logits(z_RW[rows], vocab_size, scale, tok_R[rows])
+        return build(logits, cand_RC[rows], u_RU[rows], record)
 
     slices = list(_slices(len(z_RW), threads))
     if len(slices) == 1:
@@ -140,35 +143,46 @@ def check(status_R: Array) -> None:
 def _slices(rows: int, threads: int) -> Iterator[slice]:
     count = max(1, min(threads, rows))
     edges = np.linspace(0, rows, count + 1).astype(int)
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in pairwise(edges):
         yield slice(int(low), int(high))
+
+
+class _Logits(NamedTuple):
+    """What every kernel takes first."""
+
+    z_RW: Array
+    vocab_size: int
+    scale: np.float32
+    tok_R: Array
 
 
 def _outputs(rows: int) -> tuple[Array, Array, Array]:
     return np.empty(rows, np.float32), np.empty(rows, np.float32), np.zeros(rows, np.uint8)
 
 
-def _sampled(arrays: Any, cand_RC: Array, u_RU: Array, record: Record) -> tuple[Records, Array]:
+def _sampled(logits: _Logits, cand_RC: Array, u_RU: Array, record: Record) -> tuple[Records, Array]:
     lp_R, ent_R, status_R = _outputs(len(u_RU))
-    kernels.sampled_rows(*arrays, lp_R, ent_R, status_R)
+    kernels.sampled_rows(*logits, lp_R, ent_R, status_R)
     return Records(lp_R, ent_R), status_R
 
 
-def _counts(arrays: Any, cand_RC: Array, u_RU: Array, record: Record) -> tuple[Records, Array]:
+def _counts(logits: _Logits, cand_RC: Array, u_RU: Array, record: Record) -> tuple[Records, Array]:
     rows = len(u_RU)
     lp_R, ent_R, status_R = _outputs(rows)
     nu_R = np.zeros(rows, np.uint8)
     ids_RK = np.empty((rows, record.draws), np.uint32)
     cnt_RK = np.empty((rows, record.draws), np.uint8)
     kernels.counts_rows(
-        *arrays, np.sort(u_RU, axis=1), record.draws, lp_R, ent_R, status_R, nu_R, ids_RK, cnt_RK
+        *logits, np.sort(u_RU, axis=1), record.draws, lp_R, ent_R, status_R, nu_R, ids_RK, cnt_RK
     )
     used_RK = np.arange(record.draws) < nu_R[:, None]
     records = Records(lp_R, ent_R, nu_R=nu_R, ids_E=ids_RK[used_RK], cnt_E=cnt_RK[used_RK])
     return records, status_R
 
 
-def _head_tail(arrays: Any, cand_RC: Array, u_RU: Array, record: Record) -> tuple[Records, Array]:
+def _head_tail(
+    logits: _Logits, cand_RC: Array, u_RU: Array, record: Record
+) -> tuple[Records, Array]:
     rows = len(u_RU)
     lp_R, ent_R, status_R = _outputs(rows)
     nu_R, nh_R = np.zeros(rows, np.uint8), np.zeros(rows, np.uint8)
@@ -176,7 +190,7 @@ def _head_tail(arrays: Any, cand_RC: Array, u_RU: Array, record: Record) -> tupl
     ids_RK = np.empty((rows, kernels.ROOM), np.uint32)
     hlp_RK = np.empty((rows, kernels.ROOM), np.float32)
     kernels.head_tail_rows(
-        *arrays, cand_RC, record.tau, u_RU,
+        *logits, cand_RC, record.tau, u_RU,
         lp_R, ent_R, status_R, nu_R, nh_R, rest_R, ids_RK, hlp_RK,
     )  # fmt: skip
     slots_K = np.arange(kernels.ROOM)

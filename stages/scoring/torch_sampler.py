@@ -93,12 +93,11 @@ def _counts(
     ids_RN = _locate(e_RBS, threshold_RN)
     new_RN = torch.ones_like(ids_RN, dtype=torch.bool)
     new_RN[:, 1:] = ids_RN[:, 1:] != ids_RN[:, :-1]
-    cnt_E = torch.bincount(new_RN.flatten().long().cumsum(0) - 1)
-    return (
-        _numpy(new_RN.sum(1), np.uint8),
-        _numpy(ids_RN[new_RN], np.uint32),
-        _numpy(cnt_E, np.uint8),
-    )
+    cnt_E = _numpy(torch.bincount(new_RN.flatten().long().cumsum(0) - 1), np.int64)
+    ids_E = _numpy(ids_RN[new_RN], np.int64)
+    nu_R = _numpy(new_RN.sum(1), np.int64)
+    order = np.lexsort((ids_E, -cnt_E, np.repeat(np.arange(len(nu_R)), nu_R)))
+    return nu_R.astype(np.uint8), ids_E[order].astype(np.uint32), cnt_E[order].astype(np.uint8)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -133,7 +132,7 @@ def _head_tail(
     return (
         (nh + n).astype(np.uint8),
         nh.astype(np.uint8),
-        _numpy(mass_R / Z_R, np.float32),
+        _numpy((mass_R / Z_R).clamp(max=1.0), np.float32),
         np.concatenate([ids, tail_RN], 1)[used].astype(np.uint32),
         hlp[in_head],
     )

@@ -1,5 +1,7 @@
 """Models from scratch: Qwen3 blocks in the shape the configuration asks for."""
 
+from typing import Any
+
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
@@ -24,6 +26,9 @@ def new_model(
             f"{kv_heads}: hidden_size / heads must be an even whole number (rotary embeddings turn "
             "pairs), and kv_heads must divide heads"
         )
+    special: dict[str, Any] = {
+        name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")
+    }
     config = Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=shape.hidden_size,
@@ -34,9 +39,7 @@ def new_model(
         head_dim=shape.hidden_size // shape.heads,
         max_position_embeddings=shape.max_positions,
         tie_word_embeddings=shape.tie_embeddings,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        **special,
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)

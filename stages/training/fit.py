@@ -18,7 +18,7 @@ from stages.training.loop import Outcome, Task, train
 from stages.training.metrics import Line
 from stages.training.output import model_manifest, write_model
 from storage.manifest import Manifest
-from storage.stream import Stream
+from storage.stream import Keep, Stream
 
 log = logging.getLogger(__name__)
 
@@ -41,12 +41,12 @@ class Ingredients:
     """Directory whose tokenizer files the model is saved with."""
     dtype: torch.dtype
     """Of the saved weights; bfloat16 also trains under autocast."""
-    limits: Drift = field(default_factory=Drift)
+    limits: Drift | None = None
     meta: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Goes into the manifest beside what training itself has to say."""
 
 
-def data_stream(job: Job[Any], directory: Path, keep: str | None = None) -> Stream:
+def data_stream(job: Job[Any], directory: Path, keep: Keep | None = None) -> Stream:
     """The training split of the set in `directory`, in the order `job.seed` gives."""
     config: Training = job.config
     return Stream(

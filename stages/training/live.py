@@ -7,6 +7,7 @@ only the contexts are fresh. What it costs is the teacher, resident and run at e
 """
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from stages.config import Record, Sampling
-from stages.scoring.score import score_rows
+from stages.scoring.score import score_rows, scoring_head
 from stages.training.sampler import sample
 from storage.codec import Batch, to_batch
 from storage.errors import ConfigError
@@ -40,6 +41,7 @@ class LiveSource:
 
     Raises:
         ConfigError: the stored set was sampled without full support, which is not reproduced here.
+        EngineError: the teacher's head is of an unknown kind.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class LiveSource:
     ) -> None:
         self._prompts = prompts
         self._student, self._teacher = student, teacher
+        self._head = scoring_head(teacher)
         self._sampling = Sampling.model_validate(meta["sampling"])
         self._record = Record.model_validate(meta["record"])
         self._meta = SetMeta(
@@ -103,7 +106,7 @@ class LiveSource:
         with torch.autocast(kind, torch.bfloat16, self._dtype == torch.bfloat16):
             made = sample(
                 self._student,
-                [stored.prompt[a:b] for a, b in zip(off[:-1], off[1:], strict=True)],
+                [stored.prompt[a:b] for a, b in pairwise(off)],
                 seq_id=seq_id,
                 seed=self._seed,
                 temperature=self._sampling.temperature,
@@ -127,4 +130,14 @@ class LiveSource:
         return Rows.from_columns(columns, {"prompt": off, "position": made.off_N})
 
     def _score(self, rows: Rows) -> Rows:
-        raise NotImplementedError
+        """The teacher's record of every position, drawn as the teacher-logits stage draws it."""
+        return score_rows(
+            self._teacher,
+            self._head,
+            rows,
+            self._record,
+            self._seed,
+            vocab_size=self._meta.vocab_size,
+            tokens_per_batch=self._tokens_per_batch,
+            rows_per_chunk=self._rows_per_chunk,
+        )

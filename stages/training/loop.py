@@ -22,7 +22,7 @@ from stages.objectives.records import ObjectiveFunction
 from stages.training import checkpoint
 from stages.training.data import Source, microbatches
 from stages.training.drift import Verdict, verdict
-from stages.training.metrics import Line, Metrics
+from stages.training.metrics import Line, Metrics, describe
 from stages.training.optim import adamw, clip_gradients, rate_at, set_rate
 from stages.training.window import Window
 from storage.batch import Batch
@@ -47,7 +47,8 @@ class Task:
     objective: ObjectiveFunction
     config: Training
     steps: int
-    limits: Drift
+    limits: Drift | None
+    """On the drift from the policy that wrote the data; None where that policy does not matter."""
     device: torch.device
     dtype: torch.dtype
     """float32, or bfloat16 for autocast."""
@@ -125,7 +126,8 @@ def _forward_backward(task: Task, batch: Batch, window: Window) -> Tensor:
             )
         loss.backward()
         total += loss.detach()
-        window.add(stats, records.ref_lp_T, len(part.prompt) + len(part.tok))
+        ref_lp_T = None if task.limits is None else records.ref_lp_T
+        window.add(stats, ref_lp_T, len(part.prompt) + len(part.tok))
     return total
 
 
@@ -168,10 +170,9 @@ def _some(items: list[int]) -> str:
 
 def _report(task: Task, line: Line) -> Verdict:
     """Write the log line, and hold the drift against its limits."""
-    shown = [f"{name} {value:.4g}" for name, value in line.items() if name != "step"]
-    log.info("%s: step %s/%d, %s", task.name, line["step"], task.steps, ", ".join(shown))
+    log.info("%s: %s", task.name, describe(line, task.steps))
     chi2 = line.get("drift_chi2")
-    if not isinstance(chi2, float):
+    if task.limits is None or not isinstance(chi2, float):
         return "ok"
     state = verdict(chi2, task.limits)
     if state != "ok":
@@ -196,9 +197,7 @@ def _save(
     checkpoint.save(work, task.identity, state | own)
 
 
-def _resume(
-    task: Task, work: Path, optimiser: torch.optim.Optimizer, window: Window
-) -> int:
+def _resume(task: Task, work: Path, optimiser: torch.optim.Optimizer, window: Window) -> int:
     """Put everything back as it was at the checkpoint; returns the steps already made."""
     state = checkpoint.load(work, task.identity)
     if state is None:

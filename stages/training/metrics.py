@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -47,6 +48,19 @@ def read(path: Path) -> list[Line]:
         return []
     whole = path.read_text().split("\n")[:-1]
     return [json.loads(text) for text in whole]
+
+
+def describe(line: Mapping[str, float | int | str | None], steps: int) -> str:
+    """A log line for people: `step 10/40, loss 1.234, ..., 61,000 tok/s, 1 % waiting`."""
+    shown = [f"step {line['step']}/{steps}"]
+    for name, value in line.items():
+        if name == "tokens_per_second":
+            shown.append(f"{value:,.0f} tok/s")
+        elif name == "waiting":
+            shown.append(f"{value:.0%} waiting")
+        elif name != "step":
+            shown.append(f"{name.replace('_', ' ')} {value:.4g}")
+    return ", ".join(shown)
 
 
 def _encode(line: Line) -> str:

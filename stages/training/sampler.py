@@ -81,9 +81,7 @@ def sample(
         logp_NV = (out.logits[:, -1, :vocab_size].float() / temperature).log_softmax(dim=-1)
         u_N1 = uniforms(seed ^ _STREAM, seq_id, np.full(len(prompts), step), 1)
         ids_NL = _invert(logp_NV, torch.from_numpy(u_N1).to(device))
-        steps.append(
-            (ids_NL, logp_NV.gather(1, ids_NL), logp_NV.topk(candidates).indices, open_N)
-        )
+        steps.append((ids_NL, logp_NV.gather(1, ids_NL), logp_NV.topk(candidates).indices, open_N))
         open_N = open_N & ~torch.isin(ids_NL[:, 0], ends)
         if not bool(open_N.any()):
             break

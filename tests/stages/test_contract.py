@@ -10,18 +10,24 @@ from stages.objectives.contract import NO_TEACHER, TABLE, guarantee
 from storage.errors import ConfigError
 
 
+def wanted(**fields: object) -> Objective:
+    return Objective.model_validate(fields)
+
+
 def meta(kind: str | None = "head_tail", recorded_at: float = 1.0, **sampling: float) -> dict:
     """Manifest meta of a set of rollouts, scored unless `kind` is None."""
-    drawn = Sampling(**sampling)
+    drawn = Sampling.model_validate(sampling)
     out: dict[str, object] = {"sampling": drawn.model_dump(), "full_support": drawn.full_support}
     if kind is not None:
-        out["record"] = Record(kind=kind, temperature=recorded_at).model_dump()
+        out["record"] = Record.model_validate(
+            {"kind": kind, "temperature": recorded_at}
+        ).model_dump()
     return out
 
 
 def corpus(kind: str) -> dict:
     """Manifest meta of a scored text corpus: nobody drew its tokens."""
-    return {"record": Record(kind=kind).model_dump()}
+    return {"record": Record.model_validate({"kind": kind}).model_dump()}
 
 
 @pytest.mark.parametrize(
@@ -41,7 +47,7 @@ def corpus(kind: str) -> dict:
     ],
 )
 def test_level(objective: dict, kind: str | None, level: str) -> None:
-    found = guarantee(Objective(**objective), meta(kind))
+    found = guarantee(wanted(**objective), meta(kind))
     assert found.level == level
     assert found.to_json() == {"level": level, "reason": found.reason}
 
@@ -61,7 +67,7 @@ def test_refusal_says_which_records_would_serve(
     objective: dict, kind: str | None, remedy: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        guarantee(Objective(**objective), meta(kind))
+        guarantee(wanted(**objective), meta(kind))
     assert remedy in str(caught.value)
     assert f"`{kind or NO_TEACHER}` records" in str(caught.value)
 
@@ -70,56 +76,56 @@ def test_refusal_says_which_records_would_serve(
 def test_temperatures_must_agree(name: str) -> None:
     cold = meta("head_tail", recorded_at=0.7)
     with pytest.raises(ConfigError, match=r"temperature 0\.7.*asks for 1\.0.*score again"):
-        guarantee(Objective(name=name), cold)
-    assert guarantee(Objective(name=name, temperature=0.7), cold).level in ("unbiased", "exact")
+        guarantee(wanted(name=name), cold)
+    assert guarantee(wanted(name=name, temperature=0.7), cold).level in ("unbiased", "exact")
 
 
 def test_cross_entropy_needs_no_matching_temperature() -> None:
-    assert guarantee(Objective(name="cross_entropy"), meta(recorded_at=0.7)).level == "exact"
+    assert guarantee(wanted(name="cross_entropy"), meta(recorded_at=0.7)).level == "exact"
 
 
 @pytest.mark.parametrize("sampling", [{"top_p": 0.9}, {"top_k": 20}, {"temperature": 0.0}])
 @pytest.mark.parametrize("form", ["corrected", "residual_only"])
 def test_truncated_sampling_makes_the_correction_biased(form: str, sampling: dict) -> None:
-    found = guarantee(Objective(form=form), meta(**sampling))
+    found = guarantee(wanted(form=form), meta(**sampling))
     assert found.level == "biased"
     assert "full support" in found.reason
 
 
 def test_truncated_sampling_does_not_touch_what_ignores_the_realised_token() -> None:
     truncated = meta(top_p=0.9)
-    assert guarantee(Objective(form="bucketed"), truncated).level == "lower_bound"
-    assert guarantee(Objective(name="forward_kl"), truncated).level == "unbiased"
+    assert guarantee(wanted(form="bucketed"), truncated).level == "lower_bound"
+    assert guarantee(wanted(name="forward_kl"), truncated).level == "unbiased"
 
 
 def test_sampling_temperature_alone_keeps_it_unbiased() -> None:
-    assert guarantee(Objective(), meta(temperature=1.3)).level == "unbiased"
+    assert guarantee(wanted(), meta(temperature=1.3)).level == "unbiased"
 
 
 def test_capped_weights_are_biased() -> None:
-    found = guarantee(Objective(max_weight=2.0), meta())
+    found = guarantee(wanted(max_weight=2.0), meta())
     assert found.level == "biased"
     assert "2.0" in found.reason
 
 
 def test_a_corpus_has_no_behaviour_to_correct_by() -> None:
     with pytest.raises(ConfigError, match=r'not drawn by a model.*form = "bucketed"'):
-        guarantee(Objective(), corpus("head_tail"))
-    assert guarantee(Objective(form="bucketed"), corpus("head_tail")).level == "lower_bound"
-    assert guarantee(Objective(name="forward_kl"), corpus("counts")).level == "unbiased"
+        guarantee(wanted(), corpus("head_tail"))
+    assert guarantee(wanted(form="bucketed"), corpus("head_tail")).level == "lower_bound"
+    assert guarantee(wanted(name="forward_kl"), corpus("counts")).level == "unbiased"
 
 
 def test_refusal_names_only_objectives_that_would_be_accepted() -> None:
     with pytest.raises(ConfigError, match=r"objective on these \(cross_entropy, lightning\)"):
-        guarantee(Objective(name="forward_kl"), corpus("sampled"))
+        guarantee(wanted(name="forward_kl"), corpus("sampled"))
     with pytest.raises(ConfigError, match=r"lightning, reverse_kl/corrected, reverse_kl/resid"):
-        guarantee(Objective(name="forward_kl"), meta("sampled"))
+        guarantee(wanted(name="forward_kl"), meta("sampled"))
 
 
 def test_unknown_support_counts_as_truncated() -> None:
     unknown = meta()
     del unknown["full_support"]
-    assert guarantee(Objective(), unknown).level == "biased"
+    assert guarantee(wanted(), unknown).level == "biased"
 
 
 def test_table_knows_every_record_kind_and_every_objective() -> None:

@@ -16,7 +16,7 @@ from stages.objectives.build import build_objective
 from stages.objectives.lightning import Lightning
 from stages.objectives.likelihood import CrossEntropy, ForwardKL
 from stages.objectives.records import ObjectiveFunction, TorchRecords
-from stages.objectives.reverse_kl import ReverseKL
+from stages.objectives.reverse_kl import Form, ReverseKL
 from tests.stages.toy_records import (
     Draw,
     V,
@@ -90,7 +90,7 @@ def forward_kl(logits_V: np.ndarray, p_V: np.ndarray) -> tuple[float, Tensor]:
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("form", ["corrected", "residual_only"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_reverse_kl_is_unbiased(kind: str, form: str, temperature: float) -> None:
+def test_reverse_kl_is_unbiased(kind: str, form: Form, temperature: float) -> None:
     value, grad_V = expected(ReverseKL(temperature, form), KINDS[kind])
     true_value, true_V = reverse_kl(Z_Q, P, temperature)
     assert value == pytest.approx(true_value, abs=1e-10)
@@ -107,8 +107,9 @@ def test_forward_kl_is_unbiased(kind: str) -> None:
 
 def test_the_correction_lowers_the_variance_of_the_residual_alone() -> None:
     records, chance_T = enumerate_positions(P, B, KINDS["head only"])
-    variance = {}
-    for form in ("corrected", "residual_only"):
+    variance: dict[Form, float] = {}
+    forms: tuple[Form, ...] = ("corrected", "residual_only")
+    for form in forms:
         one = torch.zeros_like(chance_T)
         grads = []
         for t in range(len(chance_T)):
@@ -282,7 +283,7 @@ def narrow(records: TorchRecords) -> TorchRecords:
 @pytest.mark.parametrize("sharpness", [1.0, 12.0, 40.0])
 @pytest.mark.parametrize("form", ["corrected", "bucketed", "residual_only"])
 def test_float32_agrees_with_float64_when_the_head_holds_nearly_everything(
-    form: str, sharpness: float
+    form: Form, sharpness: float
 ) -> None:
     p_V, b_V = softmax(sharpness * Z_P), softmax(sharpness * Z_B)
     logits_V = torch.from_numpy(sharpness * (Z_P + 0.1 * Z_Q))
@@ -304,7 +305,8 @@ def test_exact_ids_over_the_whole_vocabulary_leave_no_tail_term() -> None:
     records = narrow(replace(records, rest_T=torch.zeros_like(records.rest_T)))
     logits_V = torch.from_numpy(Z_Q).float()
     true_value, true_V = reverse_kl(Z_Q, P, 1.0)
-    for form in ("corrected", "bucketed"):
+    forms: tuple[Form, ...] = ("corrected", "bucketed")
+    for form in forms:
         value, grad_V = evaluate(ReverseKL(form=form), records, chance_T.float(), logits_V)
         assert value == pytest.approx(true_value, abs=1e-6)
         torch.testing.assert_close(grad_V, true_V.float(), atol=1e-6, rtol=0)

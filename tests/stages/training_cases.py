@@ -13,6 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config, 
 from stages.config import Record, Sampling
 from stages.identity import ModelIdentity, model_identity, tokenizer_hash
 from stages.job import Input, Job
+from stages.models import load_model
+from stages.scoring.score import score_rows, scoring_head
 from stages.training.output import copy_tokenizer
 from stages.training.sampler import sample
 from storage.manifest import Manifest, SetMeta, build_manifest, commit_parts, write_manifest
@@ -22,6 +24,9 @@ from storage.store import Store
 
 LETTERS = "abcdefghij"
 MAX_TOKENS = 6
+PAD, END = 0, 1
+VOCABULARY = 2 + len(LETTERS)
+A_KEY, B_KEY = "aa" * 32, "bb" * 32
 
 
 def tokenizer(letters: str = LETTERS) -> PreTrainedTokenizerFast:
@@ -34,7 +39,7 @@ def tokenizer(letters: str = LETTERS) -> PreTrainedTokenizerFast:
 
 
 def write_model(directory: Path, seed: int, letters: str = LETTERS, hidden: int = 16) -> Path:
-    """A random one-layer Qwen3 with sharpened logits, and its tokenizer, as a user would have it."""
+    """A random one-layer Qwen3 with sharpened logits and its tokenizer, as a user has them."""
     words = tokenizer(letters)
     torch.manual_seed(seed)
     config = Qwen3Config(
@@ -48,8 +53,8 @@ def write_model(directory: Path, seed: int, letters: str = LETTERS, hidden: int 
         max_position_embeddings=64,
         tie_word_embeddings=False,
         bos_token_id=None,
-        eos_token_id=words.eos_token_id,
-        pad_token_id=words.pad_token_id,
+        eos_token_id=END,
+        pad_token_id=PAD,
     )
     model = Qwen3ForCausalLM(config)
     with torch.no_grad():
@@ -121,7 +126,7 @@ def commit(
         stage=stage,
         key=key,
         kind=kind,
-        vocab_size=2 + len(LETTERS),
+        vocab_size=VOCABULARY,
         candidates=candidates,
         record=meta.get("record"),
         tokenizer=known,
@@ -146,11 +151,11 @@ def commit(
 
 
 def make_job(
-    store: Path, stage: str, config: Any, inputs: Mapping[str, Input], *, key: str = "", seed: int = 0
+    store: Path, stage: str, config: Any, inputs: Mapping[str, Input], *, key: str = ""
 ) -> Job[Any]:
     """A job as the plan would make it."""
     key = (key or stage).encode().hex().ljust(64, "0")
-    return Job(stage, stage, key, {"version": 1}, config, seed, inputs, Store(store))
+    return Job(stage, stage, key, {"version": 1}, config, 0, inputs, Store(store))
 
 
 def weights(directory: Path) -> dict[str, torch.Tensor]:
@@ -162,13 +167,45 @@ def weights(directory: Path) -> dict[str, torch.Tensor]:
 
 @dataclass(frozen=True)
 class World:
-    """A teacher, a student that is pi_ref, its rollouts and the teacher's records of them."""
+    """A teacher, pi_ref that descends from it, rollouts of pi_ref and the teacher's records."""
 
-    root: Path
     teacher: Path
     reference: Path
-    sequences: Path
-    records: Path
+    sequences: Input
+    """What the teacher answered."""
+    records: Input
+    """Rollouts of pi_ref, scored by the teacher."""
+    root: Path
+
+    @property
+    def init(self) -> Input:
+        return Input(str(self.reference))
+
+
+def make_world(root: Path, record: Record | None = None, count: int = 64) -> World:
+    """Everything a student needs, made by the real stages' own functions."""
+    teacher, reference = write_model(root / "teacher", 1), write_model(root / "reference", 2)
+    commit_model(reference, identity(teacher))
+    teacher_model = load_model(teacher, "float32", "cpu")
+    shared: dict[str, Any] = {"teacher": identity(teacher), "words": teacher}
+    answers = rollouts(teacher_model, count, seed=1)
+    commit(root / "answers", answers, key=A_KEY, generator=identity(teacher), **shared)
+    record = record or Record(tau=0.1, candidates=2)
+    visited = rollouts(load_model(reference, "float32", "cpu"), count, seed=2, candidates=2)
+    scored = score_rows(
+        teacher_model, scoring_head(teacher_model), visited, record, 0, vocab_size=VOCABULARY
+    )
+    commit(
+        root / "records",
+        scored,
+        key=B_KEY,
+        record=record,
+        candidates=record.candidates,
+        generator=identity(reference),
+        **shared,
+    )
+    sets = Input(str(root / "answers"), A_KEY), Input(str(root / "records"), B_KEY)
+    return World(teacher, reference, *sets, root)
 
 
 def commit_model(directory: Path, teacher: ModelIdentity) -> None:

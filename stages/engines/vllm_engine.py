@@ -1,0 +1,190 @@
+"""vLLM, driven through its `LLMEngine` loop so that requests and completions stream.
+
+Three settings decide what the numbers mean:
+
+* `logprobs_mode="processed_logprobs"`: the stored log-probability is that of the distribution the
+  token was drawn from, after temperature, top-p and top-k. vLLM's default (`raw_logprobs`) is the
+  model's own at temperature 1; both agree at temperature 1 with full support.
+* a seed per request, so that a response does not depend on the batch it is decoded in;
+* `generation_config="vllm"`: sampling defaults shipped with a model are not applied, end tokens are
+  passed explicitly.
+
+On a CPU chunked prefill is off: vLLM 0.32 rewinds the generator of a sequence whose prompt is split
+over steps, which CPU generators cannot do.
+"""
+
+import gc
+import logging
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stages.config import GenerateRun, Sampling
+from stages.engines.base import (
+    Completion,
+    ModelFacts,
+    Request,
+    check_candidates,
+    model_facts,
+    token_limit,
+)
+from storage.errors import AfterglowError, EngineError
+
+log = logging.getLogger(__name__)
+
+_MAX_CANDIDATES = 64
+_PREFILL_TOKENS = 8192
+"""Prompt tokens in one step on a CPU; more where the context is longer."""
+
+
+class VllmGenerator:
+    """A `Generator` on top of a started `vllm.LLM`."""
+
+    def __init__(self, llm: Any, facts: ModelFacts, context: int, max_sequences: int) -> None:
+        self.facts = facts
+        self._engine = llm.llm_engine
+        self._context = context
+        # Twice what is decoded at once: the scheduler always has a successor at hand.
+        self._in_flight = 2 * max_sequences
+        self._serial = 0
+
+    def generate(
+        self, requests: Iterable[Request], sampling: Sampling, candidates: int = 0
+    ) -> Iterator[Completion]:
+        """As `Generator.generate`."""
+        check_candidates(candidates, self.facts)
+        source = iter(requests)
+        running: dict[str, Request] = {}
+        try:
+            while True:
+                while len(running) < self._in_flight and (request := next(source, None)):
+                    running[self._add(request, sampling, candidates)] = request
+                if not running:
+                    return
+                with _engine_errors("vLLM failed while decoding"):
+                    outputs = self._engine.step()
+                for output in outputs:
+                    if output.finished:
+                        request = running.pop(output.request_id)
+                        yield _completion(request, output.outputs[0], candidates)
+        finally:
+            if running:
+                self._engine.abort_request(list(running))
+
+    def _add(self, request: Request, sampling: Sampling, candidates: int) -> str:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        name = str(self._serial)
+        self._serial += 1
+        params = SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            max_tokens=token_limit(request, sampling, self._context),
+            seed=request.seed,
+            logprobs=candidates,
+            flat_logprobs=True,
+            stop_token_ids=list(self.facts.stop_ids),
+            ignore_eos=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            skip_clone=True,
+        )
+        prompt = {"prompt_token_ids": request.prompt_ids.tolist()}
+        with _engine_errors(f"vLLM refuses sequence {request.seq_id}"):
+            self._engine.add_request(name, prompt, params)
+        return name
+
+
+def _completion(request: Request, output: Any, candidates: int) -> Completion:
+    """Flat log-probs hold, for each position, the token drawn and then the k likeliest."""
+    tok = np.array(output.token_ids, np.uint32)
+    shape = (len(tok), candidates + 1)
+    ids = np.array(output.logprobs.token_ids, np.uint32).reshape(shape)
+    logprob = np.array(output.logprobs.logprobs, np.float32).reshape(shape)
+    return Completion(
+        seq_id=request.seq_id,
+        tok=tok,
+        logprob=logprob[:, 0],
+        cand=ids[:, 1:].reshape(-1),
+        finish="stop" if output.finish_reason == "stop" else "length",
+    )
+
+
+@contextmanager
+def open_vllm(
+    directory: Path, *, dtype: str, run: GenerateRun, max_model_len: int, seed: int
+) -> Iterator[VllmGenerator]:
+    """As `open_generator`, on vLLM."""
+    facts = model_facts(directory)
+    llm = _start(directory, dtype, run, max_model_len, seed)
+    try:
+        yield VllmGenerator(llm, facts, max_model_len, run.max_sequences)
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+        del llm
+        gc.collect()
+
+
+def _start(directory: Path, dtype: str, run: GenerateRun, max_model_len: int, seed: int) -> Any:
+    import torch
+
+    set_num_threads = torch.set_num_threads
+    with warnings.catch_warnings(), _engine_errors(f"{directory}: vLLM does not start"):
+        warnings.simplefilter("ignore", FutureWarning)
+        from vllm import LLM
+        from vllm.platforms import current_platform
+
+        on_cpu = current_platform.is_cpu()
+        try:
+            return LLM(
+                str(directory),
+                dtype=dtype,  # type: ignore[reportArgumentType]
+                max_model_len=max_model_len,
+                max_num_seqs=run.max_sequences,
+                max_logprobs=_MAX_CANDIDATES,
+                logprobs_mode="processed_logprobs",
+                generation_config="vllm",
+                skip_tokenizer_init=True,
+                disable_log_stats=True,
+                use_tqdm_on_load=False,
+                seed=seed,
+                **(_cpu_options(run, max_model_len) if on_cpu else _gpu_options(run)),
+            )
+        finally:
+            torch.set_num_threads = set_num_threads  # the CPU worker makes it do nothing
+
+
+def _cpu_options(run: GenerateRun, max_model_len: int) -> dict[str, Any]:
+    return {
+        "enforce_eager": True,
+        "kv_cache_memory_bytes": run.kv_cache_mib << 20,
+        "enable_chunked_prefill": False,
+        "enable_prefix_caching": False,
+        "max_num_batched_tokens": max(max_model_len, run.max_sequences, _PREFILL_TOKENS),
+    }
+
+
+def _gpu_options(run: GenerateRun) -> dict[str, Any]:
+    return {
+        "gpu_memory_utilization": run.memory_fraction,
+        "tensor_parallel_size": run.tensor_parallel,
+    }
+
+
+@contextmanager
+def _engine_errors(what: str) -> Iterator[None]:
+    try:
+        yield
+    except AfterglowError:
+        raise
+    except Exception as error:
+        raise EngineError(
+            f'{what}: {error}. The engine options are in the `run` table; run.engine = "transformers" '
+            "does without vLLM."
+        ) from error

@@ -1,0 +1,184 @@
+"""`evaluate`: how good a model is at the task, and how close to the teacher.
+
+Inputs by role:
+
+    model     the model to judge
+    records   a `teacher-logits` set; its held-out split gives KL and calibration; may be absent
+
+Output:
+
+    answers.jsonl.zst   every generated answer with its outcome; a second run continues from it
+    metrics.json        `metrics` (flat numbers), and what they rest on
+
+Two kinds of figures, kept side by side on purpose: accuracy under a verifier (what is wanted), and
+divergence from the teacher on held-out rollouts (what is trained). Over-fitting a fixed data set
+shows as the second falling while the first does not rise.
+"""
+
+import json
+import logging
+from pathlib import Path
+
+from stages.config import Evaluate, Sampling, Verifier
+from stages.engines import (
+    Completion,
+    Generator,
+    Request,
+    context_length,
+    model_facts,
+    open_generator,
+    sequence_seed,
+)
+from stages.evaluation.answers import Answer, accuracy, read_answers, write_answers
+from stages.identity import check_tokenizer, local_directory, tokenizer_hash
+from stages.job import Job
+from stages.prompts import Prompt, Prompts, load_prompts
+from stages.report import METRICS
+from stages.tokenizer import load_tokenizer
+from stages.training.inputs import data_tokenizer, manifest_of_model
+from stages.verifiers import open_verifier
+from storage.files import disk_errors
+from storage.manifest import Manifest, build_manifest, read_manifest
+
+log = logging.getLogger(__name__)
+
+ANSWERS = "answers.jsonl.zst"
+
+
+def run(job: Job[Evaluate]) -> Manifest:
+    """Answer the prompts, score the held-out rollouts, write both down.
+
+    Raises:
+        DataError: model, prompts or records cannot be read, or do not fit each other.
+        ConfigError, EngineError: as the engine.
+        RetryError: the disk refused.
+    """
+    model = local_directory(job.inputs["model"])
+    _check_records(job, model)
+    job.directory.mkdir(parents=True, exist_ok=True)
+    path = job.directory / ANSWERS
+    if not path.exists():
+        write_answers(path, _answers(job, model))
+    metrics = {**accuracy(read_answers(path)), **_held_out(job, model)}
+    log.info("%s: %s", job.name, ", ".join(f"{name} {value}" for name, value in metrics.items()))
+    return _manifest(job, model, metrics)
+
+
+def _check_records(job: Job[Evaluate], model: Path) -> None:
+    """Records of another vocabulary would give figures, and none would mean anything."""
+    if "records" in job.inputs:
+        directory = job.inputs["records"].directory
+        expected = data_tokenizer(directory, read_manifest(directory))
+        check_tokenizer(expected, tokenizer_hash(model), str(directory), str(model))
+
+
+def _held_out(job: Job[Evaluate], model: Path) -> dict[str, object]:
+    """Figures of the scoring pass; nothing without records."""
+    if "records" not in job.inputs:
+        return {}
+    # torch is loaded here and not above: the engine's settings must precede it
+    from stages.evaluation.held_out import score_held_out
+    from stages.models import load_model, pick_device
+
+    return score_held_out(
+        load_model(model, job.inputs["model"].dtype, pick_device("auto")),
+        job.inputs["records"].directory,
+        tokens_per_batch=job.config.run.tokens_per_batch,
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# Answers
+
+
+def _answers(job: Job[Evaluate], model: Path) -> list[Answer]:
+    """All answers, sampled ones first, in the order of prompts."""
+    config = job.config
+    prompts = load_prompts(config.prompts, model)
+    facts = model_facts(model)
+    room = context_length(facts, prompts.longest, config.sampling.max_tokens, config.run)
+    judge = _Judge(model, config.verifier)
+    engine = open_generator(
+        model,
+        dtype=job.inputs["model"].dtype,
+        run=config.run,
+        max_model_len=room,
+        seed=job.seed,
+    )
+    with engine as generator:
+        out = _ask(generator, judge, prompts, config.sampling, config.n, job.seed)
+        if config.greedy:
+            greedy = Sampling(temperature=0.0, max_tokens=config.sampling.max_tokens)
+            out += _ask(generator, judge, prompts, greedy, 1, job.seed)
+    return out
+
+
+class _Judge:
+    """From completions to answers with an outcome."""
+
+    def __init__(self, model: Path, verifier: Verifier) -> None:
+        self._tokenizer = load_tokenizer(model)
+        self._verify = open_verifier(verifier)
+
+    def answer(self, prompt: Prompt, sample: int, greedy: bool, completion: Completion) -> Answer:
+        """The decoded response, verified where the prompt has a reference answer."""
+        text = str(self._tokenizer.decode(completion.tok.tolist(), skip_special_tokens=True))
+        return Answer(
+            prompt_id=prompt.prompt_id,
+            sample=sample,
+            greedy=greedy,
+            tokens=len(completion.tok),
+            finish=completion.finish,
+            outcome=self._verify(text, prompt.answer),
+            text=text,
+        )
+
+
+def _ask(
+    generator: Generator, judge: _Judge, prompts: Prompts, sampling: Sampling, n: int, seed: int
+) -> list[Answer]:
+    """n answers to every prompt; answer i of prompt j has sequence id j * n + i."""
+    requests = (
+        Request(seq_id, prompts[seq_id // n].ids, sequence_seed(seed, seq_id))
+        for seq_id in range(len(prompts) * n)
+    )
+    done = {
+        completion.seq_id: judge.answer(
+            prompts[completion.seq_id // n],
+            completion.seq_id % n,
+            sampling.temperature == 0,
+            completion,
+        )
+        for completion in generator.generate(requests, sampling)
+    }
+    return [done[seq_id] for seq_id in sorted(done)]
+
+
+# ---------------------------------------------------------------------------------------------
+# Output
+
+
+def _manifest(job: Job[Evaluate], model: Path, metrics: dict[str, object]) -> Manifest:
+    """Write metrics.json and describe the set."""
+    made_here = manifest_of_model(model)
+    story = {
+        "metrics": metrics,
+        "sampling": job.config.sampling.model_dump(),
+        "n": job.config.n,
+        "guarantee": made_here.meta.get("guarantee") if made_here else None,
+    }
+    path = job.directory / METRICS
+    with disk_errors(path):
+        path.write_text(json.dumps(story, indent=1, allow_nan=False) + "\n")
+    return build_manifest(
+        job.directory,
+        stage=job.stage,
+        version=int(str(job.payload["version"])),
+        key=job.key,
+        name=job.name,
+        kind="metrics",
+        payload=job.payload,
+        teacher=made_here.teacher if made_here else None,
+        meta={"metrics": metrics},
+        files=[METRICS, ANSWERS],
+    )

@@ -1,0 +1,123 @@
+"""Generated answers: one zstd-compressed JSON object a line, and what they say about accuracy.
+
+The figures come from the file and nothing else, so whoever distrusts one can read the answers it
+rests on. Imports no torch.
+"""
+
+import io
+import json
+import math
+import statistics
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import zstandard
+
+from stages.evaluation.table import PASS
+from storage.errors import DataError
+from storage.files import create_once
+
+RIGHT, UNKNOWN = 1, -1
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer of the model to one prompt."""
+
+    prompt_id: int
+    """Row of the prompt in its file or task."""
+    sample: int
+    """0 to n - 1; 0 for the greedy answer."""
+    greedy: bool
+    tokens: int
+    """Length of the response, the end token included."""
+    finish: str
+    """`stop` or `length`."""
+    outcome: int
+    """1 right, 0 wrong, -1 unknown: the prompt has no reference answer."""
+    text: str
+
+
+def write_answers(path: Path, answers: Iterable[Answer]) -> None:
+    """Write the file; it appears whole or not at all, and one that is there stays.
+
+    Raises:
+        RetryError: the disk refused.
+    """
+    lines = "".join(json.dumps(asdict(answer)) + "\n" for answer in answers)
+    create_once(path, zstandard.ZstdCompressor(write_checksum=True).compress(lines.encode()))
+
+
+def read_answers(path: Path) -> list[Answer]:
+    """The answers in a file made by `write_answers`.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    try:
+        with path.open("rb") as packed, zstandard.ZstdDecompressor().stream_reader(packed) as plain:
+            return [Answer(**json.loads(line)) for line in io.TextIOWrapper(plain, "utf-8")]
+    except (zstandard.ZstdError, ValueError, TypeError) as error:
+        raise DataError(
+            f"{path}: damaged ({error}). Delete it and run `evaluate` again; the answers are made "
+            "anew."
+        ) from error
+
+
+def accuracy(answers: Iterable[Answer]) -> dict[str, float | None]:
+    """Figures over sampled and greedy answers; shares are of 1.
+
+    Returns:
+        `accuracy` with `accuracy_se` and `pass@k` over prompts with a reference answer, `greedy`,
+        `tokens` (mean length of sampled responses) and `truncated` (share that hit the limit).
+        What there are no answers for is absent.
+    """
+    everything = list(answers)
+    sampled = [answer for answer in everything if not answer.greedy]
+    out: dict[str, float | None] = {}
+    right_of = _by_prompt(sampled)
+    if right_of:
+        out |= _over_prompts(right_of)
+    greedy = [a.outcome == RIGHT for a in everything if a.greedy and a.outcome != UNKNOWN]
+    if greedy:
+        out["greedy"] = statistics.fmean(greedy)
+    if sampled:
+        out["tokens"] = statistics.fmean(a.tokens for a in sampled)
+        out["truncated"] = statistics.fmean(a.finish == "length" for a in sampled)
+    return out
+
+
+def pass_at_k(n: int, right: int, k: int) -> float:
+    """Chance that one of k answers is right, unbiased from n of which `right` were right.
+
+    1 - C(n - right, k) / C(n, k) (Chen et al. 2021, arXiv 2107.03374, equation 1).
+    """
+    return 1.0 - math.comb(n - right, k) / math.comb(n, k)
+
+
+def ks_up_to(n: int) -> list[int]:
+    """1, 2, 4, ... and n itself."""
+    return sorted({1 << i for i in range(n.bit_length())} | {n})
+
+
+def _by_prompt(answers: Iterable[Answer]) -> list[list[bool]]:
+    """For each prompt with a reference answer, which of its answers were right."""
+    out: dict[int, list[bool]] = {}
+    for answer in answers:
+        if answer.outcome != UNKNOWN:
+            out.setdefault(answer.prompt_id, []).append(answer.outcome == RIGHT)
+    return list(out.values())
+
+
+def _over_prompts(right_of: list[list[bool]]) -> dict[str, float | None]:
+    """Prompts are the independent observations: the standard error is that of their means."""
+    means = [statistics.fmean(right) for right in right_of]
+    several = len(means) > 1
+    error = statistics.stdev(means) / math.sqrt(len(means)) if several else None
+    n = min(len(right) for right in right_of)
+    shares = {
+        f"{PASS}{k}": statistics.fmean(pass_at_k(len(right), sum(right), k) for right in right_of)
+        for k in ks_up_to(n)
+    }
+    return {"accuracy": statistics.fmean(means), "accuracy_se": error, **shares}

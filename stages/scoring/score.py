@@ -1,0 +1,223 @@
+"""Hidden states -> head in chunks -> records of whole sequences.
+
+The teacher's body runs once over each sequence; the head is applied to `rows_per_chunk` response
+positions at a time and a chunk of logits becomes records before the next one is made. A
+[tokens, vocabulary] matrix never exists. Logits on a CPU go through the numba kernels, logits on a
+GPU through torch; only records leave the device.
+
+Shape letters: N sequences, T positions, R rows of a chunk, D hidden size, V vocabulary, W rows of
+the head (V plus padding), C candidates, U uniforms.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from stages.config import Record
+from stages.models import Head, check_head, context_length, lm_head, response_hidden
+from stages.scoring import sampler, torch_sampler
+from stages.scoring.philox import torch_uniforms, uniforms
+from stages.scoring.sampler import BadRow, Records, concat, uniforms_needed
+from storage.errors import ConfigError, DataError, EngineError
+from storage.rows import Rows
+
+Array = NDArray[Any]
+
+_CARRIED = ("seq_id", "prompt_id", "sample", "finish", "outcome", "prompt", "tok", "ref_lp")
+
+
+def scoring_head(model: PreTrainedModel) -> Head:
+    """The head of `model` for `score_rows`: verified, and in float32 on a CPU.
+
+    Raises:
+        EngineError: logits are not what `stages.models.lm_head` takes them for.
+    """
+    head = lm_head(model)
+    head = head.in_float32() if head.weight.device.type == "cpu" else head
+    check_head(model, head)
+    return head
+
+
+@torch.no_grad()
+def score_rows(
+    model: PreTrainedModel,
+    head: Head,
+    rows: Rows,
+    record: Record,
+    seed: int,
+    *,
+    vocab_size: int,
+    tokens_per_batch: int = 8192,
+    rows_per_chunk: int = 256,
+    advance: Callable[[int], None] | None = None,
+) -> Rows:
+    """The sequences of `rows` with the model's record at every response position.
+
+    Uniforms depend on `seed`, `seq_id` and the index of the response token alone, so neither the
+    order of `rows` nor the two sizes below change what is drawn.
+
+    Args:
+        model: The teacher, in evaluation mode.
+        head: As `scoring_head(model)` gives it.
+        rows: Plain sequences; `cand` where the record wants candidates.
+        record: What to keep. Of more candidates than it asks for, the first are taken.
+        seed: Of the draws.
+        vocab_size: Number of real ids; logits of ids above are left out of the softmax.
+        tokens_per_batch: Tokens in one forward pass, padding included.
+        rows_per_chunk: Positions whose logits exist at the same time.
+        advance: Called with the number of positions done after each forward pass.
+
+    Returns:
+        The same sequences in the same order: row, prompt and position columns of `rows` without
+        `cand`, plus the columns of the record.
+
+    Raises:
+        ConfigError: the record wants more candidates than the rows have.
+        DataError: an id outside the vocabulary, or a sequence longer than the model's context.
+        EngineError: the model's logits are NaN or +inf, or give a realised token probability zero;
+            sequence and position are named.
+    """
+    cand_TC = _candidates(rows, record)
+    for column, level in (("prompt", "prompt"), ("tok", "position"), ("cand", "candidate")):
+        if column in rows:
+            _check_ids(rows, column, level, vocab_size)
+    _check_lengths(rows, context_length(model))
+    scored: list[Rows] = []
+    order: list[int] = []
+    for indices in batches(rows.lengths("prompt") + rows.lengths("position"), tokens_per_batch):
+        part = _Part.of(rows, indices, cand_TC)
+        hidden_TD = response_hidden(model, part)
+        blocks: list[Records] = []
+        for start in range(0, max(1, len(part.tok)), rows_per_chunk):
+            chunk = slice(start, min(start + rows_per_chunk, len(part.tok)))
+            z_RW = head.logits(hidden_TD[chunk])
+            blocks.append(_records(z_RW, part, chunk, record, seed, vocab_size))
+        scored.append(_joined(part.rows, concat(blocks)))
+        order.extend(indices)
+        if advance is not None:
+            advance(len(part.tok))
+    return Rows.concat(scored).take(np.argsort(order))
+
+
+def batches(length_N: Array, budget: int) -> Iterator[list[int]]:
+    """Indices of sequences of similar length whose padded size stays within a token budget.
+
+    A sequence longer than the budget gets a batch of its own; an empty table gives one empty batch.
+    """
+    order = np.argsort(-length_N, kind="stable").tolist()
+    start = 0
+    while start < len(order):
+        count = max(1, budget // max(1, int(length_N[order[start]])))
+        yield order[start : start + count]
+        start += count
+    if not order:
+        yield []
+
+
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The sequences of one forward pass; a `stages.models.Tokens`."""
+
+    rows: Rows
+    seq_id: Array
+    prompt: Array
+    prompt_off: Array
+    tok: Array
+    tok_off: Array
+    cand_TC: Array
+    seq_T: Array
+    """Sequence of each position."""
+    index_T: Array
+    """Index of each position in its sequence."""
+
+    @classmethod
+    def of(cls, rows: Rows, indices: list[int], cand_TC: Array) -> "_Part":
+        taken = rows.take(indices)
+        tok_off = taken.offsets["position"]
+        row_T = np.repeat(np.arange(len(taken)), np.diff(tok_off))
+        index_T = np.arange(len(row_T)) - tok_off[row_T]
+        return cls(
+            rows=taken,
+            seq_id=taken["seq_id"],
+            prompt=taken["prompt"].astype(np.int64),
+            prompt_off=taken.offsets["prompt"],
+            tok=taken["tok"].astype(np.int64),
+            tok_off=tok_off,
+            cand_TC=cand_TC[rows.offsets["position"][indices][row_T] + index_T],
+            seq_T=taken["seq_id"][row_T],
+            index_T=index_T,
+        )
+
+
+def _records(
+    z_RW: torch.Tensor, part: _Part, chunk: slice, record: Record, seed: int, vocab_size: int
+) -> Records:
+    """Records of one chunk, made where its logits are."""
+    arrays = (part.tok[chunk], part.cand_TC[chunk], part.seq_T[chunk], part.index_T[chunk])
+    count = uniforms_needed(record)
+    try:
+        if z_RW.device.type == "cpu":
+            tok_R, cand_RC, seq_R, index_R = arrays
+            u_RU = uniforms(seed, seq_R, index_R, count)
+            threads = torch.get_num_threads()
+            return sampler.sample(z_RW.numpy(), vocab_size, tok_R, cand_RC, u_RU, record, threads)
+        tok, cand, seq, index = (torch.from_numpy(a).to(z_RW.device) for a in arrays)
+        u = torch_uniforms(seed, seq, index, count)
+        return torch_sampler.sample(z_RW, vocab_size, tok, cand, u, record)
+    except BadRow as error:
+        at = chunk.start + error.row
+        raise EngineError(
+            f"sequence {part.seq_T[at]}, position {part.index_T[at]} (token {part.tok[at]}): "
+            f"{error.reason}. Check the model's weights and dtype; bfloat16 or float32 rules out "
+            "overflow of float16."
+        ) from error
+
+
+def _joined(rows: Rows, records: Records) -> Rows:
+    columns = {name: rows[name] for name in _CARRIED if name in rows}
+    offsets = {level: rows.offsets[level] for level in ("prompt", "position")}
+    return Rows.from_columns(columns | records.columns(), offsets)
+
+
+def _candidates(rows: Rows, record: Record) -> Array:
+    """[T, C] ids to force into the head."""
+    wanted = record.candidates if record.kind == "head_tail" else 0
+    if not wanted:
+        return np.zeros((rows.tokens, 0), np.int64)
+    found = len(rows["cand"]) // max(1, rows.tokens) if "cand" in rows else 0
+    if found < wanted and rows.tokens:
+        raise ConfigError(
+            f"record.candidates = {wanted}, but the sequences keep {found} per position. Set "
+            f"record.candidates = {found}, or make the rollouts with candidates = {wanted}."
+        )
+    return rows["cand"].reshape(rows.tokens, -1)[:, :wanted].astype(np.int64)
+
+
+def _check_ids(rows: Rows, column: str, level: Any, limit: int) -> None:
+    bad = np.flatnonzero(rows[column] >= limit)
+    if len(bad):
+        row = int(np.searchsorted(rows.offsets[level], bad[0], side="right")) - 1
+        raise DataError(
+            f"sequence {rows['seq_id'][row]}: id {rows[column][bad[0]]} in column {column!r}, but "
+            f"the teacher's vocabulary has {limit}. The sequences are of another tokenizer, or "
+            "were sampled from padding rows of the vocabulary."
+        )
+
+
+def _check_lengths(rows: Rows, limit: int | None) -> None:
+    fed_N = rows.lengths("prompt") + rows.lengths("position") - 1
+    if limit is not None and len(rows) and int(fed_N.max()) > limit:
+        row = int(fed_N.argmax())
+        raise DataError(
+            f"sequence {rows['seq_id'][row]} has {fed_N[row] + 1} tokens, more than the teacher's "
+            f"context of {limit}. Lower sampling.max_tokens of the rollouts, or take a teacher "
+            "with a longer context."
+        )

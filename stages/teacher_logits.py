@@ -1,0 +1,245 @@
+"""`teacher-logits`: the teacher scores every position of a set of sequences, once.
+
+Part i of the records holds the sequences of part i of the source, in their order and split, with
+everything a trainer needs: prompt, response, log pi_ref and the record. The source may be rollouts,
+the teacher's own answers, or a text corpus (no candidates, no log pi_ref).
+
+Before the teacher is loaded, its identity and its tokenizer are compared with those the sequences
+descend from.
+"""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from stages.config import TeacherLogits
+from stages.identity import (
+    DigestCache,
+    check_teacher,
+    check_tokenizer,
+    local_directory,
+    model_identity,
+)
+from stages.job import Job, ShardSpec
+from stages.models import Head, load_model, load_tokenizer, pick_device, real_vocab_size
+from stages.scoring.score import score_rows, scoring_head
+from stages.training.inputs import TOKENIZER, data_tokenizer
+from stages.training.output import copy_tokenizer
+from storage.errors import ConfigError, DataError
+from storage.files import disk_errors
+from storage.manifest import Manifest, Part, SetMeta, commit_parts, read_manifest
+from storage.rows import Rows
+from storage.shard import PartWriter, read_meta, read_rows
+
+log = logging.getLogger(__name__)
+
+_BATCHES = 16  # forward passes whose sequences are sorted by length together and held in memory
+_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The engine of this stage: a loaded teacher."""
+
+    model: PreTrainedModel
+    head: Head
+    vocab_size: int
+    """Number of real ids."""
+    identity: dict[str, Any]
+
+
+def plan(job: Job[TeacherLogits]) -> list[ShardSpec]:
+    """One part for each part of the source, of the same index, size and split.
+
+    Raises:
+        DataError: the source is no committed set of sequences.
+        ConfigError: the record wants more candidates than the source keeps.
+    """
+    specs: list[ShardSpec] = []
+    first = 0
+    for index, part in enumerate(_source(job).parts):
+        specs.append(ShardSpec(index, first, part.sequences, part.split))
+        first += part.sequences
+    return specs
+
+
+@contextmanager
+def open_engine(job: Job[TeacherLogits]) -> Iterator[Teacher]:
+    """The teacher, checked against the source and loaded.
+
+    Raises:
+        DataError: another teacher or tokenizer than the sequences descend from, a vocabulary that
+            does not fit, or a model that cannot be loaded.
+        EngineError: an architecture whose head is not understood.
+    """
+    source = _source(job)
+    directory, identity = _identity(job)
+    where = str(job.inputs["sequences"].directory)
+    check_teacher(source.teacher, identity, where, job.config.consistency)
+    tokenizer = data_tokenizer(job.inputs["sequences"].directory, source)
+    check_tokenizer(tokenizer, identity["tokenizer"], where, str(directory))
+    device = pick_device(job.config.run.device)
+    model = load_model(directory, job.inputs["teacher"].dtype, device)
+    head = scoring_head(model)
+    vocab_size = real_vocab_size(model, load_tokenizer(directory))
+    _check_vocabulary(source, where, vocab_size, head.weight.shape[0])
+    yield Teacher(model, head, vocab_size, identity)
+
+
+def run_shard(job: Job[TeacherLogits], spec: ShardSpec, engine: Teacher) -> Part:
+    """Score one part of the source.
+
+    Raises:
+        ConfigError, DataError, EngineError: as `stages.scoring.score.score_rows`.
+        RetryError: the disk refused.
+    """
+    run, record = job.config.run, job.config.record
+    part = _source(job).parts[spec.index]
+    progress = _Progress(f"{job.name}: part {spec.index + 1}", part.tokens)
+    meta = SetMeta(
+        stage=job.stage,
+        key=job.key,
+        kind="records",
+        vocab_size=engine.vocab_size,
+        candidates=record.candidates if record.kind == "head_tail" else 0,
+        record=record.model_dump(),
+        tokenizer=_tokenizer(engine.identity),
+        teacher=engine.identity,
+    )
+    with PartWriter(job.directory, spec.index, meta, spec.split) as writer:
+        groups = read_rows(job.inputs["sequences"].directory / part.file)
+        for rows in _windows(groups, _BATCHES * run.tokens_per_batch):
+            writer.write(
+                score_rows(
+                    engine.model,
+                    engine.head,
+                    rows,
+                    record,
+                    job.seed,
+                    vocab_size=engine.vocab_size,
+                    tokens_per_batch=run.tokens_per_batch,
+                    rows_per_chunk=run.rows_per_chunk,
+                    advance=progress.advance,
+                )
+            )
+    progress.log()
+    return writer.part
+
+
+def commit(job: Job[TeacherLogits]) -> Manifest:
+    """The manifest of the records; the teacher's tokenizer is kept beside them.
+
+    Raises:
+        RetryError: parts are missing.
+    """
+    source = _source(job)
+    directory, identity = _identity(job)
+    with disk_errors(job.directory):
+        copy_tokenizer(directory, job.directory / TOKENIZER)
+    manifest = commit_parts(
+        job.directory,
+        len(source.parts),
+        stage=job.stage,
+        version=int(str(job.payload["version"])),
+        key=job.key,
+        name=job.name,
+        kind="records",
+        payload=job.payload,
+        teacher=identity,
+        tokenizer=_tokenizer(identity),
+        files=sorted((job.directory / TOKENIZER).iterdir()),
+    )
+    meta = dict(source.meta) | {"record": job.config.record.model_dump()}
+    if manifest.parts:
+        meta["vocab_size"] = read_meta(job.directory / manifest.parts[0].file).vocab_size
+    return replace(manifest, meta=meta)
+
+
+# ---------------------------------------------------------------------------------------------
+
+
+def _source(job: Job[TeacherLogits]) -> Manifest:
+    directory = job.inputs["sequences"].directory
+    manifest = read_manifest(directory)
+    if manifest.kind != "sequences":
+        raise DataError(
+            f"{directory}: holds {manifest.kind}, not sequences. Give teacher-logits.source a set "
+            "of rollouts, sft-data or corpus."
+        )
+    record, kept = job.config.record, int(manifest.meta.get("candidates", 0))
+    if record.kind == "head_tail" and record.candidates > kept:
+        raise ConfigError(
+            f"record.candidates = {record.candidates}, but {directory} keeps {kept} candidates per "
+            f"position. Set teacher-logits.record.candidates to {kept}, or make the sequences with "
+            f"rollouts.candidates = {record.candidates}."
+        )
+    return manifest
+
+
+def _identity(job: Job[TeacherLogits]) -> tuple[Path, dict[str, Any]]:
+    teacher = job.inputs["teacher"]
+    directory = local_directory(teacher)
+    cache = DigestCache(job.store.root / ".digests.json")
+    return directory, model_identity(directory, teacher.dtype, cache).to_json()
+
+
+def _tokenizer(identity: dict[str, Any]) -> dict[str, Any]:
+    return {name: identity[name] for name in ("tokenizer", "chat_template")}
+
+
+def _check_vocabulary(source: Manifest, where: str, vocab_size: int, rows: int) -> None:
+    """The sequences' vocabulary may be padded otherwise than the teacher's, but no more than that.
+
+    A smaller one belongs to a model that could not learn from records with the teacher's ids.
+    """
+    found = source.meta.get("vocab_size")
+    if found is not None and not vocab_size <= int(found) <= max(rows, vocab_size):
+        raise DataError(
+            f"{where}: its vocabulary has {found} ids, the teacher's {vocab_size} (with padding "
+            f"{rows}). Student and teacher must share a vocabulary; only padding may differ."
+        )
+
+
+def _windows(groups: Iterator[Rows], tokens: int) -> Iterator[Rows]:
+    """Row groups joined until they hold `tokens` tokens: enough to sort by length, never a part."""
+    window: list[Rows] = []
+    held = 0
+    for rows in groups:
+        window.append(rows)
+        held += rows.tokens + len(rows["prompt"])
+        if held >= tokens:
+            yield Rows.concat(window)
+            window, held = [], 0
+    if window:
+        yield Rows.concat(window)
+
+
+class _Progress:
+    """One line in the log each half minute."""
+
+    def __init__(self, name: str, total: int) -> None:
+        self._name, self._total = name, total
+        self._done = 0
+        self._start = self._last = time.monotonic()
+
+    def advance(self, positions: int) -> None:
+        self._done += positions
+        if time.monotonic() - self._last >= _SECONDS:
+            self.log()
+
+    def log(self) -> None:
+        self._last = time.monotonic()
+        rate = self._done / max(self._last - self._start, 1e-9)
+        log.info(
+            "%s: %s of %s positions, %s positions/s",
+            self._name,
+            f"{self._done:,}",
+            f"{self._total:,}",
+            f"{rate:,.0f}",
+        )

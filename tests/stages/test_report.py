@@ -1,0 +1,196 @@
+"""The closing table: collected from real evaluate sets on disk, and summarised over seeds."""
+
+import json
+import logging
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stages.config import Report
+from stages.evaluation.table import Row, format_table, summarise
+from stages.job import Input, Job
+from stages.report import METRICS, legend, read_rows, run, with_gain
+from storage.errors import DataError
+from storage.store import Store
+
+SFT = {
+    "accuracy": 0.5,
+    "accuracy_se": 0.02,
+    "greedy": 0.625,
+    "pass@1": 0.5,
+    "pass@2": 0.6,
+    "pass@4": 0.7,
+    "tokens": 31.25,
+    "truncated": 0.01,
+    "reverse_kl": 0.25,
+    "reverse_kl_se": 0.01,
+    "reverse_kl_level": "unbiased",
+    "forward_kl": 0.5,
+    "forward_kl_level": "unbiased",
+    "ece": 0.04,
+}
+STUDENT = {**SFT, "accuracy": 0.91, "greedy": 0.95, "reverse_kl": 0.0123}
+
+
+def job(root: Path, evaluations: dict[str, dict[str, object]], **config: object) -> Job[Report]:
+    """A report over evaluate sets written below `root`."""
+    inputs = {}
+    for name, content in evaluations.items():
+        directory = root / f"evaluate-{name}"
+        directory.mkdir(parents=True)
+        (directory / METRICS).write_text(json.dumps(content))
+        inputs[name] = Input(str(directory), key="0" * 64)
+    return Job(
+        stage="report",
+        name="report",
+        key="ab" * 32,
+        payload={"version": 1},
+        config=Report.model_validate(config),
+        seed=0,
+        inputs=inputs,
+        store=Store(root),
+    )
+
+
+def evaluation(metrics: dict[str, object], **story: object) -> dict[str, object]:
+    return {"metrics": metrics, "sampling": {"temperature": 1.0}, **story}
+
+
+def test_every_evaluated_model_is_a_row(tmp_path: Path) -> None:
+    promise = {"level": "unbiased", "reason": "exact on the head"}
+    made = job(
+        tmp_path,
+        {"sft": evaluation(SFT), "reverse_kl": evaluation(STUDENT, guarantee=promise)},
+    )
+    manifest = run(made)
+    assert manifest.kind == "metrics"
+    assert {file.path for file in manifest.files} == {"report.txt", "report.md", "metrics.jsonl"}
+
+    table = (made.directory / "report.txt").read_text()
+    lines = [line.split() for line in table.splitlines()]
+    assert lines[0][:2] == ["model", "T=1"]
+    assert [line[0] for line in lines[1:3]] == ["sft", "reverse_kl"]
+    assert "50.0 +- 2.0" in table
+    assert "+41.0" in table
+    assert "0.2500 +- 0.0100" in table
+    assert "pass@1" not in table  # the same number as the accuracy
+
+    markdown = (made.directory / "report.md").read_text()
+    assert "| reverse_kl |" in markdown
+    assert "- `reverse_kl`: unbiased: exact on the head" in markdown
+
+    rows = read_rows(made.directory)
+    assert [row["model"] for row in rows] == ["sft", "reverse_kl"]
+    assert rows[1]["gain"] == pytest.approx(0.41)
+    assert "gain" not in rows[0]
+
+
+def test_files_are_the_same_every_time(tmp_path: Path) -> None:
+    made = job(tmp_path, {"sft": evaluation(SFT), "other": evaluation(STUDENT)})
+    assert run(made) == run(made)
+
+
+def test_an_absent_baseline_leaves_gains_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = job(tmp_path, {"reference": evaluation(SFT), "x": evaluation(STUDENT)})
+    with caplog.at_level(logging.WARNING):
+        run(made)
+    assert "no row `sft`" in caplog.text
+    assert "gain" not in format_table(read_rows(made.directory))
+
+
+def test_what_an_evaluation_lacks_is_a_dash(tmp_path: Path) -> None:
+    bare = {"accuracy": 0.25, "ece": None, "reverse_kl": math.nan}
+    made = job(tmp_path, {"sft": evaluation(SFT), "bare": evaluation(bare)})
+    run(made)
+    (line,) = [
+        line
+        for line in (made.directory / "report.txt").read_text().splitlines()
+        if line.startswith("bare")
+    ]
+    assert line.split() == ["bare", "25.0", "-", "-25.0", *["-"] * 7]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"metrics": 3}'])
+def test_a_damaged_evaluation_is_named(tmp_path: Path, content: str) -> None:
+    made = job(tmp_path, {"sft": evaluation(SFT)})
+    broken = made.inputs["sft"].directory / METRICS
+    broken.write_text(content)
+    with pytest.raises(DataError, match=r"evaluate-sft/metrics\.json.*Run `evaluate` again"):
+        run(made)
+
+
+def test_reading_rows_of_no_report(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="not a report"):
+        read_rows(tmp_path)
+
+
+def test_text_columns_line_up() -> None:
+    rows: list[Row] = [
+        {"model": "a", "accuracy": 0.05},
+        {"model": "longer-name", "accuracy": 1.0, "gain": 0.95},
+    ]
+    text = format_table(rows)
+    header, first, second = text.splitlines()
+    assert first.index("5.0") + 3 == header.index("sampled %") + len("sampled %")
+    assert len(header) == len(second)
+
+
+def test_markdown_has_as_many_cells_in_every_line() -> None:
+    rows: list[Row] = [{"model": "a", **SFT}, {"model": "b", "greedy": 0.5}]
+    counts = {line.count("|") for line in format_table(rows, "markdown").splitlines()}
+    assert len(counts) == 1
+
+
+def test_summary_over_seeds() -> None:
+    runs: list[list[Row]] = [
+        [{"model": "sft", **SFT}, {"model": "x", **STUDENT, "accuracy": accuracy}]
+        for accuracy in (0.90, 0.94)
+    ]
+    runs = [with_gain(rows, "sft") for rows in runs]
+    sft, student = summarise(runs)
+    assert student["accuracy"] == pytest.approx(0.92)
+    assert student["accuracy_sd"] == pytest.approx(math.sqrt(2) * 0.02)
+    assert student["gain_sd"] == pytest.approx(student["accuracy_sd"])
+    assert sft["accuracy_sd"] == 0.0
+    assert student["seeds"] == 2
+    assert student["reverse_kl_level"] == "unbiased"
+    assert "accuracy_se" not in student
+    assert "92.0 +- 2.8" in format_table([sft, student])
+    assert "standard deviation over seeds" in legend([sft, student], "sft")
+
+
+def test_summary_of_one_seed_has_no_spread() -> None:
+    (row,) = summarise([[{"model": "sft", **SFT}]])
+    assert row["accuracy"] == 0.5
+    assert not any(key.endswith("_sd") for key in row)
+
+
+def test_summary_keeps_texts_only_where_seeds_agree() -> None:
+    runs: list[list[Row]] = [
+        [{"model": "x", "reverse_kl_level": level, "kind": "same"}]
+        for level in ("unbiased", "biased")
+    ]
+    (row,) = summarise(runs)
+    assert row["kind"] == "same"
+    assert "reverse_kl_level" not in row
+
+
+def test_summary_refuses_reports_of_other_recipes() -> None:
+    with pytest.raises(DataError, match=r"different rows \(sft against sft, x\)"):
+        summarise([[{"model": "sft"}], [{"model": "sft"}, {"model": "x"}]])
+
+
+def test_legend_says_what_the_divergences_are() -> None:
+    text = legend([{"model": "x", **SFT}], "sft")
+    assert "forward KL is unbiased, reverse KL is unbiased" in text
+    assert "standard error over prompts" in text
+
+
+def test_report_imports_no_torch() -> None:
+    code = "import sys, stages.report; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,88 @@
+"""Other programs can open a part; a base install can import the package."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import polars as pl
+import pytest
+
+from storage.codec import stored
+from storage.rows import Rows
+from storage.schema import COLUMNS
+from storage.shard import PartWriter
+from tests.storage.make import KINDS, meta_of, random_rows
+
+
+@pytest.fixture(params=KINDS)
+def part(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Rows]:
+    meta = meta_of(request.param)
+    rows = random_rows(meta, 40)
+    with PartWriter(tmp_path, 0, meta) as writer:
+        writer.write(rows)
+    return tmp_path / writer.part.file, stored(rows)
+
+
+def test_polars(part: tuple[Path, Rows]) -> None:
+    path, rows = part
+    frame = pl.read_parquet(path)
+    assert frame.columns == list(rows.columns)
+    for name, values in rows.columns.items():
+        column = frame[name]
+        flat = column if COLUMNS[name].level == "row" else column.explode(empty_as_null=False)
+        np.testing.assert_array_equal(flat.to_numpy(), values, err_msg=name)
+
+
+def test_duckdb(part: tuple[Path, Rows]) -> None:
+    path, rows = part
+    found = duckdb.sql(f"select * from '{path}'").fetchall()
+    assert len(found) == len(rows)
+    for index, row in enumerate(found):
+        expected = rows.sequence(index)
+        for name, value in zip(expected, row, strict=True):
+            np.testing.assert_array_equal(np.array(value), expected[name], err_msg=name)
+
+
+def test_datasets(part: tuple[Path, Rows], tmp_path: Path) -> None:
+    path, rows = part
+    program = (
+        "import sys, datasets\n"
+        "found = datasets.Dataset.from_parquet(sys.argv[1], cache_dir=sys.argv[2])\n"
+        "print(len(found), sum(map(len, found['tok'])))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, path, tmp_path / "cache"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == [str(len(rows)), str(rows.tokens)]
+
+
+def test_storage_needs_neither_torch_nor_an_engine() -> None:
+    program = (
+        "import sys\n"
+        "import storage.stream, storage.store, storage.kernels\n"
+        "heavy = {'torch', 'transformers', 'vllm', 'polars', 'datasets', 'duckdb', 'pandas'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    assert _run(program) == "[]"
+
+
+def test_reading_a_manifest_needs_no_more_than_the_standard_library() -> None:
+    program = (
+        "import sys\n"
+        "import storage.store\n"
+        "print(sorted({'numpy', 'pyarrow', 'numba'} & set(sys.modules)))"
+    )
+    assert _run(program) == "[]"
+
+
+def _run(program: str) -> str:
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()

@@ -1,0 +1,202 @@
+"""Manifests: canonical, written once, and honest about what is missing or wrong."""
+
+import json
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from storage.errors import DataError, RetryError
+from storage.manifest import (
+    FILE_NAME,
+    Manifest,
+    Totals,
+    build_manifest,
+    read_manifest,
+    verify_set,
+    write_manifest,
+)
+from storage.shard import PartWriter
+from tests.storage.make import KEY, commit, meta_of, random_rows, write_set
+
+META = meta_of("head_tail")
+
+
+def _plain(key: str = KEY, name: str = "sft") -> Manifest:
+    return Manifest(stage="sft", version=1, key=key, name=name, kind="model", payload={"a": 1})
+
+
+def test_written_and_read_back(tmp_path: Path) -> None:
+    manifest = write_set(tmp_path, META, {0: (40, "train"), 1: (7, "holdout")})
+    assert read_manifest(tmp_path) == manifest
+    assert [part.split for part in manifest.parts] == ["train", "holdout"]
+    totals = manifest.totals
+    assert isinstance(totals, Totals)
+    assert (totals.parts, totals.sequences) == (2, 47)
+    assert totals.bytes == sum(p.stat().st_size for p in tmp_path.glob("*.parquet"))
+
+
+def test_the_digest_follows_the_content_not_the_formatting(tmp_path: Path) -> None:
+    manifest = write_set(tmp_path, META, [5])
+    path = tmp_path / FILE_NAME
+    value = json.loads(path.read_text())
+    path.write_text(json.dumps(dict(reversed(value.items())), indent=7))
+    assert read_manifest(tmp_path).digest == manifest.digest
+    part = replace(manifest.parts[0], sha256="0" * 64)
+    assert replace(manifest, parts=(part,)).digest != manifest.digest
+    assert replace(manifest, meta={"x": 1}).digest != manifest.digest
+
+
+def test_unknown_fields_of_a_later_writer_are_ignored(tmp_path: Path) -> None:
+    manifest = write_set(tmp_path, META, [5])
+    path = tmp_path / FILE_NAME
+    value = json.loads(path.read_text())
+    value["later"] = value["parts"][0]["later"] = value["parts"][0]["row_groups"][0]["later"] = 1
+    path.write_text(json.dumps(value))
+    assert read_manifest(tmp_path) == manifest
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "no manifest.json, so this is not a committed set"),
+        ("", "damaged or not written by afterglow"),
+        ("{", "damaged or not written by afterglow"),
+        ("[]", "no format number"),
+        ('{"format": 1}', "damaged or not written by afterglow"),
+        ('{"format": 1, "parts": [3], "files": []}', "damaged or not written by afterglow"),
+        ('{"format": 2}', "written in format 2, .* up to format 1. Upgrade afterglow"),
+    ],
+)
+def test_unreadable_manifests(tmp_path: Path, text: str | None, message: str) -> None:
+    if text is not None:
+        (tmp_path / FILE_NAME).write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_manifest(tmp_path)
+
+
+def test_a_committed_set_never_changes(tmp_path: Path) -> None:
+    first = write_manifest(tmp_path, _plain())
+    before = (tmp_path / FILE_NAME).read_bytes()
+    assert write_manifest(tmp_path, _plain(name="other")) == first
+    assert (tmp_path / FILE_NAME).read_bytes() == before
+    with pytest.raises(DataError, match="already holds set 0123456789ab, not ffff"):
+        write_manifest(tmp_path, _plain(key="f" * 64))
+    assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
+
+
+def test_of_racing_writers_one_wins_and_all_agree(tmp_path: Path) -> None:
+    start = threading.Barrier(8)
+    results: list[Manifest] = []
+
+    def write(number: int) -> None:
+        start.wait()
+        results.append(write_manifest(tmp_path, _plain(name=f"writer {number}")))
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 8
+    assert {result.name for result in results} == {read_manifest(tmp_path).name}
+    assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
+
+
+def test_without_hard_links_a_rename_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    assert write_manifest(tmp_path, _plain()) == _plain()
+    assert write_manifest(tmp_path, _plain(name="other")).name == "sft"
+    assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
+
+
+def test_a_directory_that_vanished_is_an_error_to_try_again(tmp_path: Path) -> None:
+    with pytest.raises(RetryError, match=r"cannot write \(No such file or directory\)"):
+        write_manifest(tmp_path / "gone", _plain())
+
+
+def test_files_are_hashed_and_sorted(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "b.json").write_text("{}")
+    (tmp_path / "a.txt").write_text("hello")
+    manifest = build_manifest(
+        tmp_path,
+        stage="sft",
+        version=1,
+        key=KEY,
+        name="sft",
+        kind="model",
+        payload={},
+        files=[tmp_path / "deep" / "b.json", "a.txt"],
+    )
+    assert [(file.path, file.bytes) for file in manifest.files] == [
+        ("a.txt", 5),
+        ("deep/b.json", 2),
+    ]
+    assert manifest.files[0].sha256.startswith("2cf24dba5fb0a30e")
+    assert manifest.totals.bytes == 7
+    write_manifest(tmp_path, manifest)
+    assert verify_set(tmp_path) == []
+    (tmp_path / "a.txt").write_text("hullo")
+    (tmp_path / "deep" / "b.json").unlink()
+    changed, missing = verify_set(tmp_path)
+    assert "a.txt: sha256 is" in changed
+    assert missing.endswith("b.json: missing")
+
+
+def test_a_file_that_vanished_before_the_commit(tmp_path: Path) -> None:
+    with pytest.raises(RetryError, match=r"gone\.bin: vanished before the set was committed"):
+        build_manifest(
+            tmp_path,
+            stage="sft",
+            version=1,
+            key=KEY,
+            name="sft",
+            kind="model",
+            payload={},
+            files=["gone.bin"],
+        )
+
+
+def test_commit_names_missing_parts(tmp_path: Path) -> None:
+    for index in (0, 2):
+        with PartWriter(tmp_path, index, META) as writer:
+            writer.write(random_rows(META, 2))
+    with pytest.raises(RetryError, match=r"parts 1, 3 of 4 are missing or damaged \(2 in all\)"):
+        commit(tmp_path, META, 4)
+
+
+def test_commit_refuses_parts_of_another_set(tmp_path: Path) -> None:
+    with PartWriter(tmp_path, 0, replace(META, key="f" * 64)) as writer:
+        writer.write(random_rows(META, 2))
+    with pytest.raises(DataError, match="belongs to set ffffffffffff, not 0123456789ab"):
+        commit(tmp_path, META, 1)
+
+
+def test_verify_finds_every_kind_of_damage(tmp_path: Path) -> None:
+    manifest = write_set(tmp_path, META, [40, 40, 40, 40])
+    assert verify_set(tmp_path) == []
+    missing, short, flipped, swapped = (tmp_path / part.file for part in manifest.parts)
+    missing.unlink()
+    short.write_bytes(short.read_bytes()[:-20])
+    data = bytearray(flipped.read_bytes())
+    data[len(data) // 4] ^= 1
+    flipped.write_bytes(data)
+    with PartWriter(tmp_path / "other", 3, META) as writer:
+        writer.write(random_rows(META, 40, seed=9))
+    (tmp_path / "other" / writer.part.file).replace(swapped)
+    problems = verify_set(tmp_path)
+    assert [p for p in problems if str(missing) in p] == [f"{missing}: missing"]
+    assert sum(str(short) in p for p in problems) == 3  # size, sha256, footer
+    assert any(p.startswith(f"{flipped}, row group 0: damaged") for p in problems)
+    assert any(p.startswith(f"{flipped}: sha256 is") for p in problems)
+    assert any(p.startswith(f"{swapped}: its row groups are not those") for p in problems)
+
+
+def test_verify_of_what_is_no_set(tmp_path: Path) -> None:
+    (problem,) = verify_set(tmp_path)
+    assert "not a committed set" in problem
