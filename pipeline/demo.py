@@ -14,9 +14,7 @@ from storage.store import Store
 log = logging.getLogger(__name__)
 
 
-def run_seeds(
-    recipe: Recipe, seeds: int, store: Store, arguments: list[str]
-) -> dict[str, object]:
+def run_seeds(recipe: Recipe, seeds: int, store: Store, arguments: list[str]) -> dict[str, object]:
     """Run the report of each seed, then print mean and standard deviation over seeds.
 
     The seeds are consecutive, from the recipe's own on. Models made by `pretrain` have a seed of

@@ -6,26 +6,27 @@ own sets (`make status`) and, for large vocabularies, follow the entropy of ids:
 
 from dataclasses import dataclass
 
-from stages.prompts import count_prompts
-
 from pipeline.config import Recipe
 from pipeline.plan import Node
 from stages.config import Corpus, Generate, PromptSource, Record, TeacherLogits
+from stages.prompts import count_prompts
 
 _ID = 2.0
 _LOGP32 = 2.6
 _LOGP16 = 1.9
-# Entries of a head_tail record grow as tau shrinks; at tau = 0.023 text has about 4.5 in the head
-# and 7.6 in the tail (published curve of distinct ids, arXiv 2503.16870).
-_ENTRIES = 0.276
+# Entries of a record grow with the entropy of the teacher: on web text tau = 0.023 (or 50 draws)
+# keeps about 12 ids (published curve of arXiv 2503.16870); on the rollouts of a fine-tuned model,
+# where most positions are nearly certain, about 3.
+_ENTRIES = {"corpus": 12.0, "sft-data": 3.0, "rollouts": 3.0}
+_TAU, _DRAWS = 0.023, 50
 
 
 @dataclass(frozen=True)
 class Size:
     """Expected size of a set."""
 
-    tokens: float
-    bytes: float
+    tokens: int
+    bytes: int
 
 
 def estimate(recipe: Recipe, node: Node) -> Size | None:
@@ -34,26 +35,32 @@ def estimate(recipe: Recipe, node: Node) -> Size | None:
     if tokens is None:
         return None
     if isinstance(node.config, TeacherLogits):
-        return Size(tokens, tokens * bytes_per_position(node.config.record))
+        entries = _ENTRIES.get(node.config.source, _ENTRIES["rollouts"])
+        return Size(tokens, round(tokens * bytes_per_position(node.config.record, entries)))
     candidates = int(getattr(node.config, "candidates", 0))
     logp = 0.0 if isinstance(node.config, Corpus) else _LOGP32
-    return Size(tokens, tokens * (_ID * (1 + candidates) + logp))
+    return Size(tokens, round(tokens * (_ID * (1 + candidates) + logp)))
 
 
-def bytes_per_position(record: Record) -> float:
-    """Compressed bytes of one position of a record set."""
+def bytes_per_position(record: Record, entries: float) -> float:
+    """Compressed bytes of one position of a record set.
+
+    Args:
+        record: What is kept.
+        entries: Ids kept at tau = 0.023 without candidates, or in 50 draws.
+    """
     base = _ID + 2 * _LOGP32 + _LOGP16
     if record.kind == "sampled":
         return base
     if record.kind == "counts":
-        distinct = record.draws**0.63
-        return base + 0.6 + distinct * (_ID + 0.2)
-    entries = _ENTRIES / record.tau + 0.5 * record.candidates
-    head = 0.37 * entries + 0.5 * record.candidates
-    return base + 1.2 + _LOGP32 + entries * _ID + head * _LOGP16
+        return base + 0.6 + entries * (record.draws / _DRAWS) ** 0.63 * (_ID + 0.2)
+    # Half of the candidates are in the head anyway.
+    forced = 0.5 * record.candidates
+    own = entries * _TAU / record.tau
+    return base + 1.2 + _LOGP32 + (own + forced) * _ID + (0.4 * own + forced) * _LOGP16
 
 
-def _tokens(recipe: Recipe, node: Node) -> float | None:
+def _tokens(recipe: Recipe, node: Node) -> int | None:
     config = node.config
     if isinstance(config, Generate):
         prompts = _prompts(config.prompts)
@@ -62,7 +69,7 @@ def _tokens(recipe: Recipe, node: Node) -> float | None:
         sources = [source for source in node.upstream() if source.stage.name == config.source]
         return _tokens(recipe, sources[0]) if sources else None
     if isinstance(config, Corpus) and config.task:
-        return float(config.count * config.sequence_length)
+        return config.count * config.sequence_length
     return None
 
 

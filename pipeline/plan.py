@@ -11,14 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stages.sources import corpus_identity, prompts_identity
-
 from pipeline import fingerprint
 from pipeline.config import Recipe
 from pipeline.graph import BY_NAME, STAGES, Stage
 from stages.config import Corpus, ModelRef, PromptSource, Student, Table
 from stages.identity import DigestCache, model_identity
 from stages.job import Input, Job
+from stages.sources import corpus_identity, prompts_identity
 from storage.errors import ConfigError, DataError
 from storage.manifest import Manifest, read_manifest
 from storage.schema import FORMAT_VERSION
@@ -284,12 +283,11 @@ def _resolve(
             identities[role], inputs[role] = _external(ref.source, ref.dtype, cache, ready)
         known = known and None not in identities[role].values()
     payload["inputs"] = identities
-    try:
-        payload["content"] = _content(node.config)
-    except DataError:
+    content = payload["content"] = _content(node.config, cache)
+    if None in content.values():
         if ready:
-            raise
-        payload["content"], known = {}, False
+            raise DataError(f"{node.name}: {_named(node.config)}: no such file or directory")
+        known = False
     return Planned(node, fingerprint.digest(payload) if known else None, payload, inputs)
 
 
@@ -333,9 +331,17 @@ def _hub_commit(source: External, ready: bool) -> str | None:
     return HfApi().model_info(source.path, revision=source.revision).sha
 
 
-def _content(table: Table) -> dict[str, object]:
-    """Digests of the files a table names."""
+def _content(table: Table, cache: DigestCache) -> dict[str, object]:
+    """Digests of the files a table names; None for a file that is not there."""
     if isinstance(table, Corpus):
-        return {"corpus": corpus_identity(table)}
+        return corpus_identity(table, cache)
     prompts = getattr(table, "prompts", None)
-    return {"prompts": prompts_identity(prompts)} if isinstance(prompts, PromptSource) else {}
+    return prompts_identity(prompts, cache) if isinstance(prompts, PromptSource) else {}
+
+
+def _named(table: Table) -> str:
+    """The files a table names, for a message."""
+    if isinstance(table, Corpus):
+        return ", ".join(table.text)
+    prompts = getattr(table, "prompts", None)
+    return str(prompts.path) if isinstance(prompts, PromptSource) else ""

@@ -8,8 +8,11 @@ from pipeline import provenance
 from pipeline.config import Recipe
 from pipeline.estimate import estimate
 from pipeline.fingerprint import difference
-from pipeline.plan import Planned
+from pipeline.plan import Node, Planned
 from storage.store import Store
+
+_UNKNOWN = "not known"
+"""In place of a key that depends on a model or file which is not on this machine yet."""
 
 Lines = tuple[list[str], list[dict[str, object]]]
 
@@ -22,11 +25,10 @@ def plan_lines(recipe: Recipe, store: Store, planned: Iterable[Planned]) -> Line
         size = estimate(recipe, chosen.node)
         done = chosen.manifest(store) is not None
         state = "done" if done else "to do"
-        reads = ", ".join(node.name for node in chosen.node.upstream()) or _outside(chosen)
-        key = chosen.key[:12] if chosen.key else "on download"
+        key = chosen.key[:12] if chosen.key else _UNKNOWN
         tokens = "-" if size is None else _count(size.tokens)
         volume = "-" if size is None else _count(size.bytes, "B")
-        rows.append([chosen.node.name, key, state, reads, tokens, volume])
+        rows.append([chosen.node.name, key, state, _reads(chosen), tokens, volume])
         result.append(
             {
                 "node": chosen.node.name,
@@ -45,7 +47,7 @@ def status_lines(store: Store, planned: Iterable[Planned]) -> Lines:
     result: list[dict[str, object]] = []
     for chosen in planned:
         manifest = chosen.manifest(store)
-        name, key = chosen.node.name, (chosen.key or "on download")[:12]
+        name, key = chosen.node.name, (chosen.key or _UNKNOWN)[:12]
         if manifest is None:
             rows.append([name, key, _progress(chosen, store), "-", "-", "-", "-"])
             result.append({"node": name, "key": chosen.key, "done": False})
@@ -105,7 +107,7 @@ def _nearest(chosen: Planned, store: Store) -> tuple[Path, list[str]] | None:
 def _upstream_hint(line: str, chosen: Planned, missing: set[str]) -> str:
     """Name the node behind a changed input, so that the reader can follow it upstream."""
     for role, ref in chosen.node.inputs.items():
-        name = getattr(ref.source, "name", "")
+        name = ref.source.name if isinstance(ref.source, Node) else ""
         if line.startswith(f"inputs.{role}.key") and name:
             return f"{line} (from {name}{', itself to do' if name in missing else ''})"
     return line
@@ -120,8 +122,13 @@ def _progress(chosen: Planned, store: Store) -> str:
     return f"{len(parts)} parts" if parts else "started" if directory.is_dir() else "to do"
 
 
-def _outside(chosen: Planned) -> str:
-    return ", ".join(given.path for given in chosen.inputs.values() if given.key is None) or "-"
+def _reads(chosen: Planned) -> str:
+    """Names of the nodes, paths of the models from outside; all evaluations as one."""
+    if chosen.node.stage.name == "report":
+        return f"{len(chosen.inputs)} evaluations"
+    sources = (ref.source for ref in chosen.node.inputs.values())
+    names = [source.name if isinstance(source, Node) else source.path for source in sources]
+    return ", ".join(names) or "-"
 
 
 def _count(value: float, unit: str = "") -> str:

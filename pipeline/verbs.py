@@ -7,13 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from storage.verify import verify_set
-
 from pipeline import demo, runner, show
 from pipeline.config import Recipe, load_recipe
 from pipeline.plan import Planned, build, resolve, select
 from pipeline.provenance import to_toml
 from storage.errors import DataError
+from storage.manifest import verify_set
 from storage.store import Store
 
 log = logging.getLogger(__name__)

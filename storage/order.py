@@ -73,5 +73,6 @@ def permutation(count: int, seed: int, epoch: int, stream: int) -> Ints:
         stream: 0 for the row groups, g + 1 for the sequences of group g; the high counter word, so
             that streams never overlap.
     """
-    bits = np.random.Philox(key=[seed, epoch], counter=[0, 0, 0, stream])
+    key = np.array([seed, epoch], np.uint64)  # a plain list beyond 2**63 would turn into floats
+    bits = np.random.Philox(key=key, counter=[0, 0, 0, stream])
     return np.argsort(bits.random_raw(count), kind="stable").astype(np.int64, copy=False)

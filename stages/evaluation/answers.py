@@ -4,7 +4,6 @@ The figures come from the file and nothing else, so whoever distrusts one can re
 rests on. Imports no torch.
 """
 
-import io
 import json
 import math
 import statistics
@@ -56,8 +55,8 @@ def read_answers(path: Path) -> list[Answer]:
         DataError: it is damaged.
     """
     try:
-        with path.open("rb") as packed, zstandard.ZstdDecompressor().stream_reader(packed) as plain:
-            return [Answer(**json.loads(line)) for line in io.TextIOWrapper(plain, "utf-8")]
+        plain = zstandard.ZstdDecompressor().decompress(path.read_bytes())
+        return [Answer(**json.loads(line)) for line in plain.splitlines()]
     except (zstandard.ZstdError, ValueError, TypeError) as error:
         raise DataError(
             f"{path}: damaged ({error}). Delete it and run `evaluate` again; the answers are made "

@@ -1,4 +1,4 @@
-"""Bad input through the command: one clear message, the documented exit code, nothing half-written."""
+"""Bad input through the command: one clear message, the documented exit code, nothing half-made."""
 
 import json
 import shutil

@@ -82,9 +82,9 @@ def test_scratch_needs_an_architecture() -> None:
 
 
 def test_smaller_tau_costs_more_bytes() -> None:
-    small = bytes_per_position(Record(tau=0.01))
-    large = bytes_per_position(Record(tau=0.1))
-    sampled = bytes_per_position(Record(kind="sampled"))
+    small = bytes_per_position(Record(tau=0.01), 3)
+    large = bytes_per_position(Record(tau=0.1), 3)
+    sampled = bytes_per_position(Record(kind="sampled"), 3)
     assert sampled < large < small
 
 

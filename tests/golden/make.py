@@ -1,0 +1,70 @@
+"""How the golden sets were made: small committed sets of every kind, one directory per version.
+
+They are made once, when `FORMAT_VERSION` rises, and never again:
+
+    python -c "from tests.golden.make import write_golden; write_golden()"
+
+`expected.json` holds what a reader must find in a set, as plain numbers: the columns and offsets of
+all rows, and ids and weights after decoding.
+"""
+
+import json
+from pathlib import Path
+
+from storage.codec import stored, to_batch
+from storage.manifest import Manifest, commit_parts, write_manifest
+from storage.rows import Rows
+from storage.schema import FORMAT_VERSION
+from storage.shard import PartWriter
+from tests.storage.make import KINDS, meta_of, random_rows
+
+HERE = Path(__file__).parent
+SEQUENCES = 34
+"""One full row group and a small one."""
+
+
+def write_golden() -> None:
+    """Write the sets of the current format version.
+
+    Raises:
+        FileExistsError: they are there; golden files are never made anew.
+    """
+    for number, kind in enumerate(KINDS):
+        directory = HERE / f"v{FORMAT_VERSION}" / kind
+        directory.mkdir(parents=True)
+        rows = random_rows(meta_of(kind), SEQUENCES, seed=number, longest=4)
+        write_golden_set(directory, kind, rows)
+        (directory / "expected.json").write_text(json.dumps(expected(rows, kind)) + "\n")
+
+
+def write_golden_set(directory: Path, kind: str, rows: Rows) -> Manifest:
+    """Commit `rows` as the only part of a set."""
+    meta = meta_of(kind)
+    with PartWriter(directory, 0, meta) as writer:
+        writer.write(rows)
+    manifest = commit_parts(
+        directory,
+        1,
+        stage=meta.stage,
+        version=1,
+        key=meta.key,
+        name=f"golden {kind}",
+        kind=meta.kind,
+        payload={"made by": "tests/golden/make.py"},
+        teacher=meta.teacher,
+        tokenizer=meta.tokenizer,
+    )
+    return write_manifest(directory, manifest)
+
+
+def expected(rows: Rows, kind: str) -> dict[str, object]:
+    """What is to be found in the set, JSON-ready."""
+    rows = stored(rows)
+    batch = to_batch(rows, meta_of(kind))
+    return {
+        "columns": {name: values.tolist() for name, values in rows.columns.items()},
+        "offsets": {level: value.tolist() for level, value in rows.offsets.items()},
+        "entry_off": batch.entry_off.tolist(),
+        "ids": batch.ids.tolist(),
+        "weight": [round(float(weight), 8) for weight in batch.weight],
+    }
