@@ -14,14 +14,16 @@ serve, other token ids, another teacher than the one pi_ref descends from.
 import logging
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from stages.config import Drift, Student
+from stages.engines.base import model_facts
 from stages.identity import (
+    DigestCache,
     check_teacher,
     check_tokenizer,
     local_directory,
@@ -31,7 +33,7 @@ from stages.identity import (
 from stages.job import Input, Job
 from stages.models import load_model, load_tokenizer, pick_device
 from stages.objectives.build import build_objective
-from stages.objectives.contract import guarantee
+from stages.objectives.contract import Guarantee, guarantee
 from stages.training.agreement import check_agreement
 from stages.training.architecture import new_model
 from stages.training.data import Source, step_count
@@ -43,32 +45,45 @@ from stages.training.inputs import (
     tokenizer_directory,
 )
 from stages.training.live import LiveSource
+from storage.errors import ConfigError
 from storage.manifest import Manifest, read_manifest
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """The inputs of a job after everything that can be refused without a model was."""
+
+    job: Job[Student]
+    directory: Path
+    """Of the data."""
+    data: Manifest
+    promise: Guarantee
+    init: Path | None
+    """Model to start from; None: from scratch."""
+    tokenizer_from: Path
+    dtype: torch.dtype
+
+    @property
+    def digests(self) -> DigestCache:
+        """Remembered digests of weight files."""
+        return DigestCache(self.job.store.root / ".digests.json")
 
 
 def run(job: Job[Student]) -> Manifest:
     """Check, load, train, write the student into the set.
 
     Raises:
-        ConfigError: the records cannot serve the objective.
+        ConfigError: the records cannot serve the objective, or the run cannot be done live.
         DataError: tokenizer or teacher do not match, or an input is unreadable.
         EngineError: trainer and engine disagree about pi_ref, or training diverged.
     """
+    known = _check(job)
     config = job.config
-    directory = _data(job).directory
-    data = read_manifest(directory)
-    promise = guarantee(config.objective, data.meta)
-    log.info("%s: %s is %s: %s", job.name, config.objective.name, promise.level, promise.reason)
-    init = local_directory(job.inputs["init"]) if "init" in job.inputs else None
-    if init is not None:
-        _check_descent(job, init, directory, data)
-    tokenizer_from = init or tokenizer_directory(directory, None)
-    dtype = _dtype(job, data)
-    model = _start(job, init, tokenizer_from)
-    agreed = None if init is None else _agreement(job, model, init, directory, data, dtype)
-    with _source(job, model, directory, data, dtype) as source:
+    model = _start(known)
+    agreed = _agreement(known, model)
+    with _source(known, model) as source:
         return fit(
             job,
             Ingredients(
@@ -76,13 +91,13 @@ def run(job: Job[Student]) -> Manifest:
                 source=source,
                 steps=step_count(config, source.steps_per_epoch),
                 objective=build_objective(config.objective),
-                data=data,
-                tokenizer_from=tokenizer_from,
-                dtype=dtype,
+                data=known.data,
+                tokenizer_from=known.tokenizer_from,
+                dtype=known.dtype,
                 limits=_limits(config),
                 meta={
                     "objective": config.objective.model_dump(),
-                    "guarantee": promise.to_json(),
+                    "guarantee": known.promise.to_json(),
                     "agreement": agreed,
                     "live": config.data == "live",
                 },
@@ -90,15 +105,34 @@ def run(job: Job[Student]) -> Manifest:
         )
 
 
-def _data(job: Job[Student]) -> Input:
-    return job.inputs["records" if job.config.data == "live" else "data"]
+def _check(job: Job[Student]) -> _Checked:
+    """Everything that needs no model: the legality contract, token ids, descent."""
+    source = job.inputs["records" if job.config.data == "live" else "data"]
+    directory, data = source.directory, read_manifest(source.directory)
+    promise = guarantee(job.config.objective, data.meta)
+    log.info(
+        "%s: %s on %s is %s: %s",
+        job.name,
+        job.config.objective.name,
+        directory.name,
+        promise.level,
+        promise.reason,
+    )
+    init = local_directory(job.inputs["init"]) if "init" in job.inputs else None
+    if init is not None:
+        _check_descent(job, init, directory, data)
+        tokenizer_from, dtype = init, job.inputs["init"].dtype
+    else:
+        # From scratch: ids are the data's, and nothing but the teacher suggests a precision.
+        tokenizer_from = tokenizer_directory(directory, None)
+        dtype = str((data.teacher or {}).get("dtype") or "float32")
+    return _Checked(job, directory, data, promise, init, tokenizer_from, getattr(torch, dtype))
 
 
 def _check_descent(job: Job[Student], init: Path, directory: Path, data: Manifest) -> None:
     """The same token ids on both sides, and the same teacher behind both."""
-    check_tokenizer(
-        data_tokenizer(directory, data), tokenizer_hash(init), str(directory), str(init)
-    )
+    ids = data_tokenizer(directory, data)
+    check_tokenizer(ids, tokenizer_hash(init), str(directory), str(init))
     if data.teacher is None:
         return
     made_here = manifest_of_model(init)
@@ -107,66 +141,71 @@ def _check_descent(job: Job[Student], init: Path, directory: Path, data: Manifes
 
 
 def _limits(config: Student) -> Drift | None:
-    """Maximum likelihood does not ask who wrote the data, all other objectives do."""
+    """Maximum likelihood does not ask who wrote the data; all other objectives do."""
     return None if config.objective.name == "cross_entropy" else config.drift
 
 
-def _dtype(job: Job[Student], data: Manifest) -> torch.dtype:
-    """That of the model to start from; a student from scratch takes the teacher's."""
-    if "init" in job.inputs:
-        return getattr(torch, job.inputs["init"].dtype)
-    return getattr(torch, str((data.teacher or {}).get("dtype") or "float32"))
+def _start(known: _Checked) -> PreTrainedModel:
+    """The student before its first step, in float32."""
+    config = known.job.config
+    device = pick_device(config.run.device)
+    if known.init is not None:
+        return load_model(known.init, "float32", device)
+    if config.architecture is None:
+        raise ConfigError('train.init = "scratch" needs a [train.architecture] table for its shape')
+    tokenizer = load_tokenizer(known.tokenizer_from)
+    return new_model(config.architecture, tokenizer, known.job.seed, device)
 
 
-def _start(job: Job[Student], init: Path | None, tokenizer_from: Path) -> PreTrainedModel:
-    device = pick_device(job.config.run.device)
-    if init is not None:
-        return load_model(init, "float32", device)
-    assert job.config.architecture is not None, "the plan has looked"
-    return new_model(job.config.architecture, load_tokenizer(tokenizer_from), job.seed, device)
-
-
-def _agreement(
-    job: Job[Student],
-    model: PreTrainedModel,
-    init: Path,
-    directory: Path,
-    data: Manifest,
-    dtype: torch.dtype,
-) -> float | None:
+def _agreement(known: _Checked, model: PreTrainedModel) -> float | None:
     """Trainer against engine, where the student starts as the model that wrote the data."""
-    own = model_identity(init, job.inputs["init"].dtype).weights
-    if own != generator_weights(data):
-        log.info("%s: %s did not write the data; nothing to compare with", job.name, init)
+    if known.init is None:
         return None
-    chunk = job.config.run.rows_per_chunk
-    return check_agreement(model, directory, data.meta, dtype=dtype, rows_per_chunk=chunk)
+    own = model_identity(known.init, known.job.inputs["init"].dtype, known.digests)
+    if own.weights != generator_weights(known.data):
+        log.info("%s: another model wrote the data, nothing to compare with", known.job.name)
+        return None
+    return check_agreement(
+        model,
+        known.directory,
+        known.data.meta,
+        dtype=known.dtype,
+        rows_per_chunk=known.job.config.run.rows_per_chunk,
+    )
 
 
 @contextmanager
-def _source(
-    job: Job[Student],
-    model: PreTrainedModel,
-    directory: Path,
-    data: Manifest,
-    dtype: torch.dtype,
-) -> Iterator[Source]:
-    """The stored records, or fresh ones from the live teacher for the same prompts."""
-    with closing(data_stream(job, directory)) as stored:
-        if job.config.data != "live":
+def _source(known: _Checked, model: PreTrainedModel) -> Iterator[Source]:
+    """The stored records, or fresh ones for the same prompts from the live teacher."""
+    with closing(data_stream(known.job, known.directory)) as stored:
+        if known.job.config.data != "live":
             yield stored
             return
-        teacher = job.inputs["teacher"]
-        where = local_directory(teacher)
-        found: dict[str, Any] = model_identity(where, teacher.dtype).to_json()
-        check_teacher(data.teacher, found, str(directory), job.config.consistency)
+        run = known.job.config.run
         yield LiveSource(
             prompts=stored,
             student=model,
-            teacher=load_model(where, teacher.dtype, model.device),
-            meta=data.meta,
-            seed=job.seed,
-            dtype=dtype,
-            rows_per_chunk=job.config.run.rows_per_chunk,
-            tokens_per_batch=job.config.run.tokens_per_microbatch,
+            teacher=_live_teacher(known, known.job.inputs["teacher"], model.device),
+            meta=known.data.meta,
+            stop_ids=_stop_ids(known),
+            seed=known.job.seed,
+            dtype=known.dtype,
+            rows_per_chunk=run.rows_per_chunk,
+            tokens_per_batch=run.tokens_per_microbatch,
         )
+
+
+def _live_teacher(known: _Checked, teacher: Input, device: torch.device) -> PreTrainedModel:
+    """The teacher that made the stored records, and no other."""
+    directory = local_directory(teacher)
+    found = model_identity(directory, teacher.dtype, known.digests).to_json()
+    check_teacher(known.data.teacher, found, str(known.directory), known.job.config.consistency)
+    return load_model(directory, teacher.dtype, device)
+
+
+def _stop_ids(known: _Checked) -> tuple[int, ...]:
+    """The ids at which the engine would have ended a response of the student."""
+    if known.init is not None:
+        return model_facts(known.init).stop_ids
+    end = load_tokenizer(known.tokenizer_from).eos_token_id
+    return (end,) if isinstance(end, int) else ()

@@ -80,7 +80,10 @@ class ModelFacts:
     """What the files of a model say about generating with it."""
 
     vocab_size: int
-    """Number of logits; at least the tokenizer's length."""
+    """Ids that mean something: one above the tokenizer's highest, at most the number of logits."""
+    rows: int
+    """Number of logits. Models pad their vocabulary; ids from `vocab_size` on are never drawn, as
+    scoring leaves them out too (`stages.models.real_vocab_size`)."""
     context: int | None
     """Longest sequence; None where the model names no limit."""
     stop_ids: tuple[int, ...]
@@ -91,30 +94,39 @@ def model_facts(directory: Path) -> ModelFacts:
     """Read the facts from the model's own files, without loading weights.
 
     Raises:
-        DataError: `config.json` is missing or names no vocabulary, or there is no tokenizer.
+        DataError: there is no configuration transformers knows, or no tokenizer.
     """
+    from transformers import AutoConfig
+
     from stages.tokenizer import load_tokenizer
 
-    config = _json(directory / "config.json")
-    if config is None:
-        raise DataError(f"{directory}: no config.json; give a directory made by `save_pretrained`")
-    text = {**config, **config.get("text_config", {})}
-    if "vocab_size" not in text:
-        raise DataError(f"{directory / 'config.json'}: names no `vocab_size`")
-    vocab_size = int(text["vocab_size"])
-    ends: list[int] = []
-    for found in (
-        load_tokenizer(directory).eos_token_id,
-        (_json(directory / "generation_config.json") or {}).get("eos_token_id"),
-        text.get("eos_token_id"),
-    ):
-        ends += found if isinstance(found, list) else [found] if isinstance(found, int) else []
-    stop_ids = tuple(sorted({end for end in ends if 0 <= end < vocab_size}))
-    return ModelFacts(vocab_size, text.get("max_position_embeddings"), stop_ids)
+    tokenizer = load_tokenizer(directory)
+    try:
+        config = AutoConfig.from_pretrained(directory, local_files_only=True).get_text_config()
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(
+            f"{directory}: config.json cannot be read ({error}). Give a directory written by "
+            "`save_pretrained` of an architecture that transformers knows."
+        ) from error
+    rows = int(config.vocab_size)
+    vocab_size = min(rows, max(tokenizer.get_vocab().values()) + 1)
+    ends = [tokenizer.eos_token_id, config.eos_token_id, _generation_end(directory)]
+    flat = [end for found in ends for end in (found if isinstance(found, list) else [found])]
+    stop_ids = tuple(sorted({end for end in flat if end is not None and 0 <= end < vocab_size}))
+    return ModelFacts(vocab_size, rows, _context(config), stop_ids)
 
 
-def _json(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text()) if path.exists() else None
+def _generation_end(directory: Path) -> int | list[int] | None:
+    path = directory / "generation_config.json"
+    return json.loads(path.read_text()).get("eos_token_id") if path.exists() else None
+
+
+def _context(config: Any) -> int | None:
+    limit = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if limit and rope.get("factor") and rope.get("original_max_position_embeddings"):
+        limit = max(limit, int(rope["factor"] * rope["original_max_position_embeddings"]))
+    return limit
 
 
 def context_length(facts: ModelFacts, longest_prompt: int, max_tokens: int, run: GenerateRun) -> int:

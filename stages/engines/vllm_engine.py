@@ -14,7 +14,7 @@ over steps, which CPU generators cannot do.
 """
 
 import gc
-import logging
+import os
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -34,9 +34,11 @@ from stages.engines.base import (
 )
 from storage.errors import AfterglowError, EngineError
 
-log = logging.getLogger(__name__)
-
 _MAX_CANDIDATES = 64
+_NEVER = -1e9
+"""Added to a logit that must not be drawn; its probability underflows to 0."""
+_MAX_BIASES = 1024
+"""Biased ids per request in vLLM's second model runner; the first has no limit."""
 _PREFILL_TOKENS = 8192
 """Prompt tokens in one step on a CPU; more where the context is longer."""
 
@@ -50,6 +52,7 @@ class VllmGenerator:
         self._context = context
         # Twice what is decoded at once: the scheduler always has a successor at hand.
         self._in_flight = 2 * max_sequences
+        self._surplus = dict.fromkeys(range(facts.vocab_size, facts.rows), _NEVER) or None
         self._serial = 0
 
     def generate(
@@ -92,6 +95,7 @@ class VllmGenerator:
             stop_token_ids=list(self.facts.stop_ids),
             ignore_eos=True,
             detokenize=False,
+            logit_bias=self._surplus,
             output_kind=RequestOutputKind.FINAL_ONLY,
             skip_clone=True,
         )
@@ -122,6 +126,8 @@ def open_vllm(
 ) -> Iterator[VllmGenerator]:
     """As `open_generator`, on vLLM."""
     facts = model_facts(directory)
+    if facts.rows - facts.vocab_size > _MAX_BIASES:
+        os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
     llm = _start(directory, dtype, run, max_model_len, seed)
     try:
         yield VllmGenerator(llm, facts, max_model_len, run.max_sequences)

@@ -27,8 +27,13 @@ from numba.extending import intrinsic
 BLOCK = 256
 GROUP = 16
 
-ROOM = 255
-"""Most entries of a record: their number is stored in one byte."""
+MOST_CANDIDATES = 64
+LEAST_TAU = 1 / 128
+"""Limits of `stages.config.Record`; together they bound the entries of a record."""
+
+ROOM = 200
+"""Room for the entries of a `head_tail` record, at most 1 / tau + 1 + candidates = 193 of them:
+each of the h ids of p >= tau takes tau of the mass, and n - 1 < r / tau. One byte counts them."""
 
 OK, NOT_FINITE, IMPOSSIBLE = 0, 1, 2
 """Status of a row: fine; NaN, +inf or nothing but -inf in it; the realised token has p = 0."""
@@ -39,7 +44,6 @@ LOG_FLOOR = -1000.0
 REST_FLOOR = 1e-7
 """Tail mass below which no tail id is drawn; at the same time a bound on the bias this brings."""
 
-_HEAD_ROOM = 384  # candidates <= 64, ids >= tau <= 128, ids moved up later < 1 / tau + 1 <= 129
 _STEP = 32
 _LANES = 64
 _FAST = {"reassoc", "contract", "arcp", "nsz"}
@@ -404,8 +408,9 @@ def head_tail_rows(
 
     Args:
         z_RW, V, scale, tok_R, lp_R, ent_R, status_R: As for `sampled_rows`.
-        cand_RC: Ids forced into the head, whatever their p; repetitions are ignored.
-        tau: Probability from which an id is stored exactly, at least 1/128.
+        cand_RC: Ids forced into the head, whatever their p; at most MOST_CANDIDATES of them,
+            repetitions are ignored.
+        tau: Probability from which an id is stored exactly, at least LEAST_TAU.
         u_RU: [R, 1] uniforms.
         nu_R, nh_R: Receive the number of entries, and of those in the head.
         rest_R: Receives r, summed over the tail.
@@ -413,7 +418,7 @@ def head_tail_rows(
         hlp_RK: Receives log p of the head.
     """
     e_V, block_B, group_G = _scratch(V)
-    head_K = np.empty(_HEAD_ROOM, np.int64)
+    head_K = np.empty(ROOM, np.int64)
     threshold_K = np.empty(ROOM, np.float64)
     once_K = np.empty(ROOM, np.uint8)
     for r in range(z_RW.shape[0]):
@@ -469,7 +474,7 @@ def _settle(
         mass = _total(group_G)
         if mass <= floor:
             return h, 0
-        n = min(math.ceil(mass / tau), ROOM - h)
+        n = math.ceil(mass / tau)
         above = np.nextafter(mass / n, np.inf)
         grown = _remove_from(e_V, block_B, group_G, above, head_K, h)
         if grown == h:

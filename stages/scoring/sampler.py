@@ -110,6 +110,7 @@ def sample(
     Raises:
         BadRow: a row holds NaN or +inf, is -inf throughout, or gives the realised token p = 0.
     """
+    check_limits(record, cand_RC.shape[1])
     build = {"sampled": _sampled, "counts": _counts, "head_tail": _head_tail}[record.kind]
     scale = np.float32(1.0 / record.temperature)
     tok_R = tok_R.astype(np.int64)
@@ -125,11 +126,24 @@ def sample(
     else:
         with ThreadPoolExecutor(len(slices)) as pool:
             done = list(pool.map(run, slices))
-    check(np.concatenate([status_R for _, status_R in done]))
+    check_status(np.concatenate([status_R for _, status_R in done]))
     return concat([records for records, _ in done])
 
 
-def check(status_R: Array) -> None:
+def check_limits(record: Record, candidates: int) -> None:
+    """Refuse parameters whose records the kernels have no room for.
+
+    Raises:
+        ValueError: `tau` or the number of candidates is outside what `Record` allows.
+    """
+    if record.tau < kernels.LEAST_TAU or candidates > kernels.MOST_CANDIDATES:
+        raise ValueError(
+            f"tau = {record.tau} with {candidates} candidates: at least {kernels.LEAST_TAU} and at "
+            f"most {kernels.MOST_CANDIDATES} are possible"
+        )
+
+
+def check_status(status_R: Array) -> None:
     """Raise `BadRow` for the first row whose status is not OK."""
     bad = np.flatnonzero(status_R != kernels.OK)
     if len(bad):

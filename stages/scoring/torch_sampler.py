@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stages.config import Record
 from stages.scoring import kernels
-from stages.scoring.sampler import Records, check
+from stages.scoring.sampler import Records, check_limits, check_status
 
 _S = kernels.BLOCK
 
@@ -28,6 +28,7 @@ def sample(
         tok_R, cand_RC: int64.
         u_RU: float64.
     """
+    check_limits(record, cand_RC.shape[1])
     z_RV = z_RW[:, :vocab_size]
     if record.temperature != 1.0:
         z_RV = z_RV / record.temperature
@@ -40,7 +41,7 @@ def sample(
     d_tok_R = d_RV.gather(1, tok_R[:, None])[:, 0].double()
     finite_R = top_R1[:, 0].isfinite() & Z_R.isfinite()
     status_R = torch.where(d_tok_R == -torch.inf, kernels.IMPOSSIBLE, kernels.OK)
-    check(_numpy(torch.where(finite_R, status_R, kernels.NOT_FINITE), np.uint8))
+    check_status(_numpy(torch.where(finite_R, status_R, kernels.NOT_FINITE), np.uint8))
     lp_R = _numpy(d_tok_R - Z_R.log(), np.float32)
     ent_R = _numpy(Z_R.log() - dot_R / Z_R, np.float32)
     if record.kind == "sampled":
@@ -151,9 +152,9 @@ def _settle(
     head_RP = forced_RP | (e_RP >= tau_R[:, None])
     while True:
         mass_R = outside_R + e_RP.masked_fill(head_RP, 0.0).sum(1)
-        n_R = (mass_R / tau_R).ceil().long().minimum(kernels.ROOM - head_RP.sum(1))
-        n_R = n_R.masked_fill(mass_R <= kernels.REST_FLOOR * Z_R, 0)
-        above_RP = (e_RP > (mass_R / n_R)[:, None]) & ~head_RP & (n_R > 0)[:, None]
+        drawn_R = mass_R > kernels.REST_FLOOR * Z_R
+        n_R = (mass_R / tau_R).ceil().long() * drawn_R
+        above_RP = (e_RP > (mass_R / n_R)[:, None]) & ~head_RP & drawn_R[:, None]
         if not above_RP.any():
             return head_RP, n_R
         head_RP = head_RP | above_RP

@@ -11,12 +11,14 @@ from transformers import PreTrainedModel
 
 from stages.config import Drift, Training
 from stages.job import Job
+from stages.models import lm_head
 from stages.objectives.records import ObjectiveFunction
 from stages.training import checkpoint
 from stages.training.data import Source
 from stages.training.loop import Outcome, Task, train
 from stages.training.metrics import Line
 from stages.training.output import model_manifest, write_model
+from storage.errors import DataError
 from storage.manifest import Manifest
 from storage.stream import Keep, Stream
 
@@ -59,6 +61,16 @@ def data_stream(job: Job[Any], directory: Path, keep: Keep | None = None) -> Str
     )
 
 
+def _check_vocabulary(model: PreTrainedModel, data: Manifest) -> None:
+    """Every id in the data must have a row in the head; equal tokenizers do not quite say that."""
+    rows, needed = lm_head(model).weight.shape[0], data.meta.get("vocab_size")
+    if needed is not None and int(needed) > rows:
+        raise DataError(
+            f"{data.name}: its vocabulary has {needed} ids, but the model's head has {rows} rows. "
+            "Use a model with a vocabulary at least as large as the teacher's."
+        )
+
+
 def fit(job: Job[Any], made_of: Ingredients) -> Manifest:
     """Train, write the model into `job.directory`, and describe it; resumable at any point.
 
@@ -67,6 +79,7 @@ def fit(job: Job[Any], made_of: Ingredients) -> Manifest:
     """
     config: Training = job.config
     model = made_of.model
+    _check_vocabulary(model, made_of.data)
     torch.manual_seed(job.seed)
     model.train()
     if config.run.gradient_checkpointing:

@@ -6,7 +6,7 @@ set, and hands out the batch. Prompts, order, record and objective are those of 
 only the contexts are fresh. What it costs is the teacher, resident and run at every step.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -35,6 +35,7 @@ class LiveSource:
         student: The model being trained.
         teacher: In evaluation mode, on the student's device.
         meta: Of the stored set's manifest: `record` and `sampling`.
+        stop_ids: Ids that end a response.
         seed: Of the run.
         dtype: Of the student's forward pass.
         rows_per_chunk, tokens_per_batch: Execution of scoring.
@@ -51,6 +52,7 @@ class LiveSource:
         student: PreTrainedModel,
         teacher: PreTrainedModel,
         meta: Mapping[str, Any],
+        stop_ids: Sequence[int],
         seed: int,
         dtype: torch.dtype,
         rows_per_chunk: int,
@@ -69,7 +71,7 @@ class LiveSource:
             candidates=self._record.candidates,
             record=self._record.model_dump(),
         )
-        self._seed, self._dtype = seed, dtype
+        self._stop_ids, self._seed, self._dtype = stop_ids, seed, dtype
         self._rows_per_chunk, self._tokens_per_batch = rows_per_chunk, tokens_per_batch
         if not self._sampling.full_support:
             raise ConfigError(
@@ -112,6 +114,7 @@ class LiveSource:
                 temperature=self._sampling.temperature,
                 max_tokens=self._sampling.max_tokens,
                 vocab_size=self._meta.vocab_size,
+                stop_ids=self._stop_ids,
                 candidates=self._record.candidates,
             )
         self._student.train(training)

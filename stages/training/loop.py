@@ -96,7 +96,7 @@ def train(task: Task, work: Path) -> Outcome:
             if step % config.run.log_every == 0 or step == task.steps:
                 line = {"step": step, **window.flush(), "grad_norm": norm.item(), "rate": rate}
                 metrics.write(line)
-                state = _report(task, line)
+                state = _report(task, line, state)
             # A run that is to stop here must not resume behind this point.
             if step % config.run.checkpoint_every == 0 and state != "stop":
                 _save(task, work, optimiser, window, step)
@@ -168,14 +168,14 @@ def _some(items: list[int]) -> str:
     return f"{shown} and {len(items) - 8} more" if len(items) > 8 else shown
 
 
-def _report(task: Task, line: Line) -> Verdict:
-    """Write the log line, and hold the drift against its limits."""
+def _report(task: Task, line: Line, before: Verdict) -> Verdict:
+    """Write the log line, and hold the drift against its limits; warns once on leaving them."""
     log.info("%s: %s", task.name, describe(line, task.steps))
     chi2 = line.get("drift_chi2")
     if task.limits is None or not isinstance(chi2, float):
         return "ok"
     state = verdict(chi2, task.limits)
-    if state != "ok":
+    if state not in ("ok", before):
         log.warning(
             "%s: step %s: the student has left the policy that wrote the data: chi2 %.3g, "
             "effective share of the sample %.2g%s. Fewer steps, a lower learning rate or fresh "

@@ -37,9 +37,10 @@ class Metrics:
 
     def write(self, line: Line) -> None:
         """Append one line; it must have a `step`."""
-        self._stream.write(_encode(line))
+        text = _encode(line)
+        self._stream.write(text)
         self._stream.flush()
-        self.last = line
+        self.last = json.loads(text)
 
 
 def read(path: Path) -> list[Line]:

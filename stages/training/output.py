@@ -12,21 +12,9 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from stages.identity import chat_template_hash, tokenizer_hash
 from stages.job import Job
 from stages.models import load_tokenizer
+from stages.tokenizer import copy_tokenizer
 from storage.files import disk_errors, sync_directory
 from storage.manifest import Manifest, build_manifest
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "tokenizer.model",
-    "spiece.model",
-)
 
 
 def write_model(
@@ -54,14 +42,6 @@ def write_model(
             (staging / name).rename(directory / name)
         sync_directory(directory)
     return names
-
-
-def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy the tokenizer files that exist in `source`, verbatim."""
-    target.mkdir(parents=True, exist_ok=True)
-    for name in TOKENIZER_FILES:
-        if (source / name).exists():
-            shutil.copyfile(source / name, target / name)
 
 
 def _generation_config(

@@ -47,23 +47,25 @@ def sample(
     temperature: float,
     max_tokens: int,
     vocab_size: int,
+    stop_ids: Sequence[int],
     candidates: int,
 ) -> Samples:
     """Sample one response per prompt.
 
     Args:
-        model: Decoder with a key-value cache; its end tokens are in `generation_config`.
+        model: A decoder with a key-value cache.
         prompts: Ids of each prompt, at least one.
         seq_id: [N] names of the sequences, for the uniforms.
         seed: Any integer.
         temperature: Divides the logits.
         max_tokens: Longest response.
         vocab_size: Logits from here on are padding and never drawn.
+        stop_ids: A response ends after any of these, which it keeps.
         candidates: K.
     """
     device = model.device
     ids_NL, mask_NL = _left_padded(prompts, device)
-    ends = _end_tokens(model, device)
+    ends = torch.tensor(stop_ids, device=device, dtype=torch.int64)
     place_N1 = mask_NL.sum(dim=1, keepdim=True)
     position_NL = (mask_NL.cumsum(dim=1) - 1).clamp_(min=0)
     open_N = torch.ones(len(prompts), dtype=torch.bool, device=device)
@@ -99,12 +101,6 @@ def _left_padded(prompts: Sequence[NDArray[Any]], device: torch.device) -> tuple
         ids_NL[row, longest - len(prompt) :] = prompt
         mask_NL[row, longest - len(prompt) :] = 1
     return torch.from_numpy(ids_NL).to(device), torch.from_numpy(mask_NL).to(device)
-
-
-def _end_tokens(model: PreTrainedModel, device: torch.device) -> Tensor:
-    ends = getattr(model.generation_config, "eos_token_id", None)
-    known = ends if isinstance(ends, list) else [-1 if ends is None else ends]
-    return torch.tensor(known, device=device)
 
 
 def _invert(logp_NV: Tensor, u_N1: Tensor) -> Tensor:

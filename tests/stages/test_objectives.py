@@ -16,7 +16,7 @@ from stages.objectives.build import build_objective
 from stages.objectives.lightning import Lightning
 from stages.objectives.likelihood import CrossEntropy, ForwardKL
 from stages.objectives.records import ObjectiveFunction, TorchRecords
-from stages.objectives.reverse_kl import Form, ReverseKL
+from stages.objectives.reverse_kl import MASS_FLOOR, Form, ReverseKL
 from tests.stages.toy_records import (
     Draw,
     V,
@@ -320,6 +320,10 @@ def test_a_teacher_tail_that_underflowed_still_pulls_the_student_back() -> None:
     assert np.isfinite(value)
     assert bool(grad_V.isfinite().all())
     assert grad_V[:2].max() < 0 < grad_V[2:].min()
+
+    bucketed = ReverseKL(form="bucketed")
+    bound, _ = evaluate(bucketed, records, chance_T, torch.zeros(V, dtype=torch.float64))
+    assert bound == pytest.approx(0.25 * np.log(0.25) + 0.75 * np.log(0.75 / MASS_FLOOR))
 
 
 # ---------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from stages.identity import ModelIdentity, model_identity, tokenizer_hash
 from stages.job import Input, Job
 from stages.models import load_model
 from stages.scoring.score import score_rows, scoring_head
-from stages.training.output import copy_tokenizer
+from stages.tokenizer import copy_tokenizer
 from stages.training.sampler import sample
 from storage.manifest import Manifest, SetMeta, build_manifest, commit_parts, write_manifest
 from storage.rows import Rows
@@ -78,7 +78,8 @@ def rollouts(
         seed=seed,
         temperature=temperature,
         max_tokens=MAX_TOKENS,
-        vocab_size=model.config.vocab_size,
+        vocab_size=VOCABULARY,
+        stop_ids=(END,),
         candidates=candidates,
     )
     columns = {
@@ -179,6 +180,7 @@ class World:
 
     @property
     def init(self) -> Input:
+        """Pi_ref, as the input a student starts from."""
         return Input(str(self.reference))
 
 

@@ -42,6 +42,7 @@ with PartWriter(directory, 0, META) as writer:
 
 def test_a_killed_writer_leaves_no_part(tmp_path: Path) -> None:
     writer = _start(FOREVER, tmp_path)
+    assert writer.stdout is not None
     for _ in range(3):
         assert writer.stdout.readline() == "wrote\n"
     writer.send_signal(signal.SIGKILL)
@@ -74,6 +75,7 @@ print(writer.part.file, flush=True)
 def test_two_writers_race_on_one_part(tmp_path: Path, seeds: tuple[int, int]) -> None:
     writers = [_start(ONCE, tmp_path, seed) for seed in seeds]
     for writer in writers:
+        assert writer.stdin is not None
         writer.stdin.write("go\n")
         writer.stdin.flush()
     names = {writer.communicate()[0].strip() for writer in writers}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from storage.codec import stored
 from storage.errors import DataError
-from storage.manifest import SetMeta
+from storage.manifest import Part, SetMeta
 from storage.rows import Rows
 from storage.schema import COLUMNS
 from storage.shard import (
@@ -39,6 +39,12 @@ def _write(directory: Path, rows: Rows, meta: SetMeta, index: int = 0) -> Path:
     return directory / writer.part.file
 
 
+def _found(directory: Path, index: int = 0) -> Part:
+    part = find_part(directory, index)
+    assert part is not None
+    return part
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data())
 @ROUND_TRIP
@@ -49,7 +55,7 @@ def test_round_trip(kind: str, tmp_path: Path, data: st.DataObject) -> None:
     assert same_rows(Rows.concat(groups), stored(rows))
     assert [len(group) for group in groups[:-1]] == [32] * (len(groups) - 1)
     assert read_meta(path) == meta
-    assert verify_part(tmp_path, find_part(tmp_path, 0)) == []
+    assert verify_part(tmp_path, _found(tmp_path)) == []
     path.unlink()
 
 
@@ -65,6 +71,18 @@ def test_the_file_does_not_depend_on_how_rows_were_handed_over(
         for low, high in pairwise(edges):
             writer.write(rows.slice(low, high))
     assert tmp_path / writer.part.file == _write(tmp_path, rows, meta)
+
+
+def test_log_probabilities_are_stored_with_fifteen_mantissa_bits(tmp_path: Path) -> None:
+    meta = meta_of("head_tail")
+    rows = random_rows(meta, 40)
+    found = Rows.concat(list(read_rows(_write(tmp_path, rows, meta))))
+    for name in ("ref_lp", "lp", "rest"):
+        assert not (found[name].view(np.uint32) & 0xFF).any()
+        np.testing.assert_allclose(found[name], rows[name], rtol=2.0**-16)
+        assert (found[name] != rows[name]).any()
+    for name in ("ent", "hlp", "ids"):
+        assert found[name].tobytes() == rows[name].tobytes()
 
 
 def test_the_caller_may_reuse_its_buffers(tmp_path: Path) -> None:
@@ -213,10 +231,10 @@ def test_find_part_passes_over_damage_and_says_so(
     meta = meta_of("sampled")
     paths = [_write(tmp_path, random_rows(meta, 3, seed=seed), meta) for seed in range(2)]
     first, second = sorted(paths)
-    assert find_part(tmp_path, 0).file == first.name
+    assert _found(tmp_path).file == first.name
     first.write_bytes(first.read_bytes()[:-1])
     with caplog.at_level(logging.WARNING):
-        assert find_part(tmp_path, 0).file == second.name
+        assert _found(tmp_path).file == second.name
     assert f"{first}: damaged" in caplog.text
     assert find_part(tmp_path, 1) is None
 

@@ -1,0 +1,206 @@
+"""Plain transformers: batched decoding with a key-value cache, where vLLM is not installed.
+
+Prompts of a batch are padded on the left, sorted by length so that there is little of it; masks and
+position ids make the padding invisible. Rows that have ended leave the batch when half of it has.
+The uniform number for each token is a hash of the request's seed and the position, so a response
+does not depend on the batch.
+
+Shape letters: B sequences in the batch, V vocabulary, K candidates.
+"""
+
+import gc
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stages.config import GenerateRun, Sampling
+from stages.counter import uniform
+from stages.engines.base import (
+    Completion,
+    ModelFacts,
+    Request,
+    check_candidates,
+    model_facts,
+    token_limit,
+)
+from stages.models import load_model, pick_device
+
+_SORTED = 8
+"""Batches' worth of requests that are sorted by length together."""
+_BELOW_ONE = 1.0 - 2.0**-52
+
+
+class TransformersGenerator:
+    """A `Generator` on top of a causal language model of transformers."""
+
+    def __init__(self, model: Any, facts: ModelFacts, context: int, max_sequences: int) -> None:
+        self.facts = facts
+        self._model = model
+        self._context = context
+        self._max_sequences = max_sequences
+
+    def generate(
+        self, requests: Iterable[Request], sampling: Sampling, candidates: int = 0
+    ) -> Iterator[Completion]:
+        """As `Generator.generate`."""
+        check_candidates(candidates, self.facts)
+        source = iter(requests)
+        while window := list(islice(source, _SORTED * self._max_sequences)):
+            window.sort(key=lambda request: len(request.prompt_ids))
+            for start in range(0, len(window), self._max_sequences):
+                rows = [
+                    _Row(request, token_limit(request, sampling, self._context))
+                    for request in window[start : start + self._max_sequences]
+                ]
+                yield from self._decode(rows, sampling, candidates)
+
+    def _decode(
+        self, rows: list["_Row"], sampling: Sampling, candidates: int
+    ) -> Iterator[Completion]:
+        """Decode the rows together; every row is at the same position of its response."""
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=self._model.config)
+        ids_BL, mask_BL = self._left_padded(rows)
+        while True:
+            logits_BV = self._step(ids_BL, mask_BL, cache)
+            tok_B = self._draw(logits_BV, rows, sampling, candidates)
+            yield from (row.completion(self.facts) for row in rows if row.ends_now(self.facts))
+            alive = [place for place, row in enumerate(rows) if not row.ended]
+            if not alive:
+                return
+            ids_BL = tok_B[:, None]
+            mask_BL = torch.cat([mask_BL, torch.ones_like(ids_BL)], dim=1)
+            if 2 * len(alive) <= len(rows):
+                index = torch.tensor(alive, device=ids_BL.device)
+                cache.batch_select_indices(index)
+                ids_BL, mask_BL = ids_BL[index], mask_BL[index]
+                rows = [rows[place] for place in alive]
+
+    def _left_padded(self, rows: list["_Row"]) -> tuple[Tensor, Tensor]:
+        longest = max(len(row.request.prompt_ids) for row in rows)
+        ids_BL = torch.zeros(len(rows), longest, dtype=torch.long)
+        mask_BL = torch.zeros_like(ids_BL)
+        for place, row in enumerate(rows):
+            prompt = torch.from_numpy(row.request.prompt_ids.astype(np.int64))
+            ids_BL[place, longest - len(prompt) :] = prompt
+            mask_BL[place, longest - len(prompt) :] = 1
+        return ids_BL.to(self._model.device), mask_BL.to(self._model.device)
+
+    @torch.inference_mode()
+    def _step(self, ids_BL: Tensor, mask_BL: Tensor, cache: Any) -> Tensor:
+        """Logits [B, V] of the next token, in float32; the cache grows by the given tokens."""
+        position_BL = (mask_BL.cumsum(1) - 1).clamp(min=0)[:, -ids_BL.shape[1] :]
+        out = self._model(
+            input_ids=ids_BL,
+            attention_mask=mask_BL,
+            position_ids=position_BL,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return out.logits[:, -1, : self.facts.vocab_size].float()
+
+    @torch.inference_mode()
+    def _draw(
+        self, logits_BV: Tensor, rows: list["_Row"], sampling: Sampling, candidates: int
+    ) -> Tensor:
+        """Draw one token per row and note it there; returns the tokens, [B]."""
+        logp_BV = _log_probs(logits_BV, sampling)
+        if sampling.temperature == 0:
+            tok_B = logits_BV.argmax(1)
+        else:
+            seeds_B = np.array([row.request.seed for row in rows], np.uint64)
+            uniform_B = torch.from_numpy(uniform(0, seeds_B, rows[0].length))
+            tok_B = _invert(logp_BV, uniform_B.to(logp_BV.device))
+        logp_B = logp_BV.gather(1, tok_B[:, None])[:, 0]
+        cand_BK = logp_BV.topk(candidates, dim=1).indices
+        for row, tok, logp, cand in zip(
+            rows, tok_B.tolist(), logp_B.tolist(), cand_BK.cpu().numpy(), strict=True
+        ):
+            row.take(tok, logp, cand)
+        return tok_B
+
+
+class _Row:
+    """One sequence being decoded."""
+
+    def __init__(self, request: Request, limit: int) -> None:
+        self.request = request
+        self.ended = False
+        self._limit = limit
+        self._tok: list[int] = []
+        self._logp: list[float] = []
+        self._cand: list[NDArray[np.int64]] = []
+
+    @property
+    def length(self) -> int:
+        """Tokens drawn."""
+        return len(self._tok)
+
+    def take(self, tok: int, logp: float, cand: NDArray[np.int64]) -> None:
+        """Note the next token. A row that has ended goes on until its batch is thinned out."""
+        self._tok.append(tok)
+        self._logp.append(logp)
+        self._cand.append(cand)
+
+    def ends_now(self, facts: ModelFacts) -> bool:
+        """Whether the token just noted is the last; true once."""
+        before = self.ended
+        self.ended = before or self._tok[-1] in facts.stop_ids or self.length >= self._limit
+        return self.ended and not before
+
+    def completion(self, facts: ModelFacts) -> Completion:
+        """The response as it is now."""
+        return Completion(
+            seq_id=self.request.seq_id,
+            tok=np.array(self._tok, np.uint32),
+            logprob=np.array(self._logp, np.float32),
+            cand=np.concatenate(self._cand).astype(np.uint32),
+            finish="stop" if self._tok[-1] in facts.stop_ids else "length",
+        )
+
+
+def _log_probs(logits_BV: Tensor, sampling: Sampling) -> Tensor:
+    """Log-probabilities [B, V] of the distribution drawn from; top-k first, then top-p, as vLLM."""
+    if sampling.temperature == 0:
+        return logits_BV.log_softmax(1)
+    logits_BV = logits_BV / sampling.temperature
+    if 0 < sampling.top_k < logits_BV.shape[1]:
+        least_B1 = logits_BV.topk(sampling.top_k, dim=1).values[:, -1:]
+        logits_BV = logits_BV.masked_fill(logits_BV < least_B1, -torch.inf)
+    if sampling.top_p < 1:
+        sorted_BV, order_BV = logits_BV.softmax(1).sort(dim=1, descending=True)
+        before_BV = sorted_BV.cumsum(1) - sorted_BV  # mass of what is likelier
+        outside_BV = torch.zeros_like(before_BV, dtype=torch.bool)
+        outside_BV.scatter_(1, order_BV, before_BV >= sampling.top_p)
+        logits_BV = logits_BV.masked_fill(outside_BV, -torch.inf)
+    return logits_BV.log_softmax(1)
+
+
+def _invert(logp_BV: Tensor, uniform_B: Tensor) -> Tensor:
+    """First id whose cumulative probability exceeds the uniform number; never one of mass 0."""
+    cdf_BV = logp_BV.double().exp().cumsum(1)
+    target_B1 = cdf_BV[:, -1:] * uniform_B.clamp(max=_BELOW_ONE)[:, None]
+    return torch.searchsorted(cdf_BV, target_B1, right=True)[:, 0]
+
+
+@contextmanager
+def open_transformers(
+    directory: Path, *, dtype: str, run: GenerateRun, max_model_len: int
+) -> Iterator[TransformersGenerator]:
+    """As `open_generator`, on transformers; on a GPU where there is one."""
+    facts = model_facts(directory)
+    model = load_model(directory, dtype, pick_device("auto"))
+    try:
+        yield TransformersGenerator(model, facts, max_model_len, run.max_sequences)
+    finally:
+        del model
+        gc.collect()
