@@ -17,9 +17,12 @@ shows as the second falling while the first does not rise.
 
 import json
 import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from stages.config import Evaluate, Sampling, Verifier
+from stages.config import Evaluate, Sampling
 from stages.engines import (
     Completion,
     Generator,
@@ -32,13 +35,16 @@ from stages.engines import (
 from stages.evaluation.answers import Answer, accuracy, read_answers, write_answers
 from stages.identity import check_tokenizer, local_directory, tokenizer_hash
 from stages.job import Job
-from stages.prompts import Prompt, Prompts, load_prompts
+from stages.prompts import Prompts, load_prompts
 from stages.report import METRICS
 from stages.tokenizer import load_tokenizer
 from stages.training.inputs import data_tokenizer, manifest_of_model
-from stages.verifiers import open_verifier
+from stages.verifiers import Check, open_verifier
 from storage.files import disk_errors
 from storage.manifest import Manifest, build_manifest, read_manifest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -93,65 +99,66 @@ def _held_out(job: Job[Evaluate], model: Path) -> dict[str, object]:
 
 def _answers(job: Job[Evaluate], model: Path) -> list[Answer]:
     """All answers, sampled ones first, in the order of prompts."""
-    config = job.config
+    config, dtype = job.config, job.inputs["model"].dtype
     prompts = load_prompts(config.prompts, model)
-    facts = model_facts(model)
-    room = context_length(facts, prompts.longest, config.sampling.max_tokens, config.run)
-    judge = _Judge(model, config.verifier)
-    engine = open_generator(
-        model,
-        dtype=job.inputs["model"].dtype,
-        run=config.run,
-        max_model_len=room,
-        seed=job.seed,
+    longest = config.sampling.max_tokens
+    room = context_length(model_facts(model), prompts.longest, longest, config.run)
+    rounds = [_Round(config.sampling, config.n)]
+    if config.greedy:
+        rounds.append(_Round(Sampling(temperature=0.0, max_tokens=longest), 1))
+    with open_verifier(config.verifier) as check:
+        with open_generator(
+            model, dtype=dtype, run=config.run, max_model_len=room, seed=job.seed
+        ) as generator:
+            said = [_ask(generator, prompts, one, job.seed) for one in rounds]
+        tokenizer = load_tokenizer(model)
+        return [
+            answer
+            for one, completions in zip(rounds, said, strict=True)
+            for answer in _judge(completions, prompts, one, tokenizer, check)
+        ]
+
+
+@dataclass(frozen=True)
+class _Round:
+    """n answers to every prompt; answer i to prompt j has sequence id j * n + i."""
+
+    sampling: Sampling
+    n: int
+
+
+def _ask(generator: Generator, prompts: Prompts, one: _Round, seed: int) -> list[Completion]:
+    """The completions of a round, in the order of their ids."""
+    requests = (
+        Request(seq_id, prompts[seq_id // one.n].ids, sequence_seed(seed, seq_id))
+        for seq_id in range(len(prompts) * one.n)
     )
-    with engine as generator:
-        out = _ask(generator, judge, prompts, config.sampling, config.n, job.seed)
-        if config.greedy:
-            greedy = Sampling(temperature=0.0, max_tokens=config.sampling.max_tokens)
-            out += _ask(generator, judge, prompts, greedy, 1, job.seed)
-    return out
+    return sorted(generator.generate(requests, one.sampling), key=lambda done: done.seq_id)
 
 
-class _Judge:
-    """From completions to answers with an outcome."""
-
-    def __init__(self, model: Path, verifier: Verifier) -> None:
-        self._tokenizer = load_tokenizer(model)
-        self._verify = open_verifier(verifier)
-
-    def answer(self, prompt: Prompt, sample: int, greedy: bool, completion: Completion) -> Answer:
-        """The decoded response, verified where the prompt has a reference answer."""
-        text = str(self._tokenizer.decode(completion.tok.tolist(), skip_special_tokens=True))
-        return Answer(
-            prompt_id=prompt.prompt_id,
-            sample=sample,
-            greedy=greedy,
-            tokens=len(completion.tok),
-            finish=completion.finish,
-            outcome=self._verify(text, prompt.answer),
+def _judge(
+    completions: list[Completion],
+    prompts: Prompts,
+    one: _Round,
+    tokenizer: "PreTrainedTokenizerBase",
+    check: Check,
+) -> Iterator[Answer]:
+    """Decoded and verified answers."""
+    texts = [
+        str(tokenizer.decode(done.tok.tolist(), skip_special_tokens=True)) for done in completions
+    ]
+    references = [prompts.answers[done.seq_id // one.n] for done in completions]
+    outcomes = check(texts, references).tolist()
+    for done, text, outcome in zip(completions, texts, outcomes, strict=True):
+        yield Answer(
+            prompt_id=int(prompts.prompt_ids[done.seq_id // one.n]),
+            sample=done.seq_id % one.n,
+            greedy=one.sampling.temperature == 0,
+            tokens=len(done.tok),
+            finish=done.finish,
+            outcome=outcome,
             text=text,
         )
-
-
-def _ask(
-    generator: Generator, judge: _Judge, prompts: Prompts, sampling: Sampling, n: int, seed: int
-) -> list[Answer]:
-    """n answers to every prompt; answer i of prompt j has sequence id j * n + i."""
-    requests = (
-        Request(seq_id, prompts[seq_id // n].ids, sequence_seed(seed, seq_id))
-        for seq_id in range(len(prompts) * n)
-    )
-    done = {
-        completion.seq_id: judge.answer(
-            prompts[completion.seq_id // n],
-            completion.seq_id % n,
-            sampling.temperature == 0,
-            completion,
-        )
-        for completion in generator.generate(requests, sampling)
-    }
-    return [done[seq_id] for seq_id in sorted(done)]
 
 
 # ---------------------------------------------------------------------------------------------

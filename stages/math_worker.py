@@ -1,5 +1,7 @@
 """A process that judges mathematical answers: one JSON pair per line in, one outcome per line out.
 
+The first line out says that it is ready.
+
 Run as a script by `stages.verifiers`. It has a process of its own because comparing expressions may
 hang or eat memory in ways that only ending the process cures. It imports nothing of this package.
 """
@@ -35,14 +37,19 @@ def judge(text: str, answer: str) -> int:
 def main() -> None:
     """Serve until stdin ends."""
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    _say("ready")
     for line in sys.stdin:
         text, answer = json.loads(line)
         try:
             outcome = judge(text, answer)
         except (Exception, RecursionError, MemoryError):  # noqa: BLE001 - any failure is "not right"
             outcome = 0
-        sys.stdout.write(f"{outcome}\n")
-        sys.stdout.flush()
+        _say(outcome)
+
+
+def _say(word: object) -> None:
+    sys.stdout.write(f"{word}\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

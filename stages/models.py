@@ -8,7 +8,6 @@ Shape letters: N sequences of a batch, L longest of them, P prompt tokens and T 
 batch, R rows, D hidden size, V vocabulary.
 """
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,16 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
+from stages.tokenizer import load_tokenizer as load_tokenizer  # where one looks for it
 from storage.errors import ConfigError, DataError, EngineError
-
-log = logging.getLogger(__name__)
-
 
 # ---------------------------------------------------------------------------------------------
 # Loading
@@ -72,21 +68,6 @@ def load_model(directory: Path, dtype: str, device: torch.device | str) -> PreTr
             f"says ({sorted(lacking)[0]}, ...). Copy the model anew."
         )
     return model.eval().to(device)
-
-
-def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in `directory`.
-
-    Raises:
-        DataError: there is none, or it cannot be loaded.
-    """
-    try:
-        return AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise DataError(
-            f"{directory}: no tokenizer that can be loaded ({error}). Save the model's tokenizer "
-            "into the same directory with `tokenizer.save_pretrained`."
-        ) from error
 
 
 def real_vocab_size(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:

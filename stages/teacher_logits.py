@@ -29,10 +29,9 @@ from stages.identity import (
 from stages.job import Job, ShardSpec
 from stages.models import Head, load_model, load_tokenizer, pick_device, real_vocab_size
 from stages.scoring.score import score_rows, scoring_head
+from stages.tokenizer import copy_tokenizer
 from stages.training.inputs import TOKENIZER, data_tokenizer
-from stages.training.output import copy_tokenizer
 from storage.errors import ConfigError, DataError
-from storage.files import disk_errors
 from storage.manifest import Manifest, Part, SetMeta, commit_parts, read_manifest
 from storage.rows import Rows
 from storage.shard import PartWriter, read_meta, read_rows
@@ -136,12 +135,10 @@ def commit(job: Job[TeacherLogits]) -> Manifest:
     """The manifest of the records; the teacher's tokenizer is kept beside them.
 
     Raises:
-        RetryError: parts are missing.
+        RetryError: parts are missing, or the disk refused.
     """
     source = _source(job)
     directory, identity = _identity(job)
-    with disk_errors(job.directory):
-        copy_tokenizer(directory, job.directory / TOKENIZER)
     manifest = commit_parts(
         job.directory,
         len(source.parts),
@@ -153,7 +150,7 @@ def commit(job: Job[TeacherLogits]) -> Manifest:
         payload=job.payload,
         teacher=identity,
         tokenizer=_tokenizer(identity),
-        files=sorted((job.directory / TOKENIZER).iterdir()),
+        files=copy_tokenizer(directory, job.directory / TOKENIZER),
     )
     meta = dict(source.meta) | {"record": job.config.record.model_dump()}
     if manifest.parts:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from stages.config import Verifier
 from stages.engines.environment import cpu_count
-from storage.errors import ConfigError
+from storage.errors import ConfigError, EngineError
 from storage.schema import OUTCOME
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,9 @@ def exact_match(extract: str) -> Check:
     try:
         pattern = re.compile(extract)
     except re.error as error:
-        raise ConfigError(f"verifier.extract = {extract!r}: not a regular expression ({error})") from error
+        raise ConfigError(
+            f"verifier.extract = {extract!r}: not a regular expression ({error})"
+        ) from error
 
     def found(text: str) -> str | None:
         if not extract:
@@ -161,11 +163,24 @@ class _MathWorker:
 
 
 def _start() -> "subprocess.Popen[str]":
+    """A worker that has said it is ready.
+
+    Raises:
+        EngineError: it ended instead, which no answer is to blame for.
+    """
     # -P: the script's directory holds modules whose names must not shadow installed packages.
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-P", str(_SCRIPT)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
     )
+    assert process.stdout is not None
+    if not process.stdout.readline():
+        process.communicate()
+        raise EngineError(
+            f"{_SCRIPT}: the process that compares answers does not start (exit code "
+            f"{process.returncode}); run it by hand to see why"
+        )
+    return process

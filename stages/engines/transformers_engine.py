@@ -97,11 +97,12 @@ class TransformersGenerator:
     @torch.inference_mode()
     def _step(self, ids_BL: Tensor, mask_BL: Tensor, cache: Any) -> Tensor:
         """Logits [B, V] of the next token, in float32; the cache grows by the given tokens."""
-        position_BL = (mask_BL.cumsum(1) - 1).clamp(min=0)[:, -ids_BL.shape[1] :]
+        # A row that has ended may run past the context until it leaves the batch.
+        position_BL = (mask_BL.cumsum(1) - 1).clamp(0, self._context - 1)
         out = self._model(
             input_ids=ids_BL,
             attention_mask=mask_BL,
-            position_ids=position_BL,
+            position_ids=position_BL[:, -ids_BL.shape[1] :],
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
@@ -197,7 +198,10 @@ def open_transformers(
     directory: Path, *, dtype: str, run: GenerateRun, max_model_len: int
 ) -> Iterator[TransformersGenerator]:
     """As `open_generator`, on transformers; on a GPU where there is one."""
+    from transformers.utils.logging import disable_progress_bar
+
     facts = model_facts(directory)
+    disable_progress_bar()
     model = load_model(directory, dtype, pick_device("auto"))
     try:
         yield TransformersGenerator(model, facts, max_model_len, run.max_sequences)

@@ -34,7 +34,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture
 def make(world: World, tmp_path: Path) -> Make:
-    """A task on the world's records (`cross_entropy`: on the teacher's answers), starting at pi_ref."""
+    """Makes tasks that start at pi_ref; on the records, or answers for `cross_entropy`."""
 
     def build(objective: str = "reverse_kl", **changes: Any) -> Task:
         run = {"log_every": 1, **changes.pop("run", {})}

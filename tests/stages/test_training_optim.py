@@ -1,5 +1,6 @@
 """AdamW groups and learning-rate schedules."""
 
+from itertools import pairwise
 from typing import Literal
 
 import pytest
@@ -18,7 +19,7 @@ def test_decay_starts_at_the_peak_and_ends_at_the_final_ratio(
     assert shares[:10] == pytest.approx([(s + 1) / 10 for s in range(10)])
     assert shares[10] == 1.0
     assert shares[-1] == pytest.approx(0.1)
-    assert all(a > b for a, b in zip(shares[10:], shares[11:], strict=False))
+    assert all(a > b for a, b in pairwise(shares[10:]))
 
 
 def test_shapes_differ_where_they_should() -> None:

@@ -178,6 +178,12 @@ class World:
     """Rollouts of pi_ref, scored by the teacher."""
     root: Path
 
+    @classmethod
+    def at(cls, root: Path) -> "World":
+        """The world `make_world` has made in `root`."""
+        sets = Input(str(root / "answers"), A_KEY), Input(str(root / "records"), B_KEY)
+        return cls(root / "teacher", root / "reference", *sets, root)
+
     @property
     def init(self) -> Input:
         """Pi_ref, as the input a student starts from."""
@@ -206,8 +212,7 @@ def make_world(root: Path, record: Record | None = None, count: int = 64) -> Wor
         generator=identity(reference),
         **shared,
     )
-    sets = Input(str(root / "answers"), A_KEY), Input(str(root / "records"), B_KEY)
-    return World(teacher, reference, *sets, root)
+    return World.at(root)
 
 
 def commit_model(directory: Path, teacher: ModelIdentity) -> None:

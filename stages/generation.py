@@ -1,0 +1,310 @@
+"""What `sft-data` and `rollouts` have in common: prompts in, drawn sequences out, part by part.
+
+A set holds `n` responses to each prompt. Its order is sample-major over a seeded permutation of the
+prompts, so that a part, and any prefix of the set, holds many prompts rather than many answers to
+few. Prompts held out for evaluation come last, in parts of their own. A sequence is named by its
+prompt and sample (`seq_id = prompt_id * n + sample`), and its name and the seed decide what is
+drawn: any number of workers and any interruption give the same set.
+"""
+
+import logging
+import time
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.config import Generate
+from stages.counter import hash64, shuffled
+from stages.engines import (
+    Completion,
+    Generator,
+    ModelFacts,
+    Request,
+    context_length,
+    model_facts,
+    open_generator,
+    sequence_seed,
+)
+from stages.engines.environment import prepare_environment
+from stages.identity import DigestCache, ModelIdentity, model_identity
+from stages.job import Job, ShardSpec
+from stages.prompts import Prompt, Prompts, load_prompts
+from stages.tokenizer import load_tokenizer
+from stages.verifiers import Check, open_verifier
+from storage.errors import EngineError
+from storage.manifest import Manifest, Part, SetMeta, commit_parts
+from storage.rows import Rows
+from storage.schema import FINISH
+from storage.shard import PartWriter
+
+log = logging.getLogger(__name__)
+
+_BLOCK = 64
+"""Sequences verified and written together."""
+_SECONDS_PER_LINE = 30.0
+
+
+@dataclass(frozen=True)
+class Order:
+    """Which prompt and sample the i-th sequence of a set is."""
+
+    prompts: int
+    held_out: int
+    """Prompts of split `holdout`: the last ones of the permutation."""
+    n: int
+    seed: int
+
+    @property
+    def boundary(self) -> int:
+        """Sequences of split `train`; those of `holdout` follow."""
+        return (self.prompts - self.held_out) * self.n
+
+    def places(self, first: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Number of the prompt and of the sample of sequences `first` to `first + count`."""
+        index = np.arange(first, first + count)
+        trained = self.prompts - self.held_out
+        inside = index < self.boundary
+        per_sample = np.where(inside, max(trained, 1), max(self.held_out, 1))
+        sample, rank = np.divmod(np.where(inside, index, index - self.boundary), per_sample)
+        rank += np.where(inside, 0, trained)
+        return shuffled(rank, self.prompts, self.seed), sample
+
+    def parts(self, per_part: int) -> list[ShardSpec]:
+        """Parts of at most `per_part` sequences; none holds both splits."""
+        ends = (("train", 0, self.boundary), ("holdout", self.boundary, self.prompts * self.n))
+        spans = [
+            (first, min(per_part, stop - first), split)
+            for split, start, stop in ends
+            for first in range(start, stop, per_part)
+        ]
+        return [ShardSpec(index, *span) for index, span in enumerate(spans)]
+
+
+def held_out_prompts(prompts: int, share: float) -> int:
+    """Prompts held out: at least one if any are asked for, and not all unless all are."""
+    if share in (0.0, 1.0):
+        return int(share) * prompts
+    return min(max(round(share * prompts), 1), prompts - 1)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One generating job, resolved: what `plan`, `run_shard` and `commit` of its stage share."""
+
+    job: Job[Any]
+    model: Path
+    """Directory of the model that writes."""
+    dtype: str
+    candidates: int = 0
+    holdout: float = 0.0
+    """Share of the prompts held out."""
+
+    @property
+    def config(self) -> Generate:
+        """The table of the stage."""
+        return self.job.config
+
+    @cached_property
+    def prompts(self) -> Prompts:
+        """The prompts as the model's token ids; refused if one leaves no room for a response."""
+        prepare_environment()
+        prompts = load_prompts(self.config.prompts, self.model)
+        if self.facts.context is not None:
+            prompts.check_context(self.facts.context)
+        return prompts
+
+    @cached_property
+    def facts(self) -> ModelFacts:
+        """What the model's files say."""
+        prepare_environment()
+        return model_facts(self.model)
+
+    @cached_property
+    def identity(self) -> ModelIdentity:
+        """Who writes."""
+        cache = DigestCache(self.job.store.root / ".digests.json")
+        return model_identity(self.model, self.dtype, cache)
+
+    @cached_property
+    def order(self) -> Order:
+        """The order of the set."""
+        count = len(self.prompts)
+        held_out = held_out_prompts(count, self.holdout)
+        return Order(count, held_out, self.config.n, self._seed("order"))
+
+    def plan(self) -> list[ShardSpec]:
+        """The parts of the set."""
+        return self.order.parts(self.config.sequences_per_part)
+
+    def open_engine(self) -> AbstractContextManager[Generator]:
+        """The engine with the model, its context just long enough."""
+        run, sampling = self.config.run, self.config.sampling
+        context = context_length(self.facts, self.prompts.longest, sampling.max_tokens, run)
+        return open_generator(
+            self.model, dtype=self.dtype, run=run, max_model_len=context, seed=self.job.seed
+        )
+
+    def run_shard(self, spec: ShardSpec, engine: Generator, teacher: Any) -> Part:
+        """Draw, verify and write one part.
+
+        Raises:
+            EngineError: the engine failed, or the model gives no finite log-probabilities.
+            RetryError: the disk refused.
+        """
+        rows, sample = self.order.places(spec.first, spec.count)
+        drawn = [
+            _Drawn(self.prompts[row], int(number), self.config.n)
+            for row, number in zip(rows, sample, strict=True)
+        ]
+        seed = self._seed("sample")
+        requests = (
+            Request(one.seq_id, one.prompt.ids, sequence_seed(seed, one.seq_id)) for one in drawn
+        )
+        completions = engine.generate(requests, self.config.sampling, self.candidates)
+        progress = _Progress(f"{self.job.name}, part {spec.index}", spec.count)
+        writer = PartWriter(self.job.directory, spec.index, self._set_meta(teacher), spec.split)
+        with writer, open_verifier(self.config.verifier) as check:
+            ordered = _in_order(progress.watch(completions), [one.seq_id for one in drawn])
+            for first in range(0, len(drawn), _BLOCK):
+                block = drawn[first : first + _BLOCK]
+                writer.write(self._rows(block, [next(ordered) for _ in block], check))
+        return writer.part
+
+    def commit(self, teacher: Any, files: Iterable[Path] = ()) -> Manifest:
+        """The manifest of the finished set; see `storage.manifest.commit_parts`."""
+        job, sampling = self.job, self.config.sampling
+        return commit_parts(
+            job.directory,
+            len(self.plan()),
+            stage=job.stage,
+            version=int(str(job.payload["version"])),
+            key=job.key,
+            name=job.name,
+            kind="sequences",
+            payload=job.payload,
+            teacher=teacher,
+            tokenizer=self._tokenizer(),
+            meta={
+                "sampling": sampling.model_dump(),
+                "full_support": sampling.full_support,
+                "candidates": self.candidates,
+                "vocab_size": self.facts.vocab_size,
+                "stop_ids": list(self.facts.stop_ids),
+                "generator": self.identity.to_json(),
+                "prompts": self.prompts.report.to_json(),
+            },
+            files=files,
+        )
+
+    def _seed(self, purpose: str) -> int:
+        """Seed of this stage for one purpose: no two stages of a run share random numbers."""
+        return int(hash64(self.job.seed, zlib.crc32(f"{self.job.stage}/{purpose}".encode()))[0])
+
+    def _tokenizer(self) -> dict[str, str]:
+        return {
+            "tokenizer": self.identity.tokenizer,
+            "chat_template": self.identity.chat_template,
+        }
+
+    def _set_meta(self, teacher: Any) -> SetMeta:
+        return SetMeta(
+            stage=self.job.stage,
+            key=self.job.key,
+            kind="sequences",
+            vocab_size=self.facts.vocab_size,
+            candidates=self.candidates,
+            tokenizer=self._tokenizer(),
+            teacher=teacher,
+        )
+
+    def _rows(self, drawn: Sequence["_Drawn"], made: Sequence[Completion], check: Check) -> Rows:
+        for completion in made:
+            if not np.isfinite(completion.logprob).all():
+                raise EngineError(
+                    f"sequence {completion.seq_id}: the log-probability of a drawn token is not "
+                    f"finite. The weights in {self.model} may be damaged, or too large for "
+                    f"{self.dtype}."
+                )
+        tokenizer = load_tokenizer(self.model)
+        answers = [one.prompt.answer for one in drawn]
+        texts = (
+            tokenizer.batch_decode([c.tok.tolist() for c in made], skip_special_tokens=True)
+            if any(answer is not None for answer in answers)
+            else [""] * len(made)
+        )
+        columns = {
+            "seq_id": [one.seq_id for one in drawn],
+            "prompt_id": [one.prompt.prompt_id for one in drawn],
+            "sample": [one.sample for one in drawn],
+            "finish": [FINISH[c.finish] for c in made],
+            "outcome": check(texts, answers),
+            "prompt": np.concatenate([one.prompt.ids for one in drawn]),
+            "tok": np.concatenate([c.tok for c in made]),
+            "ref_lp": np.concatenate([c.logprob for c in made]),
+        }
+        if self.candidates:
+            columns["cand"] = np.concatenate([c.cand for c in made])
+        offsets = {
+            "prompt": np.cumsum([0, *(len(one.prompt.ids) for one in drawn)]),
+            "position": np.cumsum([0, *(len(c.tok) for c in made)]),
+        }
+        return Rows.from_columns(columns, offsets)
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """A sequence to be drawn."""
+
+    prompt: Prompt
+    sample: int
+    n: int
+
+    @property
+    def seq_id(self) -> int:
+        return self.prompt.prompt_id * self.n + self.sample
+
+
+def _in_order(completions: Iterable[Completion], seq_ids: Sequence[int]) -> Iterator[Completion]:
+    """Completions in the order of `seq_ids`; holds back those that come early."""
+    waiting: dict[int, Completion] = {}
+    source = iter(completions)
+    for seq_id in seq_ids:
+        while seq_id not in waiting:
+            completion = next(source, None)
+            if completion is None:
+                raise EngineError(f"sequence {seq_id}: the engine ended without a response to it")
+            waiting[completion.seq_id] = completion
+        yield waiting.pop(seq_id)
+
+
+class _Progress:
+    """One log line each half minute."""
+
+    def __init__(self, what: str, total: int) -> None:
+        self._what = what
+        self._total = total
+
+    def watch(self, completions: Iterable[Completion]) -> Iterator[Completion]:
+        """Pass completions on, counting them."""
+        start = last = time.monotonic()
+        tokens = 0
+        for done, completion in enumerate(completions, start=1):
+            tokens += len(completion.tok)
+            now = time.monotonic()
+            if now - last > _SECONDS_PER_LINE:
+                last = now
+                log.info(
+                    "%s: %d of %d sequences, %.0f tokens/s",
+                    self._what,
+                    done,
+                    self._total,
+                    tokens / (now - start),
+                )
+            yield completion

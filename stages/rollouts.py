@@ -1,0 +1,66 @@
+"""`rollouts`: pi_ref answers the OPD prompts.
+
+Besides each token the set keeps what offline distillation needs of pi_ref: the log-probability with
+which the token was really drawn, and pi_ref's likeliest ids at each position (the candidates, whose
+teacher log-probability scoring will store exactly). The identity of the teacher pi_ref learnt from
+is handed on.
+"""
+
+import logging
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+from stages.config import Rollouts
+from stages.engines import Generator
+from stages.generation import Generation
+from stages.identity import local_directory
+from stages.job import Job, ShardSpec
+from storage.manifest import FILE_NAME, Manifest, Part, read_manifest
+
+log = logging.getLogger(__name__)
+
+
+def plan(job: Job[Rollouts]) -> list[ShardSpec]:
+    """The parts of the set, those of the held-out prompts last.
+
+    Raises:
+        DataError: the prompts cannot be used (see `stages.prompts`), or the model's files cannot.
+    """
+    return _generation(job).plan()
+
+
+def open_engine(job: Job[Rollouts]) -> AbstractContextManager[Generator]:
+    """An engine with pi_ref in it."""
+    return _generation(job).open_engine()
+
+
+def run_shard(job: Job[Rollouts], spec: ShardSpec, engine: Generator) -> Part:
+    """Draw and write one part."""
+    generation = _generation(job)
+    return generation.run_shard(spec, engine, _teacher(generation))
+
+
+def commit(job: Job[Rollouts]) -> Manifest:
+    """The manifest; the set descends from pi_ref's teacher.
+
+    Raises:
+        RetryError: parts are missing.
+    """
+    generation = _generation(job)
+    return generation.commit(_teacher(generation))
+
+
+def _generation(job: Job[Rollouts]) -> Generation:
+    model, config = job.inputs["model"], job.config
+    return Generation(
+        job, local_directory(model), model.dtype, config.candidates, config.holdout
+    )
+
+
+def _teacher(generation: Generation) -> Mapping[str, Any] | None:
+    """Teacher of pi_ref; None for a model from elsewhere, which does not say."""
+    if not (generation.model / FILE_NAME).exists():
+        log.warning("%s: not made here, so the teacher it learnt from is unknown", generation.model)
+        return None
+    return read_manifest(generation.model).teacher
