@@ -1,8 +1,8 @@
 """Counter-based randomness: every random value is a hash of (seed, counters), never of an order.
 
-Which worker, batch or attempt asks for a value cannot matter, and the values are the same with every
-version of NumPy. The hash is the finaliser of SplitMix64 (Steele, Lea, Flood, "Fast splittable
-pseudorandom number generators", OOPSLA 2014), applied once per counter.
+Which worker, batch or attempt asks for a value cannot matter, and the values are the same with
+every version of NumPy. The hash is the finaliser of SplitMix64 (Steele, Lea, Flood, "Fast
+splittable pseudorandom number generators", OOPSLA 2014), applied once per counter.
 """
 
 from typing import Any

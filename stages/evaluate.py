@@ -7,8 +7,10 @@ Inputs by role:
 
 Output:
 
-    answers.jsonl.zst   every generated answer with its outcome; a second run continues from it
+    answers.jsonl.zst   every generated answer with its outcome
     metrics.json        `metrics` (flat numbers), and what they rest on
+
+Either file appears whole; a run that was killed continues after the last one it finished.
 
 Two kinds of figures, kept side by side on purpose: accuracy under a verifier (what is wanted), and
 divergence from the teacher on held-out rollouts (what is trained). Over-fitting a fixed data set
@@ -17,12 +19,14 @@ shows as the second falling while the first does not rise.
 
 import json
 import logging
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages.config import Evaluate, Sampling
+from stages.counter import hash64
 from stages.engines import (
     Completion,
     Generator,
@@ -32,6 +36,7 @@ from stages.engines import (
     open_generator,
     sequence_seed,
 )
+from stages.engines.environment import prepare_environment
 from stages.evaluation.answers import Answer, accuracy, read_answers, write_answers
 from stages.identity import check_tokenizer, local_directory, tokenizer_hash
 from stages.job import Job
@@ -40,7 +45,8 @@ from stages.report import METRICS
 from stages.tokenizer import load_tokenizer
 from stages.training.inputs import data_tokenizer, manifest_of_model
 from stages.verifiers import Check, open_verifier
-from storage.files import disk_errors
+from storage.errors import EngineError
+from storage.files import create_once
 from storage.manifest import Manifest, build_manifest, read_manifest
 
 if TYPE_CHECKING:
@@ -59,15 +65,18 @@ def run(job: Job[Evaluate]) -> Manifest:
         ConfigError, EngineError: as the engine.
         RetryError: the disk refused.
     """
+    prepare_environment()
     model = local_directory(job.inputs["model"])
     _check_records(job, model)
     job.directory.mkdir(parents=True, exist_ok=True)
-    path = job.directory / ANSWERS
-    if not path.exists():
-        write_answers(path, _answers(job, model))
-    metrics = {**accuracy(read_answers(path)), **_held_out(job, model)}
-    log.info("%s: %s", job.name, ", ".join(f"{name} {value}" for name, value in metrics.items()))
-    return _manifest(job, model, metrics)
+    answers, metrics = job.directory / ANSWERS, job.directory / METRICS
+    if not answers.exists():
+        write_answers(answers, _answers(job, model))
+    if not metrics.exists():
+        found = {**accuracy(read_answers(answers)), **_held_out(job, model)}
+        log.info("%s: %s", job.name, ", ".join(f"{name} {value}" for name, value in found.items()))
+        create_once(metrics, _story(job, model, found))
+    return _manifest(job, model)
 
 
 def _check_records(job: Job[Evaluate], model: Path) -> None:
@@ -99,16 +108,21 @@ def _held_out(job: Job[Evaluate], model: Path) -> dict[str, object]:
 
 def _answers(job: Job[Evaluate], model: Path) -> list[Answer]:
     """All answers, sampled ones first, in the order of prompts."""
-    config, dtype = job.config, job.inputs["model"].dtype
+    config, facts = job.config, model_facts(model)
     prompts = load_prompts(config.prompts, model)
+    if facts.context is not None:
+        prompts.check_context(facts.context)
     longest = config.sampling.max_tokens
-    room = context_length(model_facts(model), prompts.longest, longest, config.run)
     rounds = [_Round(config.sampling, config.n)]
     if config.greedy:
         rounds.append(_Round(Sampling(temperature=0.0, max_tokens=longest), 1))
     with open_verifier(config.verifier) as check:
         with open_generator(
-            model, dtype=dtype, run=config.run, max_model_len=room, seed=job.seed
+            model,
+            dtype=job.inputs["model"].dtype,
+            run=config.run,
+            max_model_len=context_length(facts, prompts.longest, longest, config.run),
+            seed=job.seed,
         ) as generator:
             said = [_ask(generator, prompts, one, job.seed) for one in rounds]
         tokenizer = load_tokenizer(model)
@@ -121,19 +135,32 @@ def _answers(job: Job[Evaluate], model: Path) -> list[Answer]:
 
 @dataclass(frozen=True)
 class _Round:
-    """n answers to every prompt; answer i to prompt j has sequence id j * n + i."""
+    """n answers to every prompt."""
 
     sampling: Sampling
     n: int
 
 
 def _ask(generator: Generator, prompts: Prompts, one: _Round, seed: int) -> list[Completion]:
-    """The completions of a round, in the order of their ids."""
-    requests = (
-        Request(seq_id, prompts[seq_id // one.n].ids, sequence_seed(seed, seq_id))
-        for seq_id in range(len(prompts) * one.n)
-    )
-    return sorted(generator.generate(requests, one.sampling), key=lambda done: done.seq_id)
+    """The completions of a round: n for the first prompt, n for the second, ...
+
+    Seeds do not depend on the model, so all models of a table are asked with the same random
+    numbers, which takes some noise out of their differences.
+
+    Raises:
+        EngineError: the engine left a request unanswered.
+    """
+    own = int(hash64(seed, zlib.crc32(b"evaluate"))[0])
+    asked = range(len(prompts) * one.n)
+    requests = (Request(i, prompts[i // one.n].ids, sequence_seed(own, i)) for i in asked)
+    done = {answer.seq_id: answer for answer in generator.generate(requests, one.sampling)}
+    lost = [i for i in asked if i not in done]
+    if lost:
+        raise EngineError(
+            f"the engine ended with {len(lost)} of {len(asked)} requests unanswered (the first is "
+            f"number {lost[0]}); run again"
+        )
+    return [done[i] for i in asked]
 
 
 def _judge(
@@ -165,8 +192,8 @@ def _judge(
 # Output
 
 
-def _manifest(job: Job[Evaluate], model: Path, metrics: dict[str, object]) -> Manifest:
-    """Write metrics.json and describe the set."""
+def _story(job: Job[Evaluate], model: Path, metrics: dict[str, object]) -> bytes:
+    """Content of metrics.json."""
     made_here = manifest_of_model(model)
     story = {
         "metrics": metrics,
@@ -174,9 +201,11 @@ def _manifest(job: Job[Evaluate], model: Path, metrics: dict[str, object]) -> Ma
         "n": job.config.n,
         "guarantee": made_here.meta.get("guarantee") if made_here else None,
     }
-    path = job.directory / METRICS
-    with disk_errors(path):
-        path.write_text(json.dumps(story, indent=1, allow_nan=False) + "\n")
+    return (json.dumps(story, indent=1, allow_nan=False) + "\n").encode()
+
+
+def _manifest(job: Job[Evaluate], model: Path) -> Manifest:
+    made_here = manifest_of_model(model)
     return build_manifest(
         job.directory,
         stage=job.stage,
@@ -186,6 +215,6 @@ def _manifest(job: Job[Evaluate], model: Path, metrics: dict[str, object]) -> Ma
         kind="metrics",
         payload=job.payload,
         teacher=made_here.teacher if made_here else None,
-        meta={"metrics": metrics},
+        meta={"metrics": json.loads((job.directory / METRICS).read_bytes())["metrics"]},
         files=[METRICS, ANSWERS],
     )

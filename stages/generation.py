@@ -13,14 +13,14 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.config import Generate
+from stages.config import Generate, PromptSource
 from stages.counter import hash64, shuffled
 from stages.engines import (
     Completion,
@@ -32,7 +32,6 @@ from stages.engines import (
     open_generator,
     sequence_seed,
 )
-from stages.engines.environment import prepare_environment
 from stages.identity import DigestCache, ModelIdentity, model_identity
 from stages.job import Job, ShardSpec
 from stages.prompts import Prompt, Prompts, load_prompts
@@ -78,20 +77,24 @@ class Order:
 
     def parts(self, per_part: int) -> list[ShardSpec]:
         """Parts of at most `per_part` sequences; none holds both splits."""
-        ends = (("train", 0, self.boundary), ("holdout", self.boundary, self.prompts * self.n))
-        spans = [
-            (first, min(per_part, stop - first), split)
-            for split, start, stop in ends
-            for first in range(start, stop, per_part)
-        ]
-        return [ShardSpec(index, *span) for index, span in enumerate(spans)]
+        return split_parts(self.boundary, self.prompts * self.n, per_part)
 
 
-def held_out_prompts(prompts: int, share: float) -> int:
-    """Prompts held out: at least one if any are asked for, and not all unless all are."""
+def split_parts(boundary: int, total: int, per_part: int) -> list[ShardSpec]:
+    """Parts of a set whose sequences from `boundary` on are held out; none holds both splits."""
+    spans = [
+        (first, min(per_part, stop - first), split)
+        for split, start, stop in (("train", 0, boundary), ("holdout", boundary, total))
+        for first in range(start, stop, per_part)
+    ]
+    return [ShardSpec(index, *span) for index, span in enumerate(spans)]
+
+
+def held_out_count(total: int, share: float) -> int:
+    """How many of `total` are held out: at least one if any are wanted, all only if all are."""
     if share in (0.0, 1.0):
-        return int(share) * prompts
-    return min(max(round(share * prompts), 1), prompts - 1)
+        return int(share) * total
+    return min(max(round(share * total), 1), total - 1)
 
 
 @dataclass(frozen=True)
@@ -114,8 +117,8 @@ class Generation:
     @cached_property
     def prompts(self) -> Prompts:
         """The prompts as the model's token ids; refused if one leaves no room for a response."""
-        prepare_environment()
-        prompts = load_prompts(self.config.prompts, self.model)
+        source = self.config.prompts.model_dump_json()
+        prompts = _load_prompts(self.job.key, source, self.model)
         if self.facts.context is not None:
             prompts.check_context(self.facts.context)
         return prompts
@@ -123,7 +126,6 @@ class Generation:
     @cached_property
     def facts(self) -> ModelFacts:
         """What the model's files say."""
-        prepare_environment()
         return model_facts(self.model)
 
     @cached_property
@@ -136,7 +138,7 @@ class Generation:
     def order(self) -> Order:
         """The order of the set."""
         count = len(self.prompts)
-        held_out = held_out_prompts(count, self.holdout)
+        held_out = held_out_count(count, self.holdout)
         return Order(count, held_out, self.config.n, self._seed("order"))
 
     def plan(self) -> list[ShardSpec]:
@@ -256,6 +258,13 @@ class Generation:
             "position": np.cumsum([0, *(len(c.tok) for c in made)]),
         }
         return Rows.from_columns(columns, offsets)
+
+
+@lru_cache(maxsize=2)
+def _load_prompts(key: str, source: str, model: Path) -> Prompts:
+    """The prompts of a set, once per process; `key` covers the content of their file."""
+    log.debug("%s: reading prompts", key[:12])
+    return load_prompts(PromptSource.model_validate_json(source), model)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -53,15 +54,19 @@ def load_model(directory: Path, dtype: str, device: torch.device | str) -> PreTr
     """
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=getattr(torch, dtype), local_files_only=True, output_loading_info=True
+            directory,
+            dtype=getattr(torch, dtype),
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below, with the missing ones
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise DataError(
             f"{directory}: cannot be loaded as a causal language model ({error}). Give a directory "
             "written by `save_pretrained` of an architecture that transformers knows."
         ) from error
     model, report = loaded
-    lacking = [*report["missing_keys"], *(str(item) for item in report["mismatched_keys"])]
+    lacking = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
     if lacking:
         raise DataError(
             f"{directory}: {len(lacking)} weights are missing or of another shape than config.json "
@@ -232,6 +237,9 @@ def response_hidden(model: PreTrainedModel, batch: Tokens) -> Tensor:
     Raises:
         DataError: a sequence has no prompt, so nothing precedes its first response token.
     """
+    if not len(batch.tok):
+        weight_VD = lm_head(model).weight
+        return weight_VD.new_zeros(0, weight_VD.shape[1])
     inputs_NL, at_T = _pad(batch)
     ids_NL = torch.from_numpy(inputs_NL).to(model.device)
     output = model.base_model(input_ids=ids_NL, use_cache=False)
@@ -248,7 +256,7 @@ def _pad(batch: Tokens) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
             f"sequence {batch.seq_id[empty[0]]} has an empty prompt, so its first response token "
             "has no context. Let prompts hold at least one token (a beginning-of-text token)."
         )
-    L = int((prompt_N + tok_N).max(initial=1))
+    L = int((prompt_N + tok_N).max())
     rows = np.arange(len(prompt_N))
     row_P, row_T = np.repeat(rows, prompt_N), np.repeat(rows, tok_N)
     col_P = np.arange(len(row_P)) - batch.prompt_off[row_P]
@@ -256,5 +264,5 @@ def _pad(batch: Tokens) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     inputs_NL = np.zeros((len(rows), L), np.int64)
     inputs_NL[row_P, col_P] = batch.prompt
     inputs_NL[row_T, col_T] = batch.tok
-    width = max(L - 1, 1)
+    width = L - 1  # at least 1: there is a response token, and a prompt before it
     return np.ascontiguousarray(inputs_NL[:, :width]), row_T * width + col_T - 1

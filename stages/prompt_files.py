@@ -1,4 +1,4 @@
-"""Reads prompt files row by row: JSON lines, compressed JSON lines, Parquet, `datasets` directories.
+"""Reads prompt files row by row: JSON lines, plain or zstd, Parquet, `datasets` directories.
 
 Rows are numbered from 0 in the order of the file, blank lines of JSON not counted. Memory use does
 not grow with the file. Imports neither torch nor transformers.
@@ -139,5 +139,5 @@ def _load_datasets(path: Path) -> Any:
 
 
 def _wanted(present: list[str], columns: tuple[str, ...]) -> list[str]:
-    """The wanted columns that are there; all if the first is missing, so that an error lists them."""
+    """The wanted columns that are there; all if the first is missing: an error will list them."""
     return [name for name in columns if name in present] if columns[0] in present else present

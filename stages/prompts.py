@@ -14,7 +14,6 @@ id is its row number in the file (or its index in the task), so it does not chan
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
@@ -110,15 +109,15 @@ class Prompts(Sequence[Prompt]):
         if too_long.size:
             first = int(too_long[0])
             raise DataError(
-                f"{self.where}, row {self.prompt_ids[first]}: the prompt has {lengths[first]} tokens, "
-                f"but the model's context is {context} and one token of response must fit "
+                f"{self.where}, row {self.prompt_ids[first]}: the prompt has {lengths[first]} "
+                f"tokens, but the model's context is {context} and one token of response must fit "
                 f"({too_long.size} such prompts). Shorten or remove them, or use a model of longer "
                 "context."
             )
 
 
 def count_prompts(source: PromptSource) -> int | None:
-    """Number of rows `source` selects, before duplicates are dropped; None where it cannot be told."""
+    """Number of rows `source` selects, duplicates included; None where it cannot be told."""
     if source.task is not None:
         return source.limit
     rows = count_rows(Path(source.path or ""))
@@ -128,7 +127,6 @@ def count_prompts(source: PromptSource) -> int | None:
     return rest if source.limit is None else min(rest, source.limit)
 
 
-@lru_cache(maxsize=4)
 def load_prompts(source: PromptSource, tokenizer: Path) -> Prompts:
     """The prompts of `source` as token ids of the tokenizer in directory `tokenizer`.
 
@@ -154,9 +152,7 @@ def load_prompts(source: PromptSource, tokenizer: Path) -> Prompts:
 def _rows(source: PromptSource) -> Iterator[Row]:
     if source.task is not None:
         made = task(source.task).problems(source.first, source.limit or 0, seed=0)
-        return iter(
-            {source.field: item.prompt, source.answer_field: item.answer} for item in made
-        )
+        return iter({source.field: item.prompt, source.answer_field: item.answer} for item in made)
     stop = None if source.limit is None else source.first + source.limit
     wanted = (source.field, source.answer_field)
     return islice(read_rows(Path(source.path or ""), wanted), source.first, stop)
@@ -169,8 +165,8 @@ def _answer(where: str, number: int, row: Row, field: str) -> str | None:
     if isinstance(value, bool | int | float):
         return str(value)
     raise DataError(
-        f"{where}, row {number}: `{field}` is a {type(value).__name__}, but a reference answer is a "
-        "string or a number. Set `prompts.answer_field` to another column."
+        f"{where}, row {number}: `{field}` is a {type(value).__name__}, but a reference answer is "
+        "a string or a number. Set `prompts.answer_field` to another column."
     )
 
 
@@ -238,7 +234,7 @@ class _Renderer:
         """Token ids of each text; a template writes special tokens itself."""
         try:
             return self._encode(texts)
-        except Exception as error:  # noqa: BLE001 - the library raises plain Exception
+        except Exception as error:  # the library raises nothing more specific
             for text, number in zip(texts, numbers, strict=True):
                 try:
                     self._encode([text])

@@ -53,9 +53,7 @@ def commit(job: Job[Rollouts]) -> Manifest:
 
 def _generation(job: Job[Rollouts]) -> Generation:
     model, config = job.inputs["model"], job.config
-    return Generation(
-        job, local_directory(model), model.dtype, config.candidates, config.holdout
-    )
+    return Generation(job, local_directory(model), model.dtype, config.candidates, config.holdout)
 
 
 def _teacher(generation: Generation) -> Mapping[str, Any] | None:

@@ -1,8 +1,8 @@
 """`sft-data`: the teacher answers the SFT prompts.
 
-Answers are kept as drawn, end token included; wrong ones are kept and marked, and `sft.keep` decides
-what is trained on. The set keeps a copy of the teacher's tokenizer: the student that learns from it
-takes over its chat template and end token.
+Answers are kept as drawn, end token included; wrong ones are kept and marked, and `sft.keep`
+decides what is trained on. The set keeps a copy of the teacher's tokenizer: the student that learns
+from it takes over its chat template and end token.
 """
 
 from contextlib import AbstractContextManager

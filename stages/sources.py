@@ -16,12 +16,9 @@ from stages.tasks import task
 from storage.errors import DataError
 
 _GLOB = "*?["
-_SHOWN = 5
 
 
-def prompts_identity(
-    source: PromptSource, cache: DigestCache | None = None
-) -> dict[str, object]:
+def prompts_identity(source: PromptSource, cache: DigestCache | None = None) -> dict[str, object]:
     """What decides the prompts of `source`: content of its files, or name and version of its task.
 
     Raises:
@@ -43,6 +40,7 @@ def corpus_identity(config: Corpus, cache: DigestCache | None = None) -> dict[st
         ConfigError: the task does not exist.
         DataError: the tokenizer directory holds no tokenizer.
     """
+    source: dict[str, object]
     if config.task is not None:
         source = _task_identity(config.task)
     else:
@@ -53,7 +51,8 @@ def corpus_identity(config: Corpus, cache: DigestCache | None = None) -> dict[st
     if config.tokenizer.path is None:
         return source
     directory = Path(config.tokenizer.path)
-    return source | {"tokenizer": tokenizer_hash(directory) if directory.is_dir() else None}
+    source["tokenizer"] = tokenizer_hash(directory) if directory.is_dir() else None
+    return source
 
 
 def corpus_files(config: Corpus) -> list[Path]:

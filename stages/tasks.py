@@ -45,20 +45,19 @@ class Task(Protocol):
         ...
 
 
-@dataclass(frozen=True)
 class Addition:
     """Addition of two three-digit numbers with a carry scratchpad.
 
-    The prompt is `347+586=`. The response works one column at a time, least digit first, each as
-    digit + digit + carry = two digits, then gives the sum after `>`: `7+6+0=13,4+8+1=13,5+3+1=09,>0933`.
-    The two digits of a column come in random order, so a model that knows the task is not
-    deterministic, and its distribution is worth recording.
+    The prompt is `347+586=` and a response `7+6+0=13,4+8+1=13,5+3+1=09,>0933`: one column after the
+    other, least digit first, each as digit + digit + carry = two digits, then the sum. The two
+    digits of a column come in random order, so a model that knows the task is not deterministic,
+    and its distribution is worth recording.
     """
 
-    name: str = "addition"
-    version: int = 1
-    size: int = 10**6
-    characters: str = "+,0123456789=>"
+    name = "addition"
+    version = 1
+    size = 10**6
+    characters = "+,0123456789=>"
 
     def problems(self, first: int, count: int, seed: int) -> list[Problem]:
         """As `Task.problems`."""
@@ -71,7 +70,7 @@ class Addition:
         numbers = shuffled(indices, self.size, seed=0).tolist()
         swaps = hash64(seed, indices).tolist()
         return [
-            _addition(*divmod(number, 1000), swap)
+            _addition(number // 1000, number % 1000, swap)
             for number, swap in zip(numbers, swaps, strict=True)
         ]
 

@@ -1,7 +1,8 @@
 """Tokenizers: loading one, copying one, making one from text. Named apart from the library it uses.
 
 A made tokenizer is an ordinary Hugging Face directory (`tokenizer.json`, `tokenizer_config.json`,
-chat template) that `AutoTokenizer` and vLLM load. Special tokens are <pad>, <bos>, <eos>, ids 0 to 2.
+chat template) that `AutoTokenizer` and vLLM load. Special tokens are <pad>, <bos> and <eos>, with
+ids 0 to 2.
 """
 
 from collections.abc import Iterable
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages.config import Tokenizer as TokenizerTable
+from stages.engines.environment import prepare_environment
 from storage.errors import ConfigError, DataError
 from storage.files import create_once
 
@@ -40,6 +42,7 @@ def load_tokenizer(directory: Path) -> "PreTrainedTokenizerBase":
     Raises:
         DataError: there is none, or it cannot be read.
     """
+    prepare_environment()
     from transformers import AutoTokenizer
 
     if not any((directory / name).exists() for name in FILES):

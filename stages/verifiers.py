@@ -1,4 +1,4 @@
-"""Verifiers: is a response right, given a reference answer? Wrong responses are marked, never dropped.
+"""Verifiers: is a response right, given a reference answer? Wrong ones are marked, never dropped.
 
 `exact_match` compares strings, `math_verify` compares parsed mathematics in processes of its own.
 Importing this module imports neither torch nor math_verify.

@@ -1,7 +1,7 @@
 """Generation engines behind one interface: token ids in, token ids and log-probabilities out.
 
     base                 the interface, and what an engine must know of a model
-    environment          process-wide settings that must precede the first import
+    environment          settings of the process that must precede the first import
     vllm_engine          vLLM on GPU or CPU
     transformers_engine  plain transformers, where vLLM is not installed
 

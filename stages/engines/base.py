@@ -129,7 +129,9 @@ def _context(config: Any) -> int | None:
     return limit
 
 
-def context_length(facts: ModelFacts, longest_prompt: int, max_tokens: int, run: GenerateRun) -> int:
+def context_length(
+    facts: ModelFacts, longest_prompt: int, max_tokens: int, run: GenerateRun
+) -> int:
     """Context an engine must be opened with: prompt plus response, within the model's own.
 
     `run.max_model_len` may raise it but not lower it: how work is executed must not change what
@@ -146,9 +148,9 @@ def context_length(facts: ModelFacts, longest_prompt: int, max_tokens: int, run:
         return needed
     if asked < needed or (facts.context is not None and asked > facts.context):
         raise ConfigError(
-            f"run.max_model_len = {asked}: prompts of up to {longest_prompt} and responses of up to "
-            f"{max_tokens} tokens need {needed}, and the model's context is {facts.context}. Leave "
-            "it out, or lower `sampling.max_tokens`."
+            f"run.max_model_len = {asked}: prompts of up to {longest_prompt} and responses of up "
+            f"to {max_tokens} tokens need {needed}, and the model's context is {facts.context}. "
+            "Leave it out, or lower `sampling.max_tokens`."
         )
     return asked
 

@@ -191,6 +191,6 @@ def _engine_errors(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise EngineError(
-            f'{what}: {error}. The engine options are in the `run` table; run.engine = "transformers" '
-            "does without vLLM."
+            f"{what}: {error}. The engine's options are in the `run` table; with run.engine = "
+            '"transformers" it works without vLLM.'
         ) from error

@@ -190,10 +190,10 @@ def _joined(rows: Rows, records: Records) -> Rows:
 def _candidates(rows: Rows, record: Record) -> Array:
     """[T, C] ids to force into the head."""
     wanted = record.candidates if record.kind == "head_tail" else 0
-    if not wanted:
-        return np.zeros((rows.tokens, 0), np.int64)
-    found = len(rows["cand"]) // max(1, rows.tokens) if "cand" in rows else 0
-    if found < wanted and rows.tokens:
+    if not wanted or not rows.tokens:
+        return np.zeros((rows.tokens, wanted), np.int64)
+    found = len(rows["cand"]) // rows.tokens if "cand" in rows else 0
+    if found < wanted:
         raise ConfigError(
             f"record.candidates = {wanted}, but the sequences keep {found} per position. Set "
             f"record.candidates = {found}, or make the rollouts with candidates = {wanted}."

@@ -59,7 +59,7 @@ class LiveSource:
         tokens_per_batch: int,
     ) -> None:
         self._prompts = prompts
-        self._student, self._teacher = student, teacher
+        self.student, self._teacher = student, teacher
         self._head = scoring_head(teacher)
         self._sampling = Sampling.model_validate(meta["sampling"])
         self._record = Record.model_validate(meta["record"])
@@ -102,12 +102,12 @@ class LiveSource:
     def _sample(self, stored: Batch, seq_id: np.ndarray) -> Rows:
         """One fresh response per prompt, as the rollouts stage would store them."""
         off = stored.prompt_off
-        kind = self._student.device.type
-        training = self._student.training
-        self._student.eval()
+        kind = self.student.device.type
+        training = self.student.training
+        self.student.eval()
         with torch.autocast(kind, torch.bfloat16, self._dtype == torch.bfloat16):
             made = sample(
-                self._student,
+                self.student,
                 [stored.prompt[a:b] for a, b in pairwise(off)],
                 seq_id=seq_id,
                 seed=self._seed,
@@ -117,7 +117,7 @@ class LiveSource:
                 stop_ids=self._stop_ids,
                 candidates=self._record.candidates,
             )
-        self._student.train(training)
+        self.student.train(training)
         columns = {
             "seq_id": seq_id,
             "prompt_id": stored.prompt_id,

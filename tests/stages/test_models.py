@@ -187,7 +187,15 @@ def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
     directory = write_teacher(tmp_path)
     config = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps(config | {"vocab_size": ROWS + 1}))
-    with pytest.raises(DataError, match=str(directory)):
+    with pytest.raises(DataError, match="2 weights are missing or of another shape"):
+        load(directory)
+
+
+def test_damaged_weights_are_refused(tmp_path: Path) -> None:
+    directory = write_teacher(tmp_path)
+    weights = directory / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:500])
+    with pytest.raises(DataError, match="cannot be loaded"):
         load(directory)
 
 

@@ -1,4 +1,4 @@
-"""A training run killed by SIGKILL at bad moments ends with the very weights of an undisturbed one."""
+"""A run killed by SIGKILL at bad moments ends with the very weights of an undisturbed one."""
 
 import subprocess
 import sys
@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from stages import train
+from stages.training import checkpoint
 from stages.training.metrics import Line, read
 from storage.errors import DataError
 from tests.stages.training_cases import World, make_world, weights
@@ -60,11 +61,8 @@ def test_a_set_directory_with_another_runs_checkpoint_is_refused(
     world: World, tmp_path: Path
 ) -> None:
     """As after a directory was copied by hand: same short name, other data behind it."""
-    kill(world, tmp_path / "store", "step:6")
     job = student_job(world, tmp_path / "store")
-    checkpoint = job.directory / ".work" / "checkpoint.pt"
-    state = torch.load(checkpoint, weights_only=True)
-    state["identity"]["data"] = "d" * 64
-    torch.save(state, checkpoint)
+    with checkpoint.workspace(job.directory) as work:
+        checkpoint.save(work, {"key": job.key, "data": "d" * 64}, {"step": 4})
     with pytest.raises(DataError, match="its data is dddd"):
         train.run(job)

@@ -152,11 +152,11 @@ def commit(
 
 
 def make_job(
-    store: Path, stage: str, config: Any, inputs: Mapping[str, Input], *, key: str = ""
+    store: Path, stage: str, config: Any, inputs: Mapping[str, Input], seed: int = 0
 ) -> Job[Any]:
     """A job as the plan would make it."""
-    key = (key or stage).encode().hex().ljust(64, "0")
-    return Job(stage, stage, key, {"version": 1}, config, 0, inputs, Store(store))
+    key = stage.encode().hex().ljust(64, "0")
+    return Job(stage, stage, key, {"version": 1}, config, seed, inputs, Store(store))
 
 
 def weights(directory: Path) -> dict[str, torch.Tensor]:
@@ -190,8 +190,13 @@ class World:
         return Input(str(self.reference))
 
 
-def make_world(root: Path, record: Record | None = None, count: int = 64) -> World:
-    """Everything a student needs, made by the real stages' own functions."""
+def make_world(
+    root: Path, record: Record | None = None, count: int = 64, temperature: float = 1.0
+) -> World:
+    """Everything a student needs, made by the real stages' own functions.
+
+    `temperature` is what pi_ref is really sampled at; the sets always say 1.
+    """
     teacher, reference = write_model(root / "teacher", 1), write_model(root / "reference", 2)
     commit_model(reference, identity(teacher))
     teacher_model = load_model(teacher, "float32", "cpu")
@@ -199,7 +204,13 @@ def make_world(root: Path, record: Record | None = None, count: int = 64) -> Wor
     answers = rollouts(teacher_model, count, seed=1)
     commit(root / "answers", answers, key=A_KEY, generator=identity(teacher), **shared)
     record = record or Record(tau=0.1, candidates=2)
-    visited = rollouts(load_model(reference, "float32", "cpu"), count, seed=2, candidates=2)
+    visited = rollouts(
+        load_model(reference, "float32", "cpu"),
+        count,
+        seed=2,
+        temperature=temperature,
+        candidates=2,
+    )
     scored = score_rows(
         teacher_model, scoring_head(teacher_model), visited, record, 0, vocab_size=VOCABULARY
     )
@@ -208,7 +219,7 @@ def make_world(root: Path, record: Record | None = None, count: int = 64) -> Wor
         scored,
         key=B_KEY,
         record=record,
-        candidates=record.candidates,
+        candidates=record.candidates if record.kind == "head_tail" else 0,
         generator=identity(reference),
         **shared,
     )

@@ -16,14 +16,8 @@ from torch import Tensor
 from stages.config import Record, Sampling
 from stages.evaluation.held_out import measurable, score_held_out
 from stages.models import load_model
-from stages.scoring.score import score_rows, scoring_head
-from storage.manifest import SetMeta, commit_parts, write_manifest
-from storage.rows import Rows
-from storage.shard import PartWriter
+from tests.stages.evaluation.cases import COUNT, LENGTH, PROMPT, random_rows, scored
 from tests.stages.training_cases import VOCABULARY, write_model
-
-COUNT, LENGTH, PROMPT = 96, 12, 2
-KEY = "cd" * 32
 
 
 @pytest.fixture(scope="module")
@@ -31,62 +25,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A teacher and an unrelated student."""
     root = tmp_path_factory.mktemp("models")
     return write_model(root / "teacher", 1), write_model(root / "student", 2)
-
-
-def random_rows(candidates: int) -> Rows:
-    rng = np.random.default_rng(3)
-    columns = {
-        "seq_id": np.arange(COUNT),
-        "prompt_id": np.arange(COUNT) // 2,
-        "sample": np.arange(COUNT) % 2,
-        "finish": np.ones(COUNT, np.int64),
-        "outcome": np.full(COUNT, -1),
-        "prompt": rng.integers(0, VOCABULARY, COUNT * PROMPT),
-        "tok": rng.integers(0, VOCABULARY, COUNT * LENGTH),
-        "ref_lp": np.full(COUNT * LENGTH, -np.log(VOCABULARY)),
-    }
-    if candidates:
-        choices = [rng.permutation(VOCABULARY)[:candidates] for _ in range(COUNT * LENGTH)]
-        columns["cand"] = np.concatenate(choices)
-    offsets = {"prompt": np.arange(COUNT + 1) * PROMPT, "position": np.arange(COUNT + 1) * LENGTH}
-    return Rows.from_columns(columns, offsets)
-
-
-def scored(
-    directory: Path,
-    teacher: Path,
-    record: Record,
-    split: str = "holdout",
-    sampling: Sampling | None = None,
-) -> Path:
-    """A committed record set of random sequences in one split."""
-    kept = record.candidates if record.kind == "head_tail" else 0
-    model = load_model(teacher, "float32", "cpu")
-    rows = score_rows(
-        model, scoring_head(model), random_rows(kept), record, 0, vocab_size=VOCABULARY
-    )
-    drawn = sampling or Sampling()
-    meta = {
-        "record": record.model_dump(),
-        "sampling": drawn.model_dump(),
-        "full_support": drawn.full_support,
-    }
-    footer = SetMeta("teacher-logits", KEY, "records", VOCABULARY, kept, meta["record"])
-    with PartWriter(directory, 0, footer, split) as writer:
-        writer.write(rows)
-    manifest = commit_parts(
-        directory,
-        1,
-        stage="teacher-logits",
-        version=1,
-        key=KEY,
-        name="teacher-logits",
-        kind="records",
-        payload={},
-        meta=meta,
-    )
-    write_manifest(directory, manifest)
-    return directory
 
 
 def log_probs(directory: Path, temperature: float = 1.0) -> Tensor:

@@ -1,0 +1,317 @@
+"""`corpus`: text files, or a built-in task, tokenised once into sequences.
+
+Text: documents are encoded in the order of the files, each followed by the end token, and the
+stream is cut into windows; a window's prompt is the begin token, its response the rest. A task:
+prompt and worked solution of each problem, the solution followed by the end token. Nobody sampled
+these sequences, so there is no `ref_lp` and there are no candidates.
+
+Windows are shuffled; the last `holdout` of them form split `holdout`. The set keeps its tokenizer
+in `tokenizer/`. Tokenizer and token ids are made once, in `.work/prepared`: `plan` needs their
+number. The directory appears there whole, so processes that race agree on one of them.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.config import Corpus
+from stages.counter import shuffled
+from stages.generation import held_out_count, split_parts
+from stages.identity import chat_template_hash, tokenizer_hash
+from stages.job import Job, ShardSpec
+from stages.sources import corpus_files
+from stages.tasks import Problem, task
+from stages.tokenizer import copy_tokenizer, load_tokenizer, make_tokenizer
+from storage.errors import DataError
+from storage.files import disk_errors, sync_directory, temporary_name
+from storage.manifest import Manifest, Part, SetMeta, commit_parts
+from storage.rows import Rows, offsets_of
+from storage.schema import FINISH, OUTCOME
+from storage.shard import PartWriter
+
+log = logging.getLogger(__name__)
+
+TOKENIZER = "tokenizer"
+_TOKENS, _OFFSETS, _FACTS = "tokens.u32", "offsets.i64", "facts.json"
+_BLOCK = 256
+"""Problems encoded, and sequences written, at a time."""
+_READ = 1 << 20
+"""Bytes of a text file read at a time."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The tokenised corpus: S sequences, of which sequence i is `tokens[bounds[2i]:bounds[2i+2]]`.
+
+    Of a task, `bounds[2i+1]` says where the response begins. Of text, the prompt is `begin` alone
+    and no `bounds` are kept: sequence i is the i-th window.
+    """
+
+    directory: Path
+    tokens: NDArray[np.uint32]
+    bounds: NDArray[np.int64]
+    vocab_size: int
+    begin: int
+    end: int
+    window: int
+    """Response tokens of a window of text; 0 for a task."""
+
+    def __len__(self) -> int:
+        return -(-len(self.tokens) // self.window) if self.window else len(self.bounds) // 2
+
+    def sequence(self, index: int) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+        """Prompt and response of one sequence."""
+        if self.window:
+            response = self.tokens[index * self.window : (index + 1) * self.window]
+            return np.array([self.begin], np.uint32), response
+        start, middle, stop = self.bounds[2 * index : 2 * index + 3]
+        return self.tokens[start:middle], self.tokens[middle:stop]
+
+
+def plan(job: Job[Corpus]) -> list[ShardSpec]:
+    """The parts of the set, those held out last. Tokenises the corpus if that is still to do.
+
+    Raises:
+        DataError: a file is missing, empty or not UTF-8, or a tokenizer lacks what is needed.
+        RetryError: the disk refused.
+    """
+    count = len(_prepare(job))
+    held_out = held_out_count(count, job.config.holdout)
+    return split_parts(count - held_out, count, job.config.sequences_per_part)
+
+
+@contextmanager
+def open_engine(job: Job[Corpus]) -> Iterator[Prepared]:
+    """The tokenised corpus, mapped into memory."""
+    yield _prepare(job)
+
+
+def run_shard(job: Job[Corpus], spec: ShardSpec, engine: Prepared) -> Part:
+    """Write one part."""
+    index = shuffled(np.arange(spec.first, spec.first + spec.count), len(engine), job.config.seed)
+    meta = SetMeta(
+        stage=job.stage,
+        key=job.key,
+        kind="sequences",
+        vocab_size=engine.vocab_size,
+        tokenizer=_tokenizer(engine),
+    )
+    with PartWriter(job.directory, spec.index, meta, spec.split) as writer:
+        for start in range(0, spec.count, _BLOCK):
+            writer.write(_rows(engine, index[start : start + _BLOCK], bool(job.config.task)))
+    return writer.part
+
+
+def commit(job: Job[Corpus]) -> Manifest:
+    """The manifest, with the tokenizer copied into the set.
+
+    Raises:
+        RetryError: parts are missing.
+    """
+    prepared = _prepare(job)
+    return commit_parts(
+        job.directory,
+        len(plan(job)),
+        stage=job.stage,
+        version=int(str(job.payload["version"])),
+        key=job.key,
+        name=job.name,
+        kind="sequences",
+        payload=job.payload,
+        tokenizer=_tokenizer(prepared),
+        meta={
+            "candidates": 0,
+            "vocab_size": prepared.vocab_size,
+            "full_support": False,
+            "generator": None,
+        },
+        files=copy_tokenizer(prepared.directory / TOKENIZER, job.directory / TOKENIZER),
+    )
+
+
+def _tokenizer(prepared: Prepared) -> dict[str, str]:
+    directory = prepared.directory / TOKENIZER
+    return {
+        "tokenizer": tokenizer_hash(directory),
+        "chat_template": chat_template_hash(directory),
+    }
+
+
+def _rows(prepared: Prepared, indices: NDArray[np.int64], right: bool) -> Rows:
+    """Sequences of the corpus; those of a task are known to be right."""
+    pairs = [prepared.sequence(int(index)) for index in indices]
+    ended = np.array([response[-1] == prepared.end for _, response in pairs])
+    columns = {
+        "seq_id": indices,
+        "prompt_id": indices,
+        "sample": np.zeros(len(pairs), np.int32),
+        "finish": np.where(ended, FINISH["stop"], FINISH["length"]),
+        "outcome": np.full(len(pairs), OUTCOME["right" if right else "unknown"]),
+        "prompt": np.concatenate([prompt for prompt, _ in pairs]),
+        "tok": np.concatenate([response for _, response in pairs]),
+    }
+    offsets = {
+        "prompt": offsets_of([len(prompt) for prompt, _ in pairs]),
+        "position": offsets_of([len(response) for _, response in pairs]),
+    }
+    return Rows.from_columns(columns, offsets)
+
+
+# ---------------------------------------------------------------------------------------------
+# Tokenising, once
+
+
+def _prepare(job: Job[Corpus]) -> Prepared:
+    """The tokenised corpus, made if it is not there yet."""
+    directory = job.directory / ".work" / "prepared"
+    if not directory.is_dir():
+        temporary = temporary_name(directory.parent, "prepared")
+        try:
+            with disk_errors(directory):
+                temporary.mkdir(parents=True)
+                _tokenise(job.config, temporary)
+                _rename(temporary, directory)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return _open(directory)
+
+
+def _rename(temporary: Path, directory: Path) -> None:
+    """Give the finished directory its name, unless another process was faster."""
+    try:
+        temporary.rename(directory)
+    except OSError:
+        if not directory.is_dir():
+            raise
+        log.info("%s: made by another process meanwhile", directory)
+    sync_directory(directory.parent)
+
+
+def _open(directory: Path) -> Prepared:
+    facts = json.loads((directory / _FACTS).read_text())
+    return Prepared(
+        directory=directory,
+        tokens=np.memmap(directory / _TOKENS, np.uint32, "r"),
+        bounds=np.fromfile(directory / _OFFSETS, np.int64),
+        **facts,
+    )
+
+
+def _tokenise(config: Corpus, directory: Path) -> None:
+    """Make tokenizer, token ids, bounds and facts in `directory`."""
+    make_tokenizer(config.tokenizer, _documents(config), directory / TOKENIZER)
+    tokenizer = load_tokenizer(directory / TOKENIZER)
+    end = tokenizer.eos_token_id
+    begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else end
+    if not isinstance(begin, int) or not isinstance(end, int):
+        raise DataError(
+            f"{config.tokenizer.path}: the tokenizer has no end token, which separates documents. "
+            "Set its `eos_token`."
+        )
+    if config.task is not None:
+        pieces = _task_pieces(config, tokenizer, end)
+    else:
+        pieces = _text_pieces(config, tokenizer, end)
+    lengths = _write_tokens(directory / _TOKENS, pieces)
+    if not lengths:
+        raise DataError(f"{', '.join(config.text)}: no text in these files")
+    bounds = offsets_of(lengths) if config.task is not None else np.zeros(0, np.int64)
+    bounds.tofile(directory / _OFFSETS)
+    facts = {
+        "vocab_size": max(tokenizer.get_vocab().values()) + 1,
+        "begin": begin,
+        "end": end,
+        "window": 0 if config.task is not None else max(config.sequence_length - 1, 1),
+    }
+    (directory / _FACTS).write_text(json.dumps(facts))
+
+
+def _write_tokens(path: Path, pieces: Iterable[list[int]]) -> list[int]:
+    """Write token ids one piece after the other; returns the lengths of the pieces."""
+    lengths: list[int] = []
+    with path.open("wb") as stream:
+        for piece in pieces:
+            stream.write(np.array(piece, np.uint32).tobytes())
+            lengths.append(len(piece))
+    return lengths
+
+
+def _text_pieces(config: Corpus, tokenizer: Any, end: int) -> Iterator[list[int]]:
+    """Token ids of the files, the end token after each that is not empty."""
+    for file in corpus_files(config):
+        empty = True
+        for text in _texts(file):
+            yield tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+            empty = False
+        if not empty:
+            yield [end]
+
+
+def _task_pieces(config: Corpus, tokenizer: Any, end: int) -> Iterator[list[int]]:
+    """Prompt and response of each problem, alternating."""
+    chat = bool(tokenizer.chat_template)
+    problems = iter(_problems(config))
+    while block := list(islice(problems, _BLOCK)):
+        prompts = [problem.prompt for problem in block]
+        if chat:
+            messages = [[{"role": "user", "content": prompt}] for prompt in prompts]
+            prompts = tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
+            )
+        responses = [problem.response for problem in block]
+        starts = tokenizer(prompts, add_special_tokens=not chat)["input_ids"]
+        rests = tokenizer(responses, add_special_tokens=False)["input_ids"]
+        for start, rest in zip(starts, rests, strict=True):
+            yield start
+            yield [*rest, end]
+
+
+def _problems(config: Corpus) -> list[Problem]:
+    return task(config.task or "").problems(0, config.count, config.seed)
+
+
+def _documents(config: Corpus) -> Iterator[str]:
+    """What a tokenizer is made from: the text, or a task's characters, problems and solutions."""
+    if config.task is not None:
+        yield task(config.task).characters
+        yield from (problem.prompt + problem.response for problem in _problems(config))
+        return
+    for file in corpus_files(config):
+        yield from _texts(file)
+
+
+def _texts(file: Path) -> Iterator[str]:
+    """Content of a text file, in pieces of whole lines: a file need not fit into memory.
+
+    Raises:
+        DataError: it is not UTF-8; file and offset are named.
+    """
+    offset, rest = 0, b""
+    with file.open("rb") as stream:
+        while block := stream.read(_READ):
+            content = rest + block
+            cut = content.rfind(b"\n") + 1
+            if cut:
+                yield _decoded(file, offset, content[:cut])
+            offset, rest = offset + cut, content[cut:]
+    if rest:
+        yield _decoded(file, offset, rest)
+
+
+def _decoded(file: Path, offset: int, content: bytes) -> str:
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{file}, byte {offset + error.start}: not UTF-8 ({error.reason}). Convert the file, "
+            "for example with `iconv -t UTF-8`, or leave it out."
+        ) from error

@@ -1,0 +1,220 @@
+"""The evaluate stage on real tiny models: generation, verification, figures, resumption."""
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from stages import evaluate
+from stages.config import Evaluate, Record, Sampling
+from stages.engines import Completion, Request
+from stages.evaluate import ANSWERS, run
+from stages.evaluation.answers import accuracy, read_answers
+from stages.job import Input, Job
+from stages.models import load_model, load_tokenizer
+from stages.report import METRICS
+from storage.errors import DataError, EngineError
+from storage.manifest import build_manifest, verify_set, write_manifest
+from tests.stages.evaluation.cases import scored
+from tests.stages.training_cases import END, make_job, write_model
+
+PROMPTS = ["ab", "c", "dea", "gh", "ij", "ba"]
+MAX_TOKENS = 5
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("evaluate")
+
+
+@pytest.fixture(scope="module")
+def model(root: Path) -> Path:
+    return write_model(root / "model", 2)
+
+
+@pytest.fixture(scope="module")
+def records(root: Path) -> Input:
+    teacher = write_model(root / "teacher", 1)
+    directory = scored(root / "records", teacher, Record(tau=0.2, candidates=2))
+    return Input(str(directory), "cd" * 32)
+
+
+@pytest.fixture(scope="module")
+def greedy(model: Path) -> list[str]:
+    """What the model says greedily to each prompt, by a plain loop without engine or cache."""
+    network, tokenizer = load_model(model, "float32", "cpu"), load_tokenizer(model)
+    said: list[str] = []
+    for prompt in PROMPTS:
+        ids = tokenizer(prompt)["input_ids"]
+        start = len(ids)
+        while len(ids) < start + MAX_TOKENS and END not in ids[start:]:
+            with torch.no_grad():
+                logits = network(input_ids=torch.tensor([ids])).logits
+            ids.append(int(logits[0, -1].argmax()))
+        said.append(str(tokenizer.decode(ids[start:], skip_special_tokens=True)))
+    return said
+
+
+def make(
+    where: Path,
+    model: Path,
+    answers: list[str | None],
+    records: Input | None = None,
+    **fields: Any,
+) -> Job[Evaluate]:
+    """A job over PROMPTS with reference answers, its store at `where`."""
+    where.mkdir(exist_ok=True)
+    file = where / "prompts.jsonl"
+    lines = [{"prompt": p, "answer": a} for p, a in zip(PROMPTS, answers, strict=True)]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config = Evaluate.model_validate(
+        {
+            "prompts": {"path": str(file)},
+            "verifier": {"kind": "exact_match"},
+            "n": 2,
+            "sampling": {"max_tokens": MAX_TOKENS},
+            "run": {"engine": "transformers"},
+            **fields,
+        }
+    )
+    inputs = {"model": Input(str(model))} | ({"records": records} if records else {})
+    return make_job(where / "store", "evaluate", config, inputs)
+
+
+def figures(job: Job[Evaluate]) -> dict[str, Any]:
+    return json.loads((job.directory / METRICS).read_text())
+
+
+def test_everything_is_measured_and_kept(
+    tmp_path: Path, model: Path, records: Input, greedy: list[str]
+) -> None:
+    answers = [said if i % 2 else "wrong" for i, said in enumerate(greedy)]
+    job = make(tmp_path, model, [*answers], records)
+    manifest = write_manifest(job.directory, run(job))
+    assert manifest.kind == "metrics"
+    assert {file.path for file in manifest.files} == {METRICS, ANSWERS}
+    assert verify_set(job.directory) == []
+
+    kept = read_answers(job.directory / ANSWERS)
+    assert [(a.prompt_id, a.sample) for a in kept if not a.greedy] == [
+        (prompt, sample) for prompt in range(len(PROMPTS)) for sample in range(2)
+    ]
+    assert [a.text for a in kept if a.greedy] == greedy
+    assert all(a.outcome == (a.text == answers[a.prompt_id]) for a in kept)
+
+    metrics = figures(job)["metrics"]
+    assert metrics["greedy"] == 0.5
+    assert metrics == manifest.meta["metrics"]
+    assert {k: metrics[k] for k in ("accuracy", "pass@1", "pass@2", "tokens", "truncated")} == {
+        k: v for k, v in accuracy(kept).items() if k not in ("greedy", "accuracy_se")
+    }
+    assert metrics["reverse_kl"] > 0.1
+    assert metrics["reverse_kl_level"] == metrics["forward_kl_level"] == "unbiased"
+    assert 0 < metrics["ece"] < 1
+    assert figures(job)["sampling"]["temperature"] == 1.0
+
+
+def test_truncation_is_what_the_limit_cuts(tmp_path: Path, model: Path) -> None:
+    job = make(tmp_path, model, ["x"] * len(PROMPTS), sampling={"max_tokens": 1}, greedy=False)
+    run(job)
+    kept = read_answers(job.directory / ANSWERS)
+    assert {a.tokens for a in kept} == {1}
+    ended = sum(a.finish == "stop" for a in kept)
+    assert figures(job)["metrics"]["truncated"] == pytest.approx(1 - ended / len(kept))
+
+
+def test_without_records_or_answers_only_lengths_are_left(tmp_path: Path, model: Path) -> None:
+    job = make(tmp_path, model, [None] * len(PROMPTS), greedy=False)
+    run(job)
+    assert set(figures(job)["metrics"]) == {"tokens", "truncated"}
+
+
+def test_answers_do_not_depend_on_how_many_are_decoded_together(
+    tmp_path: Path, model: Path
+) -> None:
+    kept = []
+    for together in (1, 5, 64):
+        options = {"engine": "transformers", "max_sequences": together}
+        job = make(tmp_path / str(together), model, ["x"] * len(PROMPTS), run=options)
+        run(job)
+        kept.append(read_answers(job.directory / ANSWERS))
+    assert kept[0] == kept[1] == kept[2]
+    sampled = [a.text for a in kept[0] if not a.greedy]
+    assert len(set(sampled)) > len(PROMPTS)  # the samples of a prompt are not copies
+
+
+@contextmanager
+def no_engine(*_: object, **__: object) -> Iterator[None]:
+    raise AssertionError("an engine was started")
+    yield
+
+
+def test_a_killed_run_continues_from_its_answers(
+    tmp_path: Path, model: Path, records: Input, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make(tmp_path, model, ["x"] * len(PROMPTS), records)
+    first = run(job)
+    (job.directory / METRICS).unlink()  # as if killed during the scoring pass
+    monkeypatch.setattr(evaluate, "open_generator", no_engine)
+    assert run(job) == first
+
+
+def test_records_of_another_tokenizer_are_refused_before_anything_runs(
+    tmp_path: Path, records: Input, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = write_model(tmp_path / "other", 3, letters="jihgfedcba")
+    monkeypatch.setattr(evaluate, "open_generator", no_engine)
+    with pytest.raises(DataError, match="token ids would not match"):
+        run(make(tmp_path / "job", other, ["x"] * len(PROMPTS), records))
+
+
+def test_what_the_objective_was_guaranteed_to_be_travels_along(tmp_path: Path) -> None:
+    student = write_model(tmp_path / "student", 4)
+    promise = {"level": "biased", "reason": "weights are capped"}
+    teacher = {"path": "teacher", "weights": "0" * 64}
+    manifest = build_manifest(
+        student,
+        stage="train",
+        version=1,
+        key="ef" * 32,
+        name="train",
+        kind="model",
+        payload={},
+        teacher=teacher,
+        meta={"guarantee": promise},
+        files=sorted(path.name for path in student.iterdir()),
+    )
+    write_manifest(student, manifest)
+    job = make(tmp_path / "job", student, ["x"] * len(PROMPTS), greedy=False)
+    assert run(job).teacher == teacher
+    assert figures(job)["guarantee"] == promise
+
+
+class Forgetful:
+    """An engine that loses a request; no real one can be made to."""
+
+    facts: Any = None
+
+    def generate(
+        self, requests: Iterable[Request], sampling: Sampling, candidates: int = 0
+    ) -> Iterator[Completion]:
+        """Answers all requests but the first."""
+        for request in list(requests)[1:]:
+            nothing = torch.zeros(0).numpy()
+            yield Completion(request.seq_id, nothing, nothing, nothing, "stop")
+
+
+def test_an_unanswered_request_is_an_error_not_a_gap(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def open_forgetful(*_: object, **__: object) -> Iterator[Forgetful]:
+        yield Forgetful()
+
+    monkeypatch.setattr(evaluate, "open_generator", open_forgetful)
+    with pytest.raises(EngineError, match=r"1 of 12 requests unanswered \(the first is number 0\)"):
+        run(make(tmp_path, model, ["x"] * len(PROMPTS)))
