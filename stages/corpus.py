@@ -178,8 +178,8 @@ def _prepare(job: Job[Corpus]) -> Prepared:
         try:
             with disk_errors(directory):
                 temporary.mkdir(parents=True)
-                _tokenise(job.config, temporary)
-                _rename(temporary, directory)
+            _tokenise(job.config, temporary)
+            _rename(temporary, directory)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return _open(directory)
@@ -187,13 +187,14 @@ def _prepare(job: Job[Corpus]) -> Prepared:
 
 def _rename(temporary: Path, directory: Path) -> None:
     """Give the finished directory its name, unless another process was faster."""
-    try:
-        temporary.rename(directory)
-    except OSError:
-        if not directory.is_dir():
-            raise
-        log.info("%s: made by another process meanwhile", directory)
-    sync_directory(directory.parent)
+    with disk_errors(directory):
+        try:
+            temporary.rename(directory)
+        except OSError:
+            if not directory.is_dir():
+                raise
+            log.info("%s: made by another process meanwhile", directory)
+        sync_directory(directory.parent)
 
 
 def _open(directory: Path) -> Prepared:
@@ -240,7 +241,8 @@ def _write_tokens(path: Path, pieces: Iterable[list[int]]) -> list[int]:
     lengths: list[int] = []
     with path.open("wb") as stream:
         for piece in pieces:
-            stream.write(np.array(piece, np.uint32).tobytes())
+            with disk_errors(path):
+                stream.write(np.array(piece, np.uint32).tobytes())
             lengths.append(len(piece))
     return lengths
 
@@ -290,7 +292,7 @@ def _documents(config: Corpus) -> Iterator[str]:
 
 
 def _texts(file: Path) -> Iterator[str]:
-    """Content of a text file, in pieces of whole lines: a file need not fit into memory.
+    """Content of a text file, in pieces of whole lines or words: it need not fit into memory.
 
     Raises:
         DataError: it is not UTF-8; file and offset are named.
@@ -299,7 +301,7 @@ def _texts(file: Path) -> Iterator[str]:
     with file.open("rb") as stream:
         while block := stream.read(_READ):
             content = rest + block
-            cut = content.rfind(b"\n") + 1
+            cut = content.rfind(b"\n") + 1 or max(content.rfind(b" "), 0)
             if cut:
                 yield _decoded(file, offset, content[:cut])
             offset, rest = offset + cut, content[cut:]

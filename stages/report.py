@@ -99,9 +99,10 @@ def legend(rows: Sequence[Row], baseline: str) -> str:
     """What the columns mean, and how much they rest on."""
     kinds = ("sd", "standard deviation over seeds"), ("se", "standard error over prompts")
     spread = next((text for kind, text in kinds if any(f"accuracy_{kind}" in r for r in rows)), "")
+    gain = f"gain over {baseline} in points" if any("gain" in row for row in rows) else ""
+    about = ["accuracy of sampled and greedy answers", f"+- {spread}" if spread else "", gain]
     lines = [
-        f"accuracy of sampled and greedy answers{f'; +- {spread}' if spread else ''}; "
-        f"gain over {baseline} in points",
+        "; ".join(part for part in about if part),
         "tokens: mean response length; cut: share of responses that hit the limit",
     ]
     if any(PASS in key for row in rows for key in row):

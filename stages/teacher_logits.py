@@ -100,7 +100,7 @@ def run_shard(job: Job[TeacherLogits], spec: ShardSpec, engine: Teacher) -> Part
     """
     run, record = job.config.run, job.config.record
     part = _source(job).parts[spec.index]
-    progress = _Progress(f"{job.name}: part {spec.index + 1}", part.tokens)
+    progress = _Progress(f"{job.name}, part {spec.index}", part.tokens)
     meta = SetMeta(
         stage=job.stage,
         key=job.key,

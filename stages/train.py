@@ -21,7 +21,7 @@ import torch
 from transformers import PreTrainedModel
 
 from stages.config import Drift, Student
-from stages.engines.base import model_facts
+from stages.engines.base import ModelFacts, model_facts
 from stages.identity import (
     DigestCache,
     check_teacher,
@@ -31,7 +31,7 @@ from stages.identity import (
     tokenizer_hash,
 )
 from stages.job import Input, Job
-from stages.models import load_model, load_tokenizer, pick_device
+from stages.models import context_length, load_model, load_tokenizer, pick_device
 from stages.objectives.build import build_objective
 from stages.objectives.contract import Guarantee, guarantee
 from stages.training.agreement import check_agreement
@@ -185,9 +185,9 @@ def _source(known: _Checked, model: PreTrainedModel) -> Iterator[Source]:
         yield LiveSource(
             prompts=stored,
             student=model,
+            facts=_facts(known, model),
             teacher=_live_teacher(known, known.job.inputs["teacher"], model.device),
             meta=known.data.meta,
-            stop_ids=_stop_ids(known),
             seed=known.job.seed,
             dtype=known.dtype,
             rows_per_chunk=run.rows_per_chunk,
@@ -203,9 +203,11 @@ def _live_teacher(known: _Checked, teacher: Input, device: torch.device) -> PreT
     return load_model(directory, teacher.dtype, device)
 
 
-def _stop_ids(known: _Checked) -> tuple[int, ...]:
-    """The ids at which the engine would have ended a response of the student."""
+def _facts(known: _Checked, model: PreTrainedModel) -> ModelFacts:
+    """Where an engine would end a response of the student."""
     if known.init is not None:
-        return model_facts(known.init).stop_ids
+        return model_facts(known.init)
     end = load_tokenizer(known.tokenizer_from).eos_token_id
-    return (end,) if isinstance(end, int) else ()
+    ends = (end,) if isinstance(end, int) else ()
+    rows = model.config.vocab_size
+    return ModelFacts(rows, rows, context_length(model), ends)

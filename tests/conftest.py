@@ -1,0 +1,79 @@
+"""Real models shared by all tests: made once per session, the engine started once."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from stages.config import GenerateRun, Tokenizer
+from stages.engines import Generator, open_generator
+from stages.engines.environment import prepare_environment
+from stages.tasks import task
+from stages.tokenizer import load_tokenizer, make_tokenizer
+
+# Before any test module imports torch: settings that only work then.
+prepare_environment()
+
+CONTEXT = 64
+"""Longest sequence of the tiny model."""
+
+
+def write_model(directory: Path, *, rows: int | None = None, head_dim: int = 32) -> None:
+    """A one-layer Qwen3 over the characters of the addition task, random but not uniform.
+
+    Args:
+        directory: Where to.
+        rows: Size of the vocabulary; default that of the tokenizer, more is padding.
+        head_dim: Width of an attention head.
+    """
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    make_tokenizer(Tokenizer(kind="characters"), [task("addition").characters], directory)
+    tokenizer = load_tokenizer(directory)
+    config = Qwen3Config(
+        vocab_size=rows or len(tokenizer),
+        hidden_size=2 * head_dim,
+        intermediate_size=96,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=head_dim,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    torch.manual_seed(0)
+    model = Qwen3ForCausalLM(config)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim > 1:
+                weight.mul_(6.0)
+    model.save_pretrained(directory)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of a tiny causal language model with tokenizer and chat template."""
+    directory = tmp_path_factory.mktemp("model")
+    write_model(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def vllm_engine(tiny_model: Path) -> Iterator[Generator]:
+    """A vLLM engine with the tiny model in it, decoding at most 8 sequences at once."""
+    pytest.importorskip("vllm", reason="install the extra `cpu` or `cuda`")
+    run = GenerateRun(engine="vllm", max_sequences=8, kv_cache_mib=64)
+    with open_generator(tiny_model, dtype="float32", run=run, max_model_len=CONTEXT) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def transformers_engine(tiny_model: Path) -> Iterator[Generator]:
+    """The transformers engine with the tiny model in it."""
+    run = GenerateRun(engine="transformers", max_sequences=8)
+    with open_generator(tiny_model, dtype="float32", run=run, max_model_len=CONTEXT) as engine:
+        yield engine

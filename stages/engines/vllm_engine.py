@@ -15,6 +15,7 @@ over steps, which CPU generators cannot do.
 
 import gc
 import os
+import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -147,6 +148,7 @@ def _start(directory: Path, dtype: str, run: GenerateRun, max_model_len: int, se
         from vllm.platforms import current_platform
 
         on_cpu = current_platform.is_cpu()
+        _make_llvmlite_inspectable()
         try:
             return LLM(
                 str(directory),
@@ -164,6 +166,18 @@ def _start(directory: Path, dtype: str, run: GenerateRun, max_model_len: int, se
             )
         finally:
             torch.set_num_threads = set_num_threads  # the CPU worker makes it do nothing
+
+
+def _make_llvmlite_inspectable() -> None:
+    """Give llvmlite's library handle an empty `__dict__`.
+
+    vLLM 0.32 takes `vars()` of every object in every module to find Triton kernels. The handle
+    answers any attribute with a wrapped C function, `__dict__` too, on which vLLM stumbles; so an
+    engine could not start once numba was imported.
+    """
+    module = sys.modules.get("llvmlite.binding.ffi")
+    if module is not None:
+        module.lib._fntab.setdefault("__dict__", {})
 
 
 def _cpu_options(run: GenerateRun, max_model_len: int) -> dict[str, Any]:

@@ -13,7 +13,6 @@
     output        the trained model as a Hugging Face directory, and its manifest
     fit           the above in order, around a set directory
     live          the comparison: teacher in the loop, fresh samples every step
-    sampler       its plain decoding loop
 
 The stages are `run(job)` functions that check their inputs and hand `fit` a model and a source.
 """

@@ -2,11 +2,14 @@
 
 Each step takes the prompts that step would have read from the stored records, samples responses
 from the *current* student, has the live teacher score them with the record parameters of the stored
-set, and hands out the batch. Prompts, order, record and objective are those of the offline run;
-only the contexts are fresh. What it costs is the teacher, resident and run at every step.
+set, and hands out the batch. Prompts, order, sampling, record and objective are those of the
+offline run; only the contexts are fresh. What it costs is the teacher, resident and run at every
+step, and decoding in between.
 """
 
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Mapping
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -15,13 +18,18 @@ import torch
 from transformers import PreTrainedModel
 
 from stages.config import Record, Sampling
+from stages.counter import hash64
+from stages.engines.base import Completion, ModelFacts, Request, sequence_seed
+from stages.engines.transformers_engine import TransformersGenerator
 from stages.scoring.score import score_rows, scoring_head
-from stages.training.sampler import sample
 from storage.codec import Batch, to_batch
-from storage.errors import ConfigError
 from storage.manifest import SetMeta
-from storage.rows import Rows
+from storage.rows import Rows, offsets_of
+from storage.schema import FINISH, OUTCOME
 from storage.stream import Stream
+
+_NO_LIMIT = 1 << 30
+_DRAWS = zlib.crc32(b"live/sample")  # scoring draws from the same seed: no number serves both
 
 
 class LiveSource:
@@ -33,15 +41,14 @@ class LiveSource:
     Args:
         prompts: The stored set, read in its order; only its prompts are used.
         student: The model being trained.
+        facts: What an engine must know of it: end tokens and context.
         teacher: In evaluation mode, on the student's device.
         meta: Of the stored set's manifest: `record` and `sampling`.
-        stop_ids: Ids that end a response.
         seed: Of the run.
         dtype: Of the student's forward pass.
         rows_per_chunk, tokens_per_batch: Execution of scoring.
 
     Raises:
-        ConfigError: the stored set was sampled without full support, which is not reproduced here.
         EngineError: the teacher's head is of an unknown kind.
     """
 
@@ -50,34 +57,33 @@ class LiveSource:
         *,
         prompts: Stream,
         student: PreTrainedModel,
+        facts: ModelFacts,
         teacher: PreTrainedModel,
         meta: Mapping[str, Any],
-        stop_ids: Sequence[int],
         seed: int,
         dtype: torch.dtype,
         rows_per_chunk: int,
         tokens_per_batch: int,
     ) -> None:
-        self._prompts = prompts
-        self.student, self._teacher = student, teacher
+        self.student = student
+        self._prompts, self._teacher = prompts, teacher
         self._head = scoring_head(teacher)
         self._sampling = Sampling.model_validate(meta["sampling"])
         self._record = Record.model_validate(meta["record"])
+        self._candidates = self._record.candidates if self._record.kind == "head_tail" else 0
         self._meta = SetMeta(
             stage="live",
             key=prompts.meta.key,
             kind="records",
             vocab_size=prompts.meta.vocab_size,
-            candidates=self._record.candidates,
+            candidates=self._candidates,
             record=self._record.model_dump(),
         )
-        self._stop_ids, self._seed, self._dtype = stop_ids, seed, dtype
+        # Ids above the stored vocabulary are padding of the head: the teacher cannot score them.
+        self._facts = replace(facts, vocab_size=min(facts.vocab_size, self._meta.vocab_size))
+        self._seed, self._dtype = seed, dtype
+        self._draws = int(hash64(seed, _DRAWS)[0])
         self._rows_per_chunk, self._tokens_per_batch = rows_per_chunk, tokens_per_batch
-        if not self._sampling.full_support:
-            raise ConfigError(
-                'train.data = "live" samples with full support, but the stored rollouts were drawn '
-                f"with {self._sampling}. Compare on rollouts with top_p = 1 and top_k = 0."
-            )
 
     @property
     def steps_per_epoch(self) -> float:
@@ -89,7 +95,7 @@ class LiveSource:
         stored = next(self._prompts)
         # Never seen before and never again: fresh names give fresh randomness.
         seq_id = np.arange(len(stored), dtype=np.int64) + first * len(stored)
-        return to_batch(self._score(self._sample(stored, seq_id)), self._meta)
+        return to_batch(self._score(self._rollouts(stored, seq_id)), self._meta)
 
     def state_dict(self) -> dict[str, Any]:
         """Position in the prompts."""
@@ -99,38 +105,41 @@ class LiveSource:
         """Continue from a position in the prompts."""
         self._prompts.load_state_dict(state)
 
-    def _sample(self, stored: Batch, seq_id: np.ndarray) -> Rows:
+    def _rollouts(self, stored: Batch, seq_id: np.ndarray) -> Rows:
         """One fresh response per prompt, as the rollouts stage would store them."""
-        off = stored.prompt_off
-        kind = self.student.device.type
-        training = self.student.training
-        self.student.eval()
-        with torch.autocast(kind, torch.bfloat16, self._dtype == torch.bfloat16):
-            made = sample(
-                self.student,
-                [stored.prompt[a:b] for a, b in pairwise(off)],
-                seq_id=seq_id,
-                seed=self._seed,
-                temperature=self._sampling.temperature,
-                max_tokens=self._sampling.max_tokens,
-                vocab_size=self._meta.vocab_size,
-                stop_ids=self._stop_ids,
-                candidates=self._record.candidates,
-            )
-        self.student.train(training)
+        prompt = stored.prompt.astype(np.uint32)
+        made = self._generate(
+            [
+                Request(name, prompt[a:b], sequence_seed(self._draws, name))
+                for name, (a, b) in zip(seq_id.tolist(), pairwise(stored.prompt_off), strict=True)
+            ]
+        )
         columns = {
             "seq_id": seq_id,
             "prompt_id": stored.prompt_id,
             "sample": np.zeros(len(stored), np.int32),
-            "finish": made.finish_N,
-            "outcome": np.full(len(stored), -1, np.int8),
+            "finish": [FINISH[one.finish] for one in made],
+            "outcome": np.full(len(stored), OUTCOME["unknown"], np.int8),
             "prompt": stored.prompt,
-            "tok": made.tok_T,
-            "ref_lp": made.ref_lp_T,
+            "tok": np.concatenate([one.tok for one in made]),
+            "ref_lp": np.concatenate([one.logprob for one in made]),
         }
-        if self._record.candidates:
-            columns["cand"] = made.cand_TK.reshape(-1)
-        return Rows.from_columns(columns, {"prompt": off, "position": made.off_N})
+        if self._candidates:
+            columns["cand"] = np.concatenate([one.cand for one in made])
+        position = offsets_of([len(one.tok) for one in made])
+        return Rows.from_columns(columns, {"prompt": stored.prompt_off, "position": position})
+
+    def _generate(self, requests: list[Request]) -> list[Completion]:
+        """Completions in the order of `requests`; the student is left in the mode it was in."""
+        context = self._facts.context or _NO_LIMIT
+        engine = TransformersGenerator(self.student, self._facts, context, len(requests))
+        training = self.student.training
+        self.student.eval()
+        kind = self.student.device.type
+        with torch.autocast(kind, torch.bfloat16, self._dtype == torch.bfloat16):
+            made = list(engine.generate(requests, self._sampling, self._candidates))
+        self.student.train(training)
+        return sorted(made, key=lambda completion: completion.seq_id)
 
     def _score(self, rows: Rows) -> Rows:
         """The teacher's record of every position, drawn as the teacher-logits stage draws it."""

@@ -1,6 +1,8 @@
 """The evaluate stage on real tiny models: generation, verification, figures, resumption."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -192,6 +194,11 @@ def test_what_the_objective_was_guaranteed_to_be_travels_along(tmp_path: Path) -
     job = make(tmp_path / "job", student, ["x"] * len(PROMPTS), greedy=False)
     assert run(job).teacher == teacher
     assert figures(job)["guarantee"] == promise
+
+
+def test_nothing_that_must_not_precede_the_engine_is_imported() -> None:
+    code = "import sys, stages.evaluate; sys.exit(bool({'torch', 'numba'} & set(sys.modules)))"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 class Forgetful:

@@ -8,15 +8,15 @@ import torch
 
 from stages import train
 from stages.config import Student
+from stages.engines.base import model_facts
 from stages.job import Input, Job
 from stages.models import load_model
 from stages.training.live import LiveSource
 from storage.batch import Batch
-from storage.errors import ConfigError, DataError
+from storage.errors import DataError
 from storage.manifest import read_manifest
 from storage.stream import Stream
 from tests.stages.training_cases import (
-    END,
     VOCABULARY,
     World,
     make_job,
@@ -35,9 +35,9 @@ def live(world: World, **meta: object) -> LiveSource:
     return LiveSource(
         prompts=Stream(world.records.directory, seed=3, batch_size=8),
         student=load_model(world.reference, "float32", "cpu").train(),
+        facts=model_facts(world.reference),
         teacher=load_model(world.teacher, "float32", "cpu"),
         meta=dict(read_manifest(world.records.directory).meta) | meta,
-        stop_ids=(END,),
         seed=3,
         dtype=torch.float32,
         rows_per_chunk=64,
@@ -105,9 +105,12 @@ def test_sampling_leaves_the_student_in_training_mode(world: World) -> None:
     assert source.student.training
 
 
-def test_truncated_sampling_is_not_imitated(world: World) -> None:
-    with pytest.raises(ConfigError, match="full support"):
-        live(world, sampling={"top_p": 0.9})
+def test_sampling_settings_are_those_of_the_stored_rollouts(world: World) -> None:
+    """At top_k = 1 each token is the likeliest one, drawn with probability 1."""
+    batch = next(live(world, sampling={"top_k": 1, "max_tokens": 2}))
+    assert batch.ref_lp is not None
+    np.testing.assert_allclose(batch.ref_lp, 0.0, atol=1e-6)
+    assert int(np.diff(batch.tok_off).max()) == 2
 
 
 def job(world: World, store: Path, teacher: Path, consistency: str = "refuse") -> Job[Student]:

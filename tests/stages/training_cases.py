@@ -11,14 +11,16 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from stages.config import Record, Sampling
+from stages.engines.base import ModelFacts, Request, sequence_seed
+from stages.engines.transformers_engine import TransformersGenerator
 from stages.identity import ModelIdentity, model_identity, tokenizer_hash
 from stages.job import Input, Job
 from stages.models import load_model
 from stages.scoring.score import score_rows, scoring_head
 from stages.tokenizer import copy_tokenizer
-from stages.training.sampler import sample
 from storage.manifest import Manifest, SetMeta, build_manifest, commit_parts, write_manifest
-from storage.rows import Rows
+from storage.rows import Rows, offsets_of
+from storage.schema import FINISH
 from storage.shard import PartWriter
 from storage.store import Store
 
@@ -69,33 +71,32 @@ def rollouts(
 ) -> Rows:
     """`count` responses sampled from `model` to random prompts of one to four letters."""
     random = np.random.default_rng(seed)
-    prompts = [random.integers(2, 2 + len(LETTERS), random.integers(1, 5)) for _ in range(count)]
-    seq_id = np.arange(count)
-    made = sample(
-        model,
-        prompts,
-        seq_id=seq_id,
-        seed=seed,
-        temperature=temperature,
-        max_tokens=MAX_TOKENS,
-        vocab_size=VOCABULARY,
-        stop_ids=(END,),
-        candidates=candidates,
-    )
+    prompts = [random.integers(2, VOCABULARY, random.integers(1, 5)) for _ in range(count)]
+    facts = ModelFacts(VOCABULARY, VOCABULARY, context=64, stop_ids=(END,))
+    engine = TransformersGenerator(model, facts, 64, count)
+    requests = [
+        Request(index, prompt.astype(np.uint32), sequence_seed(seed, index))
+        for index, prompt in enumerate(prompts)
+    ]
+    sampling = Sampling(max_tokens=MAX_TOKENS, temperature=temperature)
+    made = sorted(engine.generate(requests, sampling, candidates), key=lambda one: one.seq_id)
     columns = {
-        "seq_id": seq_id,
-        "prompt_id": seq_id,
+        "seq_id": np.arange(count),
+        "prompt_id": np.arange(count),
         "sample": np.zeros(count, np.int32),
-        "finish": made.finish_N,
+        "finish": [FINISH[one.finish] for one in made],
         "outcome": np.arange(count) % 3 - 1,
         "prompt": np.concatenate(prompts),
-        "tok": made.tok_T,
-        "ref_lp": made.ref_lp_T,
+        "tok": np.concatenate([one.tok for one in made]),
+        "ref_lp": np.concatenate([one.logprob for one in made]),
     }
     if candidates:
-        columns["cand"] = made.cand_TK.reshape(-1)
-    prompt_off = np.cumsum([0, *map(len, prompts)])
-    return Rows.from_columns(columns, {"prompt": prompt_off, "position": made.off_N})
+        columns["cand"] = np.concatenate([one.cand for one in made])
+    offsets = {
+        "prompt": offsets_of([len(prompt) for prompt in prompts]),
+        "position": offsets_of([len(one.tok) for one in made]),
+    }
+    return Rows.from_columns(columns, offsets)
 
 
 def commit(

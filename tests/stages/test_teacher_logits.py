@@ -1,0 +1,388 @@
+"""The stage: a committed set of sequences and a teacher in, a committed set of records out."""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stages import teacher_logits
+from stages.config import TeacherLogits
+from stages.identity import model_identity, tokenizer_hash
+from stages.job import Input, Job
+from storage.codec import to_batch
+from storage.errors import ConfigError, DataError, RetryError
+from storage.manifest import (
+    Manifest,
+    Part,
+    SetMeta,
+    build_manifest,
+    commit_parts,
+    read_manifest,
+    write_manifest,
+)
+from storage.rows import Rows
+from storage.shard import PartWriter, find_part, read_meta, read_rows
+from storage.store import Store
+from tests.stages.scoring_cases import (
+    LETTERS,
+    REAL,
+    ROWS,
+    load,
+    log_probs,
+    sequences,
+    write_teacher,
+)
+
+KEY = "5e" * 32
+SIZES = (40, 33, 7)
+SPLITS = ("train", "train", "holdout")
+
+
+def write_sequences(
+    directory: Path,
+    parts: Sequence[Rows],
+    teacher: Path | None,
+    *,
+    candidates: int = 4,
+    vocab_size: int = REAL,
+) -> Manifest:
+    """A committed set of sequences that descends from `teacher`."""
+    identity = model_identity(teacher, "float32").to_json() if teacher else None
+    tokenizer = {"tokenizer": identity["tokenizer"] if identity else "", "chat_template": ""}
+    meta = SetMeta("rollouts", KEY, "sequences", vocab_size, candidates, None, tokenizer, identity)
+    for index, rows in enumerate(parts):
+        with PartWriter(directory, index, meta, SPLITS[index]) as writer:
+            writer.write(rows)
+    manifest = commit_parts(
+        directory,
+        len(parts),
+        stage="rollouts",
+        version=1,
+        key=KEY,
+        name="rollouts",
+        kind="sequences",
+        payload={},
+        teacher=identity,
+        tokenizer=tokenizer,
+        meta={"candidates": candidates, "vocab_size": vocab_size, "full_support": True},
+    )
+    return write_manifest(directory, manifest)
+
+
+def make_job(root: Path, teacher: Path, source: Path, **config: Any) -> Job[TeacherLogits]:
+    settings = {"record": {"tau": 0.05}, "run": {"tokens_per_batch": 64, "rows_per_chunk": 9}}
+    return Job(
+        stage="teacher-logits",
+        name="teacher-logits",
+        key="7e" * 32,
+        payload={"version": 1},
+        config=TeacherLogits.model_validate(settings | config),
+        seed=5,
+        inputs={"teacher": Input(str(teacher)), "sequences": Input(str(source), KEY)},
+        store=Store(root),
+    )
+
+
+def run(job: Job[TeacherLogits]) -> Manifest:
+    """Plan, score what is missing, commit: what the runner does."""
+    with teacher_logits.open_engine(job) as engine:
+        for spec in teacher_logits.plan(job):
+            if find_part(job.directory, spec.index) is None:
+                teacher_logits.run_shard(job, spec, engine)
+    return write_manifest(job.directory, teacher_logits.commit(job))
+
+
+def read_all(directory: Path, part: Part) -> Rows:
+    return Rows.concat(list(read_rows(directory / part.file)))
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_teacher(tmp_path_factory.mktemp("teacher"))
+
+
+@pytest.fixture(scope="module")
+def parts() -> list[Rows]:
+    rows, edges = sequences(sum(SIZES)), np.cumsum([0, *SIZES])
+    return [rows.slice(int(a), int(b)) for a, b in pairwise(edges)]
+
+
+@pytest.fixture
+def source(tmp_path: Path, teacher: Path, parts: list[Rows]) -> Path:
+    write_sequences(tmp_path / "rollouts", parts, teacher)
+    return tmp_path / "rollouts"
+
+
+# ---------------------------------------------------------------------------------------------
+
+
+def test_parts_map_one_to_one(
+    tmp_path: Path, teacher: Path, source: Path, parts: list[Rows]
+) -> None:
+    job = make_job(tmp_path, teacher, source)
+    specs = teacher_logits.plan(job)
+    assert [(s.index, s.first, s.count, s.split) for s in specs] == [
+        (0, 0, 40, "train"),
+        (1, 40, 33, "train"),
+        (2, 73, 7, "holdout"),
+    ]
+    manifest = run(job)
+    assert [part.split for part in manifest.parts] == list(SPLITS)
+    for part, rows in zip(manifest.parts, parts, strict=True):
+        scored = read_all(job.directory, part)
+        for name in ("seq_id", "prompt_id", "sample", "finish", "outcome", "prompt", "tok"):
+            np.testing.assert_array_equal(scored[name], rows[name], err_msg=name)
+        np.testing.assert_allclose(scored["ref_lp"], rows["ref_lp"], rtol=2**-15)
+        assert "cand" not in scored
+
+
+def test_stored_log_p_is_within_a_thousandth_of_a_plain_forward(
+    tmp_path: Path, teacher: Path, source: Path, parts: list[Rows]
+) -> None:
+    job = make_job(tmp_path, teacher, source)
+    manifest = run(job)
+    model = load(teacher)
+    meta = read_meta(job.directory / manifest.parts[1].file)
+    scored = read_all(job.directory, manifest.parts[1])
+    log_p_TV = log_probs(model, parts[1])
+    expected_T = log_p_TV[np.arange(scored.tokens), parts[1]["tok"]]
+    assert np.abs(scored["lp"] - expected_T).max() < 1e-3
+    batch = to_batch(scored, meta)
+    row_E = np.repeat(np.arange(batch.tokens), np.diff(batch.entry_off))
+    totals_T = np.bincount(row_E, batch.weight, minlength=batch.tokens)
+    np.testing.assert_allclose(totals_T, 1, atol=1e-5)
+    exact = batch.exact
+    np.testing.assert_allclose(
+        batch.logp[exact], log_p_TV[row_E[exact], batch.ids[exact]], rtol=1e-3, atol=1e-3
+    )
+
+
+def test_the_manifest_says_who_scored_and_what_was_kept(
+    tmp_path: Path, teacher: Path, source: Path
+) -> None:
+    job = make_job(tmp_path, teacher, source)
+    manifest = run(job)
+    identity = model_identity(teacher, "float32").to_json()
+    assert manifest.kind == "records"
+    assert manifest.teacher == identity
+    assert manifest.tokenizer is not None
+    assert manifest.tokenizer["tokenizer"] == identity["tokenizer"]
+    assert manifest.meta == {
+        "candidates": 4,
+        "full_support": True,
+        "vocab_size": REAL,
+        "record": job.config.record.model_dump(),
+    }
+    meta = read_meta(job.directory / manifest.parts[0].file)
+    assert (meta.record, meta.candidates, meta.vocab_size) == (manifest.meta["record"], 4, REAL)
+    assert meta.teacher == identity
+    copied = {file.path for file in manifest.files}
+    assert "tokenizer/tokenizer.json" in copied
+    assert tokenizer_hash(job.directory / "tokenizer") == identity["tokenizer"]
+    json.dumps(manifest.to_json())
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"kind": "sampled"},
+        {"kind": "counts", "draws": 12},
+        {"kind": "counts", "draws": 12, "sampler": "multinomial"},
+        {"kind": "head_tail", "candidates": 0, "temperature": 0.7},
+    ],
+    ids=["sampled", "systematic", "multinomial", "head_tail"],
+)
+def test_every_kind_is_written_and_read(
+    tmp_path: Path, teacher: Path, source: Path, parts: list[Rows], record: dict[str, Any]
+) -> None:
+    job = make_job(tmp_path, teacher, source, record=record)
+    manifest = run(job)
+    scored = read_all(job.directory, manifest.parts[2])
+    temperature = record.get("temperature", 1.0)
+    log_p_TV = log_probs(load(teacher), parts[2], temperature)
+    expected_T = log_p_TV[np.arange(scored.tokens), parts[2]["tok"]]
+    np.testing.assert_allclose(scored["lp"], expected_T, atol=1e-3)
+    assert read_meta(job.directory / manifest.parts[2].file).record_kind == record["kind"]
+
+
+def test_a_second_run_gives_the_same_bytes(tmp_path: Path, teacher: Path, source: Path) -> None:
+    """Names of parts are digests: equal names are equal bytes."""
+    job = make_job(tmp_path / "a", teacher, source)
+    names = [part.file for part in run(job).parts]
+    again = make_job(tmp_path / "b", teacher, source)
+    assert [part.file for part in run(again).parts] == names
+
+
+def test_execution_options_leave_the_records_alone(
+    tmp_path: Path, teacher: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = make_job(tmp_path / "a", teacher, source)
+    two = make_job(
+        tmp_path / "b", teacher, source, run={"tokens_per_batch": 7, "rows_per_chunk": 1000}
+    )
+    expected = run(one)
+    monkeypatch.setattr(teacher_logits, "_BATCHES", 1)
+    found = run(two)
+    for before, after in zip(expected.parts, found.parts, strict=True):
+        rows, other = read_all(one.directory, before), read_all(two.directory, after)
+        for name in ("seq_id", "nu", "nh", "ids"):
+            np.testing.assert_array_equal(rows[name], other[name], err_msg=name)
+        np.testing.assert_allclose(rows["lp"], other["lp"], rtol=1e-4, atol=1e-5)
+
+
+def test_missing_parts_stop_the_commit_and_are_made_up_for(
+    tmp_path: Path, teacher: Path, source: Path
+) -> None:
+    job = make_job(tmp_path, teacher, source)
+    specs = teacher_logits.plan(job)
+    with teacher_logits.open_engine(job) as engine:
+        done = teacher_logits.run_shard(job, specs[1], engine)
+    with pytest.raises(RetryError, match="parts 0, 2 of 3"):
+        teacher_logits.commit(job)
+    assert run(job).parts[1] == done
+
+
+def test_a_corpus_is_scored_without_candidates_and_reference(tmp_path: Path, teacher: Path) -> None:
+    rows = sequences(10, candidates=0, reference=False)
+    write_sequences(tmp_path / "corpus", [rows], None, candidates=0)
+    # a corpus descends from no teacher, but keeps the tokenizer it was made with
+    tokenizer = tmp_path / "corpus" / "tokenizer"
+    tokenizer.mkdir()
+    (tokenizer / "tokenizer.json").write_bytes((teacher / "tokenizer.json").read_bytes())
+    job = make_job(tmp_path, teacher, tmp_path / "corpus", record={"candidates": 0})
+    manifest = run(job)
+    scored = read_all(job.directory, manifest.parts[0])
+    assert "ref_lp" not in scored
+    assert len(scored) == 10
+
+
+def test_progress_is_logged(
+    tmp_path: Path, teacher: Path, source: Path,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(teacher_logits, "_SECONDS", 0.0)
+    with caplog.at_level(logging.INFO, "stages.teacher_logits"):
+        manifest = run(make_job(tmp_path, teacher, source))
+    lines = [record.getMessage() for record in caplog.records]
+    total = manifest.parts[0].tokens
+    assert any(f"part 0: {total:,} of {total:,} positions" in line for line in lines)
+    assert sum("part 0:" in line for line in lines) > 2
+    assert all("positions/s" in line for line in lines)
+
+
+# ---------------------------------------------------------------------------------------------
+# What is refused
+
+
+def open_and_close(job: Job[TeacherLogits]) -> None:
+    with teacher_logits.open_engine(job):
+        pass
+
+
+def test_another_teacher_is_refused(
+    tmp_path: Path, source: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = write_teacher(tmp_path / "other", seed=1)
+    with pytest.raises(DataError, match=r"differing: model.safetensors"):
+        open_and_close(make_job(tmp_path, other, source))
+    job = make_job(tmp_path, other, source, consistency="warn")
+    manifest = run(job)
+    assert "differing: model.safetensors" in caplog.text
+    assert manifest.teacher == model_identity(other, "float32").to_json()
+
+
+def test_another_tokenizer_is_refused_even_under_warn(tmp_path: Path, source: Path) -> None:
+    other = write_teacher(tmp_path / "other", letters=LETTERS[::-1])
+    with pytest.raises(DataError, match="token ids would not match"):
+        open_and_close(make_job(tmp_path, other, source, consistency="warn"))
+
+
+@pytest.mark.parametrize("vocab_size", [REAL - 1, ROWS + 1])
+def test_another_vocabulary_is_refused(
+    tmp_path: Path, teacher: Path, vocab_size: int, parts: list[Rows]
+) -> None:
+    rows = parts[2]
+    columns = {name: np.minimum(rows[name], REAL - 2) for name in ("prompt", "tok", "cand")}
+    small = Rows(rows.columns | columns, rows.offsets)
+    write_sequences(tmp_path / "set", [small], teacher, vocab_size=vocab_size)
+    with pytest.raises(DataError, match=f"its vocabulary has {vocab_size} ids, the teacher's 90"):
+        open_and_close(make_job(tmp_path, teacher, tmp_path / "set"))
+
+
+def test_a_vocabulary_that_differs_by_padding_is_fine(
+    tmp_path: Path, teacher: Path, parts: list[Rows]
+) -> None:
+    write_sequences(tmp_path / "set", parts[:1], teacher, vocab_size=ROWS)
+    manifest = run(make_job(tmp_path, teacher, tmp_path / "set"))
+    assert manifest.meta["vocab_size"] == REAL
+
+
+def test_more_candidates_than_the_set_keeps_are_refused(
+    tmp_path: Path, teacher: Path, source: Path
+) -> None:
+    job = make_job(tmp_path, teacher, source, record={"candidates": 5})
+    with pytest.raises(ConfigError, match=r"record.candidates = 5, but .* keeps 4"):
+        teacher_logits.plan(job)
+    other_kind = make_job(tmp_path, teacher, source, record={"kind": "counts", "candidates": 5})
+    assert len(teacher_logits.plan(other_kind)) == 3
+
+
+def test_a_directory_without_a_manifest_is_refused(
+    tmp_path: Path, teacher: Path, source: Path
+) -> None:
+    (source / "manifest.json").unlink()
+    with pytest.raises(DataError, match="not a committed set"):
+        teacher_logits.plan(make_job(tmp_path, teacher, source))
+
+
+def test_a_set_of_another_kind_is_refused(tmp_path: Path, teacher: Path) -> None:
+    manifest = build_manifest(
+        tmp_path, stage="sft", version=1, key=KEY, name="sft", kind="model", payload={}
+    )
+    write_manifest(tmp_path, manifest)
+    with pytest.raises(DataError, match="holds model, not sequences"):
+        teacher_logits.plan(make_job(tmp_path, teacher, tmp_path))
+
+
+def test_a_too_long_sequence_is_named_and_nothing_is_left_behind(
+    tmp_path: Path, teacher: Path
+) -> None:
+    item = sequences(1).sequence(0) | {"seq_id": 99, "prompt": np.zeros(40, np.uint32)}
+    write_sequences(tmp_path / "set", [Rows.from_sequences([item])], teacher)
+    job = make_job(tmp_path, teacher, tmp_path / "set")
+    with (
+        teacher_logits.open_engine(job) as engine,
+        pytest.raises(DataError, match="sequence 99 has"),
+    ):
+        teacher_logits.run_shard(job, teacher_logits.plan(job)[0], engine)
+    assert list(job.directory.iterdir()) == []
+
+
+def test_a_damaged_source_is_refused(tmp_path: Path, teacher: Path, source: Path) -> None:
+    job = make_job(tmp_path, teacher, source)
+    path = source / read_manifest(source).parts[0].file
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 0x10
+    path.write_bytes(data)
+    with (
+        teacher_logits.open_engine(job) as engine,
+        pytest.raises(DataError, match="damaged"),
+    ):
+        teacher_logits.run_shard(job, teacher_logits.plan(job)[0], engine)
+
+
+def test_a_part_of_another_key_is_found_out(tmp_path: Path, teacher: Path, source: Path) -> None:
+    """Directories are named by twelve digits of the key; a clash must not go unnoticed."""
+    job = make_job(tmp_path, teacher, source)
+    run(job)
+    (job.directory / "manifest.json").unlink()
+    other = replace(job, key=job.key[:12] + "0" * 52)
+    assert other.directory == job.directory
+    with pytest.raises(DataError, match="belongs to set"):
+        teacher_logits.commit(other)
