@@ -6,12 +6,9 @@ figures; the ratio within a round is what to look at. Times are CPU seconds of t
 
 import argparse
 import logging
-import os
 import statistics
 import time
 from collections.abc import Callable
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch

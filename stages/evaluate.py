@@ -91,8 +91,7 @@ def _held_out(job: Job[Evaluate], model: Path) -> dict[str, object]:
     """Figures of the scoring pass; nothing without records."""
     if "records" not in job.inputs:
         return {}
-    # Loaded here and not above: the engine's settings must precede torch, and a CPU build of vLLM
-    # fails to start in a process that has numba.
+    # Loaded here and not above: the engine's settings must precede torch.
     from stages.evaluation.held_out import score_held_out
     from stages.models import load_model, pick_device
 

@@ -4,9 +4,8 @@ Rows are numbered from 0 in the order of the file, blank lines of JSON not count
 not grow with the file. Imports neither torch nor transformers.
 """
 
-import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +15,7 @@ Row = Mapping[str, Any]
 
 _SUFFIXES = ".jsonl, .jsonl.zst, .parquet, or a directory written by datasets.save_to_disk"
 _BATCH = 1024
+_READ = 1 << 18
 
 
 def read_rows(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
@@ -35,9 +35,9 @@ def read_rows(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
     if path.is_dir():
         return _datasets_rows(path, columns)
     if path.name.endswith(".jsonl"):
-        return _json_rows(path, path.open("rb"))
+        return _json_rows(path, _plain_lines(path))
     if path.name.endswith(".jsonl.zst"):
-        return _zst_rows(path)
+        return _json_rows(path, _zst_lines(path))
     if path.name.endswith(".parquet"):
         return _parquet_rows(path, columns)
     raise DataError(f"{path}: unknown format of prompts; supported are {_SUFFIXES}")
@@ -55,15 +55,13 @@ def count_rows(path: Path) -> int | None:
             import pyarrow.parquet as pq
 
             return pq.read_metadata(path).num_rows
-        if path.name.endswith(".jsonl.zst"):
-            return sum(1 for line in _zst_lines(path) if line.strip())
-        with path.open("rb") as stream:
-            return sum(1 for line in stream if line.strip())
+        lines = _zst_lines if path.name.endswith(".zst") else _plain_lines
+        return sum(1 for line in lines(path) if line.strip())
     except (OSError, DataError, ValueError):
         return None
 
 
-def _json_rows(path: Path, lines: Iterator[bytes] | io.BufferedReader) -> Iterator[Row]:
+def _json_rows(path: Path, lines: Iterable[bytes]) -> Iterator[Row]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -81,21 +79,40 @@ def _json_rows(path: Path, lines: Iterator[bytes] | io.BufferedReader) -> Iterat
         yield cast("Row", row)
 
 
-def _zst_rows(path: Path) -> Iterator[Row]:
-    return _json_rows(path, _zst_lines(path))
+def _plain_lines(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as stream:
+        yield from stream
 
 
 def _zst_lines(path: Path) -> Iterator[bytes]:
+    rest = b""
+    for block in _zst_blocks(path):
+        *lines, rest = (rest + block).split(b"\n")
+        yield from lines
+    yield rest
+
+
+def _zst_blocks(path: Path) -> Iterator[bytes]:
+    """Decompressed content, frame after frame; the library's own reader accepts a cut-off end."""
     import zstandard
 
+    decompressor = zstandard.ZstdDecompressor()
+    frame = None
     with path.open("rb") as stream:
-        reader = zstandard.ZstdDecompressor().stream_reader(stream, read_across_frames=True)
         try:
-            yield from io.BufferedReader(cast("Any", reader))
+            while block := stream.read(_READ):
+                while block:
+                    frame = frame or decompressor.decompressobj()
+                    yield frame.decompress(block)
+                    block, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
         except zstandard.ZstdError as error:
-            raise DataError(
-                f"{path}: damaged zstd stream ({error}). Restore the file, or compress it again."
-            ) from error
+            raise DataError(_damaged_zst(path, error)) from error
+    if frame is not None:
+        raise DataError(_damaged_zst(path, "it ends in the middle"))
+
+
+def _damaged_zst(path: Path, error: object) -> str:
+    return f"{path}: damaged zstd stream ({error}). Restore the file, or compress it again."
 
 
 def _parquet_rows(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:

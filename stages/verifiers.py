@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 Check = Callable[[Sequence[str], Sequence[str | None]], NDArray[np.int8]]
 """Texts and reference answers, [N] each, to outcomes [N]: 1 right, 0 wrong, -1 without answer."""
 
-_SCRIPT = Path(__file__).with_name("math_worker.py")
+SCRIPT = Path(__file__).with_name("math_worker.py")
 _MAX_WORKERS = 4
 
 
@@ -95,8 +95,8 @@ class _MathPool:
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(min(_MAX_WORKERS, cpu_count()))
-        self._idle: queue.SimpleQueue[_MathWorker] = queue.SimpleQueue()
-        self._workers: list[_MathWorker] = []
+        self._idle: queue.SimpleQueue[MathWorker] = queue.SimpleQueue()
+        self._workers: list[MathWorker] = []
 
     def __enter__(self) -> "_MathPool":
         return self
@@ -116,7 +116,7 @@ class _MathPool:
         try:
             worker = self._idle.get_nowait()
         except queue.Empty:
-            worker = _MathWorker()
+            worker = MathWorker()
             self._workers.append(worker)
         try:
             return worker.judge(text, answer)
@@ -124,7 +124,7 @@ class _MathPool:
             self._idle.put(worker)
 
 
-class _MathWorker:
+class MathWorker:
     """One process that runs `stages/math_worker.py`."""
 
     def __init__(self, seconds: float = 30.0) -> None:
@@ -170,7 +170,7 @@ def _start() -> "subprocess.Popen[str]":
     """
     # -P: the script's directory holds modules whose names must not shadow installed packages.
     process = subprocess.Popen(
-        [sys.executable, "-P", str(_SCRIPT)],
+        [sys.executable, "-P", str(SCRIPT)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -180,7 +180,7 @@ def _start() -> "subprocess.Popen[str]":
     if not process.stdout.readline():
         process.communicate()
         raise EngineError(
-            f"{_SCRIPT}: the process that compares answers does not start (exit code "
+            f"{SCRIPT}: the process that compares answers does not start (exit code "
             f"{process.returncode}); run it by hand to see why"
         )
     return process

@@ -41,9 +41,9 @@ def write_model(directory: Path, *, rows: int | None = None, head_dim: int = 32)
         head_dim=head_dim,
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
     )
     torch.manual_seed(0)
     model = Qwen3ForCausalLM(config)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 
 from stages.identity import chat_template_hash, tokenizer_hash
 from stages.job import Job
@@ -31,6 +32,7 @@ def write_model(
     """
     staging = work / "model"
     shutil.rmtree(staging, ignore_errors=True)
+    disable_progress_bar()
     model.generation_config = _generation_config(model, load_tokenizer(tokenizer_from))
     with disk_errors(directory):
         model.to(dtype).save_pretrained(staging)  # type: ignore[reportArgumentType]

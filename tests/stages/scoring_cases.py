@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
-from stages.models import load_model
+from stages.models import lm_head, load_model
 from storage.rows import Rows
 from tests.stages.training_cases import tokenizer
 
@@ -41,7 +41,7 @@ def write_teacher(directory: Path, seed: int = 0, letters: str = LETTERS, **chan
     torch.manual_seed(seed)
     model = Qwen3ForCausalLM(teacher_config(**changes))
     with torch.no_grad():
-        model.get_output_embeddings().weight.mul_(15.0)
+        lm_head(model).weight.mul_(15.0)
     model.save_pretrained(directory)
     tokenizer(letters).save_pretrained(directory)
     return directory

@@ -1,5 +1,7 @@
 """The live comparison: prompts and records as offline, contexts from the current student."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +14,10 @@ from stages.engines.base import model_facts
 from stages.job import Input, Job
 from stages.models import load_model
 from stages.training.live import LiveSource
+from stages.training.metrics import read
 from storage.batch import Batch
 from storage.errors import DataError
-from storage.manifest import read_manifest
+from storage.manifest import read_manifest, write_manifest
 from storage.stream import Stream
 from tests.stages.training_cases import (
     VOCABULARY,
@@ -155,6 +158,38 @@ def test_the_stage_trains_live_and_resumes_bit_for_bit(
     train.run(rough)
     ours, theirs = weights(rough.directory), weights(calm.directory)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_bfloat16_student_from_scratch_trains_live(world: World, tmp_path: Path) -> None:
+    """No directory to read end tokens from, and sampling and training under autocast in turn."""
+    teacher = Input(str(world.teacher))
+    config = Student.model_validate(
+        {
+            "data": "live",
+            "init": "scratch",
+            "steps": 12,
+            "batch_size": 16,
+            "learning_rate": 1e-2,
+            "architecture": {"hidden_size": 32, "layers": 1, "heads": 2},
+            "run": {"log_every": 4},
+        }
+    )
+    inputs = {"records": bfloat16_teacher(world, tmp_path), "teacher": teacher}
+    made = make_job(tmp_path / "store", "train", config, inputs)
+    train.run(made)
+    losses = [float(line["loss"] or 0) for line in read(made.directory / "metrics.jsonl")]
+    assert losses[-1] < losses[0]
+    assert {tensor.dtype for tensor in weights(made.directory).values()} == {torch.bfloat16}
+
+
+def bfloat16_teacher(world: World, target: Path) -> Input:
+    """The world's records, whose teacher says it ran in bfloat16."""
+    shutil.copytree(world.records.directory, target / "records")
+    manifest = read_manifest(world.records.directory)
+    (target / "records" / "manifest.json").unlink()
+    teacher = {**(manifest.teacher or {}), "dtype": "bfloat16"}
+    write_manifest(target / "records", replace(manifest, teacher=teacher))
+    return Input(str(target / "records"), manifest.key)
 
 
 def test_another_live_teacher_is_refused(world: World, tmp_path: Path) -> None:
