@@ -12,6 +12,7 @@ number. The directory appears there whole, so processes that race agree on one o
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -44,7 +45,7 @@ TOKENIZER = "tokenizer"
 _TOKENS, _OFFSETS, _FACTS = "tokens.u32", "offsets.i64", "facts.json"
 _BLOCK = 256
 """Problems encoded, and sequences written, at a time."""
-_READ = 1 << 20
+READ_BYTES = 1 << 20
 """Bytes of a text file read at a time."""
 
 
@@ -188,6 +189,9 @@ def _prepare(job: Job[Corpus]) -> Prepared:
 def _rename(temporary: Path, directory: Path) -> None:
     """Give the finished directory its name, unless another process was faster."""
     with disk_errors(directory):
+        for file in temporary.rglob("*.*"):
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
         try:
             temporary.rename(directory)
         except OSError:
@@ -251,7 +255,7 @@ def _text_pieces(config: Corpus, tokenizer: Any, end: int) -> Iterator[list[int]
     """Token ids of the files, the end token after each that is not empty."""
     for file in corpus_files(config):
         empty = True
-        for text in _texts(file):
+        for text in file_pieces(file):
             yield tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
             empty = False
         if not empty:
@@ -288,10 +292,10 @@ def _documents(config: Corpus) -> Iterator[str]:
         yield from (problem.prompt + problem.response for problem in _problems(config))
         return
     for file in corpus_files(config):
-        yield from _texts(file)
+        yield from file_pieces(file)
 
 
-def _texts(file: Path) -> Iterator[str]:
+def file_pieces(file: Path) -> Iterator[str]:
     """Content of a text file, in pieces of whole lines or words: it need not fit into memory.
 
     Raises:
@@ -299,7 +303,7 @@ def _texts(file: Path) -> Iterator[str]:
     """
     offset, rest = 0, b""
     with file.open("rb") as stream:
-        while block := stream.read(_READ):
+        while block := stream.read(READ_BYTES):
             content = rest + block
             cut = content.rfind(b"\n") + 1 or max(content.rfind(b" "), 0)
             if cut:

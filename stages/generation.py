@@ -173,7 +173,7 @@ class Generation:
         progress = _Progress(f"{self.job.name}, part {spec.index}", spec.count)
         writer = PartWriter(self.job.directory, spec.index, self._set_meta(teacher), spec.split)
         with writer, open_verifier(self.config.verifier) as check:
-            ordered = _in_order(progress.watch(completions), [one.seq_id for one in drawn])
+            ordered = in_order(progress.watch(completions), [one.seq_id for one in drawn])
             for first in range(0, len(drawn), _BLOCK):
                 block = drawn[first : first + _BLOCK]
                 writer.write(self._rows(block, [next(ordered) for _ in block], check))
@@ -280,7 +280,7 @@ class _Drawn:
         return self.prompt.prompt_id * self.n + self.sample
 
 
-def _in_order(completions: Iterable[Completion], seq_ids: Sequence[int]) -> Iterator[Completion]:
+def in_order(completions: Iterable[Completion], seq_ids: Sequence[int]) -> Iterator[Completion]:
     """Completions in the order of `seq_ids`; holds back those that come early."""
     waiting: dict[int, Completion] = {}
     source = iter(completions)

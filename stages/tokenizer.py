@@ -5,6 +5,7 @@ chat template) that `AutoTokenizer` and vLLM load. Special tokens are <pad>, <bo
 ids 0 to 2.
 """
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 CHAT_TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+
+_GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 FILES = (
     "tokenizer.json",
@@ -42,18 +45,31 @@ def load_tokenizer(directory: Path) -> "PreTrainedTokenizerBase":
     Raises:
         DataError: there is none, or it cannot be read.
     """
-    prepare_environment()
-    from transformers import AutoTokenizer
-
     if not any((directory / name).exists() for name in FILES):
         raise DataError(
             f"{directory}: no tokenizer in this directory. Save the model's tokenizer next to it "
             "with `tokenizer.save_pretrained`."
         )
+    prepare_environment()
     try:
-        return AutoTokenizer.from_pretrained(directory)
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{directory}: the tokenizer cannot be loaded ({error})") from error
+        if _generic(directory):
+            from transformers import PreTrainedTokenizerFast as Loader
+        else:
+            from transformers import AutoTokenizer as Loader
+        return Loader.from_pretrained(directory, local_files_only=True)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise DataError(
+            f"{directory}: no tokenizer that can be loaded ({error}). Save the model's tokenizer "
+            "anew with `tokenizer.save_pretrained`."
+        ) from error
+
+
+def _generic(directory: Path) -> bool:
+    """Whether tokenizer.json says it all; its class then loads without torch, seconds faster."""
+    settings = directory / "tokenizer_config.json"
+    if not settings.exists() or not (directory / "tokenizer.json").exists():
+        return False
+    return json.loads(settings.read_text()).get("tokenizer_class") in _GENERIC
 
 
 def copy_tokenizer(source: Path, target: Path) -> list[Path]:

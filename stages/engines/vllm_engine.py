@@ -9,6 +9,9 @@ Three settings decide what the numbers mean:
 * `generation_config="vllm"`: sampling defaults shipped with a model are not applied, end tokens are
   passed explicitly.
 
+A CPU engine lives in this process, where vLLM keeps its distributed state in globals that closing
+any engine destroys: one at a time.
+
 On a CPU chunked prefill is off: vLLM 0.32 rewinds the generator of a sequence whose prompt is split
 over steps, which CPU generators cannot do.
 """
@@ -16,6 +19,7 @@ over steps, which CPU generators cannot do.
 import gc
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -35,6 +39,7 @@ from stages.engines.base import (
 )
 from storage.errors import AfterglowError, EngineError
 
+_SLOT = threading.Lock()
 _MAX_CANDIDATES = 64
 _NEVER = -1e9
 """Added to a logit that must not be drawn; its probability underflows to 0."""
@@ -49,7 +54,7 @@ class VllmGenerator:
 
     def __init__(self, llm: Any, facts: ModelFacts, context: int, max_sequences: int) -> None:
         self.facts = facts
-        self._engine = llm.llm_engine
+        self._engine: Any = llm.llm_engine
         self._context = context
         # Twice what is decoded at once: the scheduler always has a successor at hand.
         self._in_flight = 2 * max_sequences
@@ -78,6 +83,10 @@ class VllmGenerator:
         finally:
             if running:
                 self._engine.abort_request(list(running))
+
+    def close(self) -> None:
+        """Let go of the engine, so that its memory is free even while someone holds this object."""
+        self._engine = None
 
     def _add(self, request: Request, sampling: Sampling, candidates: int) -> str:
         from vllm import SamplingParams
@@ -126,14 +135,27 @@ def open_vllm(
     directory: Path, *, dtype: str, run: GenerateRun, max_model_len: int, seed: int
 ) -> Iterator[VllmGenerator]:
     """As `open_generator`, on vLLM."""
+    if not _SLOT.acquire(blocking=False):
+        raise EngineError(f"{directory}: this process runs a vLLM engine already; close it first")
+    try:
+        yield from _opened(directory, dtype, run, max_model_len, seed)
+    finally:
+        _SLOT.release()
+
+
+def _opened(
+    directory: Path, dtype: str, run: GenerateRun, max_model_len: int, seed: int
+) -> Iterator[VllmGenerator]:
     facts = model_facts(directory)
     if facts.rows - facts.vocab_size > _MAX_BIASES:
         os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
     llm = _start(directory, dtype, run, max_model_len, seed)
+    generator = VllmGenerator(llm, facts, max_model_len, run.max_sequences)
     try:
-        yield VllmGenerator(llm, facts, max_model_len, run.max_sequences)
+        yield generator
     finally:
         llm.llm_engine.engine_core.shutdown()
+        generator.close()
         del llm
         gc.collect()
 

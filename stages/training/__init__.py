@@ -3,8 +3,8 @@
     loop          one page: next batch, forward and backward, step, log line, checkpoint
     data          where batches come from, and micro-batches on the device
     optim         AdamW, schedules, clipping
-    window        sums between two log lines; drift from the policy that wrote the data
-    drift         mean, spread, effective sample share and chi2 of pi / pi_ref
+    window        sums between two log lines
+    drift         pi / pi_ref: mean, spread, effective sample share, chi2, and the limits on it
     checkpoint    atomic checkpoints; a killed run continues bit for bit
     metrics       metrics.jsonl
     agreement     trainer against engine, before the first step

@@ -13,19 +13,28 @@ Here pi is the student at the objective's temperature and pi_ref the distributio
 really drawn from, so chi2 measures the very weights the corrected objective works with.
 """
 
+import logging
 import math
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from stages.config import Drift
 
+log = logging.getLogger(__name__)
+
 Verdict = Literal["ok", "warn", "stop"]
+
+JUDGED_EVERY = 10
+"""Optimiser steps over which drift is measured before it is judged: one batch has too few of the
+rare large weights, and log lines must not decide, since how often they come is not in the key."""
 
 _LARGEST_LOG_RATIO = 300.0  # exp(600) is still finite in float64: w^2 never overflows
 
 
-def ratio_sums(logq_T: torch.Tensor, ref_lp_T: torch.Tensor) -> torch.Tensor:
+def ratio_sums(logq_T: Tensor, ref_lp_T: Tensor) -> Tensor:
     """Float64 [n, sum w, sum w^2] of w = exp(logq - ref_lp) over T realised tokens (nats)."""
     log_w = (logq_T.double() - ref_lp_T.double()).clamp_(max=_LARGEST_LOG_RATIO)
     w = log_w.exp_()
@@ -53,3 +62,47 @@ def verdict(chi2: float, limits: Drift) -> Verdict:
     if limits.stop_chi2 is not None and chi2 > limits.stop_chi2:
         return "stop"
     return "warn" if chi2 > limits.warn_chi2 else "ok"
+
+
+class Guard:
+    """Holds the drift of a run against its limits, every `JUDGED_EVERY` steps."""
+
+    def __init__(self, name: str, limits: Drift | None) -> None:
+        self._name, self._limits = name, limits
+        self._sums: Tensor | None = None
+        self._state: Verdict = "ok"
+
+    def add(self, sums: Tensor | None) -> None:
+        """Take in `ratio_sums` of one micro-batch."""
+        if self._limits is not None and sums is not None:
+            self._sums = sums if self._sums is None else self._sums + sums
+
+    def judge(self, step: int) -> bool:
+        """Whether the run must stop after this step; warns once on leaving the limits."""
+        if self._limits is None or self._sums is None or step % JUDGED_EVERY:
+            return False
+        found = summary(*self._sums.tolist())
+        before, self._sums = self._state, None
+        self._state = verdict(found["drift_chi2"], self._limits)
+        if self._state not in ("ok", before):
+            log.warning(
+                "%s: step %d: the student has left the policy that wrote the data: chi2 %.3g, "
+                "effective share of the sample %.2g%s. Fewer steps, a lower learning rate or "
+                "fresh rollouts bring it back.",
+                self._name,
+                step,
+                found["drift_chi2"],
+                found["drift_ess"],
+                "; training stops here (drift.stop_chi2)" if self._state == "stop" else "",
+            )
+        return self._state == "stop"
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must hold."""
+        return {"sums": self._sums, "state": self._state}
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Continue from a checkpoint."""
+        sums = state["sums"]
+        self._sums = None if sums is None else sums.to(device)
+        self._state = state["state"]

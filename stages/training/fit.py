@@ -1,6 +1,5 @@
 """From a loaded model and a source of batches to a finished set: what all training stages share."""
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +20,6 @@ from stages.training.output import model_manifest, write_model
 from storage.errors import DataError
 from storage.manifest import Manifest
 from storage.stream import Keep, Stream
-
-log = logging.getLogger(__name__)
 
 _TIMES = ("tokens_per_second", "waiting")
 
@@ -59,16 +56,6 @@ def data_stream(job: Job[Any], directory: Path, keep: Keep | None = None) -> Str
         max_length=config.max_length,
         keep=keep,
     )
-
-
-def _check_vocabulary(model: PreTrainedModel, data: Manifest) -> None:
-    """Every id in the data must have a row in the head; equal tokenizers do not quite say that."""
-    rows, needed = lm_head(model).weight.shape[0], data.meta.get("vocab_size")
-    if needed is not None and int(needed) > rows:
-        raise DataError(
-            f"{data.name}: its vocabulary has {needed} ids, but the model's head has {rows} rows. "
-            "Use a model with a vocabulary at least as large as the teacher's."
-        )
 
 
 def fit(job: Job[Any], made_of: Ingredients) -> Manifest:
@@ -108,6 +95,16 @@ def fit(job: Job[Any], made_of: Ingredients) -> Manifest:
         )
         checkpoint.discard(work)
     return manifest
+
+
+def _check_vocabulary(model: PreTrainedModel, data: Manifest) -> None:
+    """Every id in the data must have a row in the head; equal tokenizers do not quite say that."""
+    rows, needed = lm_head(model).weight.shape[0], data.meta.get("vocab_size")
+    if needed is not None and int(needed) > rows:
+        raise DataError(
+            f"{data.name}: its vocabulary has {needed} ids, but the model's head has {rows} rows. "
+            "Use a model with a vocabulary at least as large as the teacher's."
+        )
 
 
 def _story(task: Task, outcome: Outcome) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from stages.models import lm_head, response_hidden
 from stages.objectives.records import ObjectiveFunction
 from stages.training import checkpoint
 from stages.training.data import Source, microbatches
-from stages.training.drift import Verdict, verdict
+from stages.training.drift import Guard, ratio_sums
 from stages.training.metrics import Line, Metrics, describe
 from stages.training.optim import adamw, clip_gradients, rate_at, set_rate
 from stages.training.window import Window
@@ -75,16 +75,16 @@ def train(task: Task, work: Path) -> Outcome:
     """
     config, model = task.config, task.model
     optimiser = adamw(model, config)
-    window = Window()
-    step = _resume(task, work, optimiser, window)
-    state: Verdict = "ok"
+    window, guard = Window(), Guard(task.name, task.limits)
+    step = _resume(task, work, optimiser, window, guard)
+    stopped = False
     with Metrics(task.directory / "metrics.jsonl", step) as metrics:
-        while step < task.steps and state != "stop":
+        while step < task.steps and not stopped:
             batch = window.waiting(task.source.__next__)
             rate = rate_at(step, task.steps, config)
 
             # -------------------------------------------------------------- one optimiser step
-            loss = _forward_backward(task, batch, window)
+            loss = _forward_backward(task, batch, window, guard)
             norm = clip_gradients(model.parameters(), config.grad_clip)
             _require_finite(task, step, batch, loss, norm)
             set_rate(optimiser, rate)
@@ -93,17 +93,18 @@ def train(task: Task, work: Path) -> Outcome:
             step += 1
 
             # -------------------------------------------------------------- once in a while
-            if step % config.run.log_every == 0 or step == task.steps:
+            stopped = guard.judge(step)
+            if step % config.run.log_every == 0 or step == task.steps or stopped:
                 line = {"step": step, **window.flush(), "grad_norm": norm.item(), "rate": rate}
                 metrics.write(line)
-                state = _report(task, line, state)
+                log.info("%s: %s", task.name, describe(line, task.steps))
             # A run that is to stop here must not resume behind this point.
-            if step % config.run.checkpoint_every == 0 and state != "stop":
-                _save(task, work, optimiser, window, step)
-        return Outcome(step, metrics.last, state == "stop")
+            if step % config.run.checkpoint_every == 0 and not stopped:
+                _save(task, work, optimiser, window, guard, step)
+        return Outcome(step, metrics.last, stopped)
 
 
-def _forward_backward(task: Task, batch: Batch, window: Window) -> Tensor:
+def _forward_backward(task: Task, batch: Batch, window: Window, guard: Guard) -> Tensor:
     """Accumulate the gradient of the mean loss over the positions of `batch`; returns the loss."""
     if batch.tokens == 0:
         raise DataError(
@@ -126,8 +127,11 @@ def _forward_backward(task: Task, batch: Batch, window: Window) -> Tensor:
             )
         loss.backward()
         total += loss.detach()
-        ref_lp_T = None if task.limits is None else records.ref_lp_T
-        window.add(stats, ref_lp_T, len(part.prompt) + len(part.tok))
+        drift = None
+        if task.limits is not None and records.ref_lp_T is not None:
+            drift = ratio_sums(stats["logq"], records.ref_lp_T)
+        window.add(stats, drift, len(part.prompt) + len(part.tok))
+        guard.add(drift)
     return total
 
 
@@ -156,7 +160,7 @@ def _not_finite_alone(task: Task, batch: Batch) -> list[int]:
         if one.tokens == 0:
             continue
         task.model.zero_grad(set_to_none=True)
-        loss = _forward_backward(task, one, Window())
+        loss = _forward_backward(task, one, Window(), Guard(task.name, None))
         norm = clip_gradients(task.model.parameters(), 1.0)
         if not bool(torch.isfinite(loss) & torch.isfinite(norm)):
             guilty += one.seq_id.tolist()
@@ -168,36 +172,26 @@ def _some(items: list[int]) -> str:
     return f"{shown} and {len(items) - 8} more" if len(items) > 8 else shown
 
 
-def _report(task: Task, line: Line, before: Verdict) -> Verdict:
-    """Write the log line, and hold the drift against its limits; warns once on leaving them."""
-    log.info("%s: %s", task.name, describe(line, task.steps))
-    chi2 = line.get("drift_chi2")
-    if task.limits is None or not isinstance(chi2, float):
-        return "ok"
-    state = verdict(chi2, task.limits)
-    if state not in ("ok", before):
-        log.warning(
-            "%s: step %s: the student has left the policy that wrote the data: chi2 %.3g, "
-            "effective share of the sample %.2g%s. Fewer steps, a lower learning rate or fresh "
-            "rollouts bring it back.",
-            task.name,
-            line["step"],
-            chi2,
-            line["drift_ess"],
-            "; training stops here (drift.stop_chi2)" if state == "stop" else "",
-        )
-    return state
-
-
 def _save(
-    task: Task, work: Path, optimiser: torch.optim.Optimizer, window: Window, step: int
+    task: Task,
+    work: Path,
+    optimiser: torch.optim.Optimizer,
+    window: Window,
+    guard: Guard,
+    step: int,
 ) -> None:
-    state = checkpoint.capture(task.model, optimiser)
-    own = {"step": step, "source": dict(task.source.state_dict()), "window": window.state_dict()}
-    checkpoint.save(work, task.identity, state | own)
+    state = checkpoint.capture(task.model, optimiser) | {
+        "step": step,
+        "source": dict(task.source.state_dict()),
+        "window": window.state_dict(),
+        "guard": guard.state_dict(),
+    }
+    checkpoint.save(work, task.identity, state)
 
 
-def _resume(task: Task, work: Path, optimiser: torch.optim.Optimizer, window: Window) -> int:
+def _resume(
+    task: Task, work: Path, optimiser: torch.optim.Optimizer, window: Window, guard: Guard
+) -> int:
     """Put everything back as it was at the checkpoint; returns the steps already made."""
     state = checkpoint.load(work, task.identity)
     if state is None:
@@ -205,5 +199,6 @@ def _resume(task: Task, work: Path, optimiser: torch.optim.Optimizer, window: Wi
     checkpoint.restore(state, task.model, optimiser)
     task.source.load_state_dict(state["source"])
     window.load_state_dict(state["window"], task.device)
+    guard.load_state_dict(state["guard"], task.device)
     log.info("%s: continuing after step %d of %d", task.name, state["step"], task.steps)
     return state["step"]

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from stages.training.drift import ratio_sums, summary
+from stages.training.drift import summary
 
 T = TypeVar("T")
 
@@ -24,22 +24,21 @@ class Window:
         self._positions = 0
         self._start_clock()
 
-    def add(self, stats: Mapping[str, Tensor], ref_lp_T: Tensor | None, tokens: int) -> None:
+    def add(self, stats: Mapping[str, Tensor], drift: Tensor | None, tokens: int) -> None:
         """Take in one micro-batch.
 
         Args:
             stats: Detached [T] tensors; `logq` is that of the realised tokens.
-            ref_lp_T: Log-probability with which they were drawn, where known.
+            drift: `ratio_sums` of the micro-batch, where the drawing policy is known.
             tokens: Tokens that went through the model, prompts included.
         """
-        logq_T = stats["logq"]
-        self._positions += len(logq_T)
+        self._positions += len(stats["logq"])
         self._tokens += tokens
         for name, values_T in stats.items():
             if name != "logq":
                 self._accumulate(name, values_T.sum(dtype=torch.float64))
-        if ref_lp_T is not None:
-            self._accumulate("drift", ratio_sums(logq_T, ref_lp_T))
+        if drift is not None:
+            self._accumulate("drift", drift)
 
     def waiting(self, action: Callable[[], T]) -> T:
         """Run `action` and book its time as waiting for data."""
@@ -74,7 +73,7 @@ class Window:
 
     def _accumulate(self, name: str, value: Tensor) -> None:
         known = self._sums.get(name)
-        self._sums[name] = value if known is None else known.add_(value)
+        self._sums[name] = value if known is None else known + value
 
     def _start_clock(self) -> None:
         self._began, self._waited, self._tokens = time.perf_counter(), 0.0, 0

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from stages.engines import (
 )
 from stages.models import load_model
 from storage.errors import ConfigError, DataError, EngineError
-from tests.conftest import CONTEXT, write_model
+from tests.conftest import CONTEXT, EngineSlot, write_model
 
 pytestmark = pytest.mark.engine
 
@@ -64,6 +65,12 @@ def logits(directory: Path, request: Request, completion: Completion) -> Tensor:
     with torch.no_grad():
         out = model(torch.from_numpy(sequence)[None]).logits[0]
     return out[len(request.prompt_ids) - 1 : -1]
+
+
+def open_here(directory: Path, name: str) -> AbstractContextManager[Generator]:
+    """An engine opened by the test itself."""
+    options = GenerateRun.model_validate({"engine": name, "max_sequences": 8, "kv_cache_mib": 64})
+    return open_generator(directory, dtype="float32", run=options, max_model_len=CONTEXT)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -229,13 +236,17 @@ def test_an_engine_left_half_way_can_be_used_again(engine: Generator) -> None:
 
 
 @pytest.mark.parametrize("name", ["vllm", "transformers"])
-def test_padding_of_the_vocabulary_is_never_drawn(tmp_path: Path, name: str) -> None:
+def test_padding_of_the_vocabulary_is_never_drawn(
+    tmp_path: Path, vllm_slot: EngineSlot, name: str
+) -> None:
     """47 of 64 rows mean nothing: they get no draw, no candidate and no share of the mass."""
     write_model(tmp_path, rows=64)
-    options = GenerateRun.model_validate({"engine": name, "max_sequences": 8, "kv_cache_mib": 64})
     asked = requests(8)
-    with open_generator(tmp_path, dtype="float32", run=options, max_model_len=CONTEXT) as generator:
-        done = run(generator, asked, candidates=17)
+    if name == "vllm":
+        done = run(vllm_slot.open(tmp_path), asked, candidates=17)
+    else:
+        with open_here(tmp_path, "transformers") as generator:
+            done = run(generator, asked, candidates=17)
     for request in asked:
         completion = done[request.seq_id]
         assert max(completion.tok.max(), completion.cand.max()) < 17
@@ -245,14 +256,21 @@ def test_padding_of_the_vocabulary_is_never_drawn(tmp_path: Path, name: str) -> 
         np.testing.assert_allclose(completion.logprob, expected, atol=1e-4)
 
 
-def test_what_vllm_cannot_run_is_one_clear_error(tmp_path: Path) -> None:
+def test_what_vllm_cannot_run_is_one_clear_error(tmp_path: Path, vllm_slot: EngineSlot) -> None:
     write_model(tmp_path, head_dim=16)
-    options = GenerateRun(engine="vllm", kv_cache_mib=64)
-    with (
-        open_generator(tmp_path, dtype="float32", run=options, max_model_len=CONTEXT) as generator,
-        pytest.raises(EngineError, match=r"head_dim=16.*run.engine = .transformers."),
-    ):
+    generator = vllm_slot.open(tmp_path)
+    with pytest.raises(EngineError, match=r"head_dim=16.*run.engine = .transformers."):
         list(generator.generate(requests(1), PLAIN))
+    vllm_slot.close()
+
+
+def test_a_second_vllm_in_one_process_is_refused(vllm_engine: Generator, tiny_model: Path) -> None:
+    with (
+        pytest.raises(EngineError, match="runs a vLLM engine already"),
+        open_here(tiny_model, "vllm"),
+    ):
+        raise AssertionError("the engine started")
+    run(vllm_engine, requests(2))
 
 
 # ---------------------------------------------------------------------------------------------

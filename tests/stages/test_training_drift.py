@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stages.config import Drift
-from stages.training.drift import ratio_sums, summary, verdict
+from stages.training.drift import Guard, ratio_sums, summary, verdict
 from stages.training.window import Window
 
 
@@ -62,8 +62,14 @@ def test_without_a_stop_limit_nothing_stops() -> None:
 def test_window_gives_token_means_over_all_microbatches_and_starts_anew() -> None:
     window = Window()
     logq, ref_lp = weights(0.5, 1.0, 1.5)
-    window.add({"loss": torch.tensor([1.0, 2.0]), "logq": logq[:2]}, ref_lp[:2], tokens=5)
-    window.add({"loss": torch.tensor([6.0]), "logq": logq[2:]}, ref_lp[2:], tokens=2)
+    window.add(
+        {"loss": torch.tensor([1.0, 2.0]), "logq": logq[:2]},
+        ratio_sums(logq[:2], ref_lp[:2]),
+        tokens=5,
+    )
+    window.add(
+        {"loss": torch.tensor([6.0]), "logq": logq[2:]}, ratio_sums(logq[2:], ref_lp[2:]), tokens=2
+    )
     line = window.flush()
     assert line["loss"] == pytest.approx(3.0)
     assert line["drift_mean"] == pytest.approx(1.0)
@@ -77,10 +83,18 @@ def test_window_gives_token_means_over_all_microbatches_and_starts_anew() -> Non
 def test_window_survives_a_checkpoint() -> None:
     logq, ref_lp = weights(0.5, 1.0, 1.5)
     one, other = Window(), Window()
-    one.add({"loss": torch.tensor([1.0, 2.0]), "logq": logq[:2]}, ref_lp[:2], tokens=5)
+    one.add(
+        {"loss": torch.tensor([1.0, 2.0]), "logq": logq[:2]},
+        ratio_sums(logq[:2], ref_lp[:2]),
+        tokens=5,
+    )
     other.load_state_dict(one.state_dict(), torch.device("cpu"))
     for window in (one, other):
-        window.add({"loss": torch.tensor([6.0]), "logq": logq[2:]}, ref_lp[2:], tokens=2)
+        window.add(
+            {"loss": torch.tensor([6.0]), "logq": logq[2:]},
+            ratio_sums(logq[2:], ref_lp[2:]),
+            tokens=2,
+        )
     times = ("tokens_per_second", "waiting")
     kept = [{k: v for k, v in w.flush().items() if k not in times} for w in (one, other)]
     assert kept[0] == kept[1]
@@ -91,3 +105,38 @@ def test_window_books_waiting() -> None:
     assert window.waiting(lambda: 7) == 7
     line = window.flush()
     assert 0.0 < line["waiting"] <= 1.0
+
+
+def guard_over(w: float, steps: range, guard: Guard) -> list[int]:
+    """Steps after which a run must stop when every token has weight `w`."""
+    stops: list[int] = []
+    for step in steps:
+        guard.add(ratio_sums(*weights(w, w)))
+        if guard.judge(step):
+            stops.append(step)
+    return stops
+
+
+def test_the_guard_judges_every_tenth_step_and_warns_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    guard = Guard("run", Drift(warn_chi2=0.5, stop_chi2=2.0))
+    assert guard_over(1.3, range(1, 31), guard) == []  # chi2 0.69
+    assert len(caplog.records) == 1
+    assert guard_over(1.0, range(31, 41), guard) == []
+    assert guard_over(1.3, range(41, 51), guard) == []
+    assert len(caplog.records) == 2  # it had come back in between
+    assert guard_over(1.8, range(51, 71), guard) == [60, 70]  # chi2 2.24
+    assert "training stops here" in caplog.text
+
+
+def test_the_guard_without_limits_or_data_lets_all_pass() -> None:
+    assert guard_over(9.0, range(1, 21), Guard("run", None)) == []
+    assert not Guard("run", Drift(stop_chi2=0.1)).judge(10)
+
+
+def test_the_guard_survives_a_checkpoint() -> None:
+    one, other = (Guard("run", Drift(warn_chi2=0.5, stop_chi2=2.0)) for _ in range(2))
+    guard_over(3.0, range(1, 6), one)
+    other.load_state_dict(one.state_dict(), torch.device("cpu"))
+    assert guard_over(0.8, range(6, 11), other) == [10]  # (5 * 9 + 5 * 0.64) / 10 - 1 = 3.82

@@ -1,6 +1,5 @@
 """The loop itself, on real tiny models and real sets."""
 
-import logging
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -172,14 +171,16 @@ def test_without_limits_drift_is_not_computed(make: Make) -> None:
     assert "drift_chi2" not in outcome.last
 
 
-def test_training_stops_at_the_drift_limit(make: Make, caplog: pytest.LogCaptureFixture) -> None:
-    task = replace(make(learning_rate=0.05), limits=Drift(warn_chi2=1e-6, stop_chi2=0.05))
-    with caplog.at_level(logging.WARNING):
-        outcome = run(task)
-    assert outcome.stopped
-    assert 1 < outcome.steps < 6
+@pytest.mark.parametrize("log_every", [1, 7])
+def test_training_stops_at_the_drift_limit_however_often_it_logs(
+    make: Make, log_every: int
+) -> None:
+    limits = Drift(warn_chi2=1e-6, stop_chi2=0.05)
+    task = make(learning_rate=0.05, steps=30, run={"log_every": log_every, "checkpoint_every": 5})
+    outcome = run(replace(task, limits=limits))
+    assert (outcome.steps, outcome.stopped) == (10, True)
+    assert outcome.last["step"] == 10
     assert float(outcome.last["drift_chi2"] or 0) > 0.05
-    assert "training stops here" in caplog.text
 
 
 def test_a_loss_that_is_not_finite_names_the_step_and_the_sequences(

@@ -1,0 +1,350 @@
+"""`sft-data` and `rollouts` on a real engine: what a set holds, and what decides it."""
+
+import json
+import shutil
+from contextlib import ExitStack
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from stages import rollouts, sft_data
+from stages.config import GenerateRun, Rollouts, SftData
+from stages.engines import Completion, Generator, open_generator
+from stages.generation import Order, held_out_count, in_order
+from stages.identity import model_identity
+from stages.job import Input, Job
+from stages.tokenizer import load_tokenizer
+from storage.errors import ConfigError, DataError, EngineError
+from storage.manifest import Manifest, build_manifest, read_manifest, verify_set, write_manifest
+from storage.rows import Rows
+from storage.shard import read_meta, read_rows
+from storage.store import Store
+from tests.conftest import CONTEXT, EngineSlot
+
+TASK: dict[str, Any] = {
+    "prompts": {"task": "addition", "first": 100, "limit": 10},
+    "n": 3,
+    "sampling": {"max_tokens": 12},
+    "verifier": {"kind": "exact_match", "extract": r">(\d+)"},
+    "sequences_per_part": 7,
+    "run": {"max_sequences": 8, "kv_cache_mib": 64},
+}
+
+
+def make_job(module: ModuleType, root: Path, model: Path, seed: int = 0, **fields: Any) -> Job[Any]:
+    """A job of either stage; keys differ as the settings do."""
+    made_here = module is rollouts
+    table, role = (Rollouts, "model") if made_here else (SftData, "teacher")
+    config = table.model_validate({**TASK, **({"holdout": 0.2} if made_here else {}), **fields})
+    key = f"{abs(hash((config.model_dump_json(), seed, str(root)))):064x}"
+    stage = module.__name__.removeprefix("stages.").replace("_", "-")
+    inputs = {role: Input(str(model))}
+    return Job(stage, stage, key, {"version": 1}, config, seed, inputs, Store(root))
+
+
+def complete(module: Any, job: Job[Any], engine: Generator) -> Manifest:
+    """Every part in an odd order, then the manifest: what runners do between them."""
+    job.directory.mkdir(parents=True)
+    for spec in reversed(module.plan(job)):
+        module.run_shard(job, spec, engine)
+    return write_manifest(job.directory, module.commit(job))
+
+
+def rows_of(job: Job[Any], split: str | None = None) -> Rows:
+    """All rows of a set in its own order."""
+    parts = read_manifest(job.directory).parts
+    chosen = [part for part in parts if split in (None, part.split)]
+    return Rows.concat([rows for part in chosen for rows in read_rows(job.directory / part.file)])
+
+
+def by_id(rows: Rows) -> dict[int, dict[str, Any]]:
+    """Sequences by seq_id, arrays as lists."""
+    sequences = [rows.sequence(index) for index in range(len(rows))]
+    return {
+        one["seq_id"]: {name: np.asarray(value).tolist() for name, value in one.items()}
+        for one in sequences
+    }
+
+
+@pytest.fixture(scope="module")
+def done(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, vllm_slot: EngineSlot
+) -> Job[Any]:
+    """A finished set of rollouts."""
+    job = make_job(rollouts, tmp_path_factory.mktemp("store"), tiny_model)
+    complete(rollouts, job, vllm_slot.open(tiny_model))
+    return job
+
+
+# ---------------------------------------------------------------------------------------------
+# Order
+
+
+@given(
+    st.integers(1, 40), st.integers(1, 5), st.floats(0, 1), st.integers(1, 50), st.integers(0, 99)
+)
+def test_parts_hold_every_sequence_once(
+    prompts: int, n: int, share: float, per_part: int, seed: int
+) -> None:
+    order = Order(prompts, held_out_count(prompts, share), n, seed)
+    pairs: dict[str, list[tuple[int, int]]] = {"train": [], "holdout": []}
+    parts = order.parts(per_part)
+    for index, spec in enumerate(parts):
+        assert spec.index == index
+        assert 1 <= spec.count <= per_part
+        prompt, sample = order.places(spec.first, spec.count)
+        pairs[spec.split] += zip(prompt.tolist(), sample.tolist(), strict=True)
+    together = pairs["train"] + pairs["holdout"]
+    assert sorted(together) == [(p, s) for p in range(prompts) for s in range(n)]
+    held_out = {prompt for prompt, _ in pairs["holdout"]}
+    assert not held_out & {prompt for prompt, _ in pairs["train"]}
+    assert len(held_out) == order.held_out
+
+
+def test_a_prefix_of_a_set_holds_every_prompt_before_any_twice() -> None:
+    prompt, sample = Order(prompts=10, held_out=2, n=3, seed=0).places(0, 24)
+    assert sample.tolist() == [0] * 8 + [1] * 8 + [2] * 8
+    assert len(set(prompt[:8].tolist())) == 8
+    assert prompt[:8].tolist() == prompt[8:16].tolist() != sorted(prompt[:8].tolist())
+
+
+@pytest.mark.parametrize(
+    ("total", "share", "expected"),
+    [(10, 0.0, 0), (10, 0.001, 1), (10, 0.25, 2), (10, 0.999, 9), (10, 1.0, 10), (1, 0.5, 0)],
+)
+def test_how_many_are_held_out(total: int, share: float, expected: int) -> None:
+    assert held_out_count(total, share) == expected
+
+
+# ---------------------------------------------------------------------------------------------
+# What a set holds
+
+
+@pytest.mark.engine
+def test_rollouts_hold_what_offline_distillation_needs(done: Job[Any], tiny_model: Path) -> None:
+    assert verify_set(done.directory) == []
+    rows = rows_of(done)
+    assert len(rows) == 30
+    np.testing.assert_array_equal(
+        rows["seq_id"], rows["prompt_id"] * done.config.n + rows["sample"]
+    )
+    assert set(rows["prompt_id"]) == set(range(100, 110))
+    assert len(rows["cand"]) == 4 * rows.tokens
+    assert (rows["ref_lp"] <= 0).all()
+    tokenizer = load_tokenizer(tiny_model)
+    for one in by_id(rows).values():
+        assert one["finish"] == (0 if one["tok"][-1] == 2 else 1)
+        assert 1 <= len(one["tok"]) <= 12
+        assert str(tokenizer.decode(one["prompt"])).startswith("<bos>")
+    assert set(rows["outcome"]) == {0}  # the tiny model knows nothing, and that is kept
+
+
+@pytest.mark.engine
+def test_the_manifest_says_how_the_set_was_made(done: Job[Any], tiny_model: Path) -> None:
+    manifest = read_manifest(done.directory)
+    identity = model_identity(tiny_model, "float32").to_json()
+    assert manifest.meta["generator"] == identity
+    assert manifest.meta["sampling"] == done.config.sampling.model_dump()
+    assert manifest.meta["full_support"] is True
+    assert (manifest.meta["candidates"], manifest.meta["vocab_size"]) == (4, 17)
+    assert manifest.meta["stop_ids"] == [2]
+    assert manifest.meta["prompts"]["kept"] == 10
+    assert manifest.tokenizer == {
+        "tokenizer": identity["tokenizer"],
+        "chat_template": identity["chat_template"],
+    }
+    footer = read_meta(done.directory / manifest.parts[0].file)
+    assert (footer.key, footer.candidates, footer.vocab_size) == (done.key, 4, 17)
+    json.dumps(manifest.to_json(), allow_nan=False)
+
+
+@pytest.mark.engine
+def test_held_out_prompts_are_in_parts_of_their_own(done: Job[Any]) -> None:
+    train, held_out = rows_of(done, "train"), rows_of(done, "holdout")
+    assert (len(train), len(held_out)) == (24, 6)
+    assert not set(train["prompt_id"]) & set(held_out["prompt_id"])
+
+
+@pytest.mark.engine
+def test_right_and_wrong_responses_are_marked(
+    tmp_path: Path, tiny_model: Path, vllm_engine: Generator
+) -> None:
+    """Reference answers taken from what the model says: every other one right, one without."""
+    settings = {"sampling": {"max_tokens": 12}, "n": 1, "verifier": {"kind": "exact_match"}}
+    first = make_job(sft_data, tmp_path / "first", tiny_model, **settings)
+    complete(sft_data, first, vllm_engine)
+    tokenizer = load_tokenizer(tiny_model)
+    said = sorted(by_id(rows_of(first)).values(), key=lambda one: one["prompt_id"])
+    lines = []
+    for place, one in enumerate(said):
+        prompt = str(tokenizer.decode(one["prompt"][1:]))
+        text = str(tokenizer.decode(one["tok"], skip_special_tokens=True))
+        answer = {} if place == 0 else {"answer": text if place % 2 else text + "!"}
+        lines.append(json.dumps({"prompt": prompt, **answer}))
+    # `prompt_id` names the stream of random numbers: rows before put them in the same places.
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("\n".join([json.dumps({"prompt": "0"})] * 100 + lines))
+    source = {"path": str(path), "first": 100}
+    again = make_job(sft_data, tmp_path / "again", tiny_model, **settings, prompts=source)
+    complete(sft_data, again, vllm_engine)
+    marked = sorted(by_id(rows_of(again)).values(), key=lambda one: one["prompt_id"])
+    assert [one["tok"] for one in marked] == [one["tok"] for one in said]
+    assert [one["outcome"] for one in marked] == [-1, 1, 0, 1, 0, 1, 0, 1, 0, 1]
+
+
+# ---------------------------------------------------------------------------------------------
+# What decides it
+
+
+@pytest.mark.engine
+def test_parts_batches_and_attempts_change_nothing(
+    done: Job[Any], tmp_path: Path, tiny_model: Path, vllm_engine: Generator
+) -> None:
+    other = make_job(rollouts, tmp_path, tiny_model, sequences_per_part=30)
+    complete(rollouts, other, vllm_engine)
+    assert by_id(rows_of(other)) == by_id(rows_of(done))
+    assert rows_of(other)["seq_id"].tolist() == rows_of(done)["seq_id"].tolist()
+
+
+@pytest.mark.engine
+def test_fewer_prompts_are_part_of_the_same_draws(
+    done: Job[Any], tmp_path: Path, tiny_model: Path, vllm_engine: Generator
+) -> None:
+    fewer = {"task": "addition", "first": 102, "limit": 3}
+    job = make_job(rollouts, tmp_path, tiny_model, prompts=fewer)
+    complete(rollouts, job, vllm_engine)
+    everything = by_id(rows_of(done))
+    assert {i: everything[i] for i in range(306, 315)} == by_id(rows_of(job))
+
+
+@pytest.mark.engine
+def test_seed_and_stage_change_the_draws(
+    done: Job[Any], tmp_path: Path, tiny_model: Path, vllm_engine: Generator
+) -> None:
+    drawn = {i: one["tok"] for i, one in by_id(rows_of(done)).items()}
+    seeded = make_job(rollouts, tmp_path / "seed", tiny_model, seed=1)
+    staged = make_job(sft_data, tmp_path / "stage", tiny_model)
+    for module, job in ((rollouts, seeded), (sft_data, staged)):
+        complete(module, job, vllm_engine)
+        others = {i: one["tok"] for i, one in by_id(rows_of(job)).items()}
+        assert others.keys() == drawn.keys()
+        assert sum(others[i] == drawn[i] for i in drawn) < 6
+
+
+# ---------------------------------------------------------------------------------------------
+# Whom it descends from
+
+
+@pytest.mark.engine
+def test_sft_data_names_the_teacher_and_keeps_its_tokenizer(
+    tmp_path: Path, tiny_model: Path, vllm_engine: Generator
+) -> None:
+    job = make_job(sft_data, tmp_path, tiny_model)
+    manifest = complete(sft_data, job, vllm_engine)
+    assert manifest.teacher == model_identity(tiny_model, "float32").to_json()
+    kept = {file.path for file in manifest.files}
+    assert {"tokenizer/tokenizer.json", "tokenizer/chat_template.jinja"} <= kept
+    assert load_tokenizer(job.directory / "tokenizer").eos_token_id == 2
+    assert verify_set(job.directory) == []
+    assert "cand" not in rows_of(job)
+    footer = read_meta(job.directory / manifest.parts[0].file)
+    assert footer.teacher == manifest.teacher
+
+
+@pytest.mark.engine
+def test_rollouts_hand_on_the_teacher_of_their_model(
+    tmp_path: Path, tiny_model: Path, vllm_engine: Generator
+) -> None:
+    reference = Path(shutil.copytree(tiny_model, tmp_path / "pi_ref"))
+    teacher = {"path": "somewhere", "files": {"model.safetensors": "ab"}, "tokenizer": "cd"}
+    made = build_manifest(
+        reference,
+        stage="sft",
+        version=1,
+        key="0" * 64,
+        name="sft",
+        kind="model",
+        payload={},
+        teacher=teacher,
+    )
+    write_manifest(reference, made)
+    job = make_job(rollouts, tmp_path / "store", reference)
+    assert complete(rollouts, job, vllm_engine).teacher == teacher
+
+
+@pytest.mark.engine
+def test_a_model_from_elsewhere_has_no_known_teacher(done: Job[Any]) -> None:
+    assert read_manifest(done.directory).teacher is None
+
+
+# ---------------------------------------------------------------------------------------------
+# Bad input
+
+
+def test_a_prompt_too_long_for_the_model_stops_the_plan(tmp_path: Path, tiny_model: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "1+1="}\n{"prompt": "' + "1+" * 40 + '"}\n')
+    job = make_job(rollouts, tmp_path, tiny_model, prompts={"path": str(path)})
+    message = rf"prompts\.jsonl, row 1: the prompt has 81 tokens, .* context is {CONTEXT}"
+    with pytest.raises(DataError, match=message):
+        rollouts.plan(job)
+
+
+def test_an_engine_limit_that_would_cut_responses_is_refused(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    job = make_job(rollouts, tmp_path, tiny_model, run={"max_model_len": 12})
+    with pytest.raises(ConfigError, match=r"run\.max_model_len = 12"), rollouts.open_engine(job):
+        raise AssertionError("the engine started")
+
+
+def test_a_stage_opens_its_own_engine(tmp_path: Path, tiny_model: Path) -> None:
+    job = make_job(rollouts, tmp_path, tiny_model, run={"engine": "transformers"})
+    with rollouts.open_engine(job) as engine:
+        complete(rollouts, job, engine)
+    assert len(rows_of(job)) == 30
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("name", ["vllm", "transformers"])
+def test_a_model_of_damaged_weights_is_an_error_and_leaves_nothing(
+    tmp_path: Path, tiny_model: Path, vllm_slot: EngineSlot, name: str
+) -> None:
+    damaged = Path(shutil.copytree(tiny_model, tmp_path / "damaged"))
+    weights = load_file(damaged / "model.safetensors")
+    weights["model.norm.weight"] = torch.full_like(weights["model.norm.weight"], torch.nan)
+    save_file(weights, damaged / "model.safetensors", {"format": "pt"})
+    job = make_job(rollouts, tmp_path / "store", damaged)
+    job.directory.mkdir(parents=True)
+    with ExitStack() as stack:
+        if name == "vllm":
+            engine = vllm_slot.open(damaged)
+        else:
+            options = GenerateRun(engine="transformers")
+            opened = open_generator(damaged, dtype="float32", run=options, max_model_len=CONTEXT)
+            engine = stack.enter_context(opened)
+        with pytest.raises(EngineError, match=r"not\s+finite"):
+            rollouts.run_shard(job, rollouts.plan(job)[0], engine)
+    assert not list(job.directory.glob("*part*"))
+
+
+def completion(seq_id: int) -> Completion:
+    empty = np.zeros(0, np.uint32)
+    return Completion(seq_id, empty, empty.astype(np.float32), empty, "stop")
+
+
+def test_completions_are_put_into_order() -> None:
+    early = [completion(i) for i in (3, 1, 2)]
+    assert [c.seq_id for c in in_order(early, [1, 2, 3])] == [1, 2, 3]
+
+
+def test_an_engine_that_forgets_a_request_is_an_error() -> None:
+    with pytest.raises(EngineError, match="sequence 2: the engine ended without"):
+        list(in_order([completion(1), completion(3)], [1, 2, 3]))
