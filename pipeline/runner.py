@@ -8,6 +8,7 @@ exists once its manifest does, and the manifest is written last; so nothing here
 import errno
 import importlib
 import logging
+import os
 import shutil
 import signal
 import subprocess
@@ -70,7 +71,7 @@ def run_chain(todo: list[Planned], arguments: list[str]) -> None:
 
 def _run_process(command: list[str]) -> int:
     """Run `command` with our stderr; on SIGTERM pass it on and wait. Returns the exit code."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=_environment())
 
     def pass_on(signum: int, _frame: FrameType | None) -> None:
         process.send_signal(signum)
@@ -84,6 +85,18 @@ def _run_process(command: list[str]) -> int:
     finally:
         signal.signal(signal.SIGTERM, before)
     return RetryError.exit_code if code < 0 else code
+
+
+def _environment() -> dict[str, str]:
+    """Environment of a stage; what the user has set stays.
+
+    Idle OpenMP threads that spin cost small models most of their speed as soon as anything else
+    runs on the machine. Libraries' progress bars belong on a terminal only.
+    """
+    settings = {"OMP_WAIT_POLICY": "PASSIVE"}
+    if not sys.stderr.isatty():
+        settings["TQDM_DISABLE"] = "1"
+    return settings | os.environ
 
 
 # ---------------------------------------------------------------------------------------------
