@@ -16,6 +16,11 @@ SOURCE = $(if $(CONFIG),$(addprefix --config ,$(CONFIG)),--recipe $(RECIPE))
 CODE := pipeline stages storage tests tools
 STAGES := corpus pretrain sft-data sft rollouts teacher-logits train evaluate report
 
+# A dozen short processes import large libraries: without cached bytecode each pays seconds to compile
+# them. The cache lies in the environment, not between the sources.
+export PYTHONDONTWRITEBYTECODE :=
+export PYTHONPYCACHEPREFIX := $(abspath $(VENV))/pycache
+
 # Goals run in the order in which they are named: a later stage reads what an earlier one made.
 .NOTPARALLEL:
 .SUFFIXES:
@@ -62,7 +67,7 @@ explain: env
 # clean           remove caches and build output (neither sets nor the environment)
 # distclean       the same, and the environment
 test: lint types
-	@$(BIN)/pytest $(TESTS)
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile $(TESTS)
 
 lint: env
 	@$(BIN)/ruff check --quiet $(CODE)

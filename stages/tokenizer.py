@@ -7,6 +7,7 @@ ids 0 to 2.
 
 import json
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,16 +41,24 @@ FILES = (
 
 
 def load_tokenizer(directory: Path) -> "PreTrainedTokenizerBase":
-    """The tokenizer in `directory`.
+    """The tokenizer in `directory`; read once per process, so do not change what comes back.
 
     Raises:
         DataError: there is none, or it cannot be read.
     """
-    if not any((directory / name).exists() for name in FILES):
+    found = [directory / name for name in FILES if (directory / name).exists()]
+    if not found:
         raise DataError(
             f"{directory}: no tokenizer in this directory. Save the model's tokenizer next to it "
             "with `tokenizer.save_pretrained`."
         )
+    stats = [file.stat() for file in found]
+    return _load(directory, tuple((stat.st_size, stat.st_mtime_ns) for stat in stats))
+
+
+@lru_cache(maxsize=4)
+def _load(directory: Path, _stamp: tuple[tuple[int, int], ...]) -> "PreTrainedTokenizerBase":
+    """A tokenizer of 150 thousand ids takes seconds to build; `_stamp` tells changed files."""
     prepare_environment()
     try:
         if _generic(directory):
