@@ -17,9 +17,9 @@ CODE := pipeline stages storage tests tools
 STAGES := corpus pretrain sft-data sft rollouts teacher-logits train evaluate report
 
 # A dozen short processes import large libraries: without cached bytecode each pays seconds to compile
-# them. The cache lies in the environment, not between the sources.
+# them. One folder holds the cache, so that the sources stay clean.
 export PYTHONDONTWRITEBYTECODE :=
-export PYTHONPYCACHEPREFIX := $(abspath $(VENV))/pycache
+export PYTHONPYCACHEPREFIX := $(CURDIR)/.pycache
 
 # Goals run in the order in which they are named: a later stage reads what an earlier one made.
 .NOTPARALLEL:
@@ -83,7 +83,7 @@ env:
 	@$(PYTHON) tools/setup_env.py --venv "$(VENV)" --device $(DEVICE)
 
 clean:
-	@rm -rf build dist .pytest_cache .ruff_cache .hypothesis
+	@rm -rf .pycache build dist .pytest_cache .ruff_cache .hypothesis
 	@find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean
