@@ -37,6 +37,10 @@ def large_byte_bpe(ids: int = 135_000) -> PreTrainedTokenizerFast:
     return fast
 
 
+def _end_id(tokenizer: PreTrainedTokenizerFast) -> int:
+    return tokenizer.get_vocab()["<|end|>"]
+
+
 def write_teacher(directory: Path, tokenizer: PreTrainedTokenizerFast) -> int:
     """An untied Llama with grouped-query attention and padded vocabulary rows; returns its V."""
     torch.manual_seed(1)
@@ -50,7 +54,7 @@ def write_teacher(directory: Path, tokenizer: PreTrainedTokenizerFast) -> int:
         num_key_value_heads=1,
         max_position_embeddings=128,
         tie_word_embeddings=False,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=_end_id(tokenizer),
         bos_token_id=None,
     )
     LlamaForCausalLM(config).save_pretrained(directory)
@@ -71,7 +75,7 @@ def write_student(directory: Path, tokenizer: PreTrainedTokenizerFast) -> None:
         head_dim=32,
         max_position_embeddings=128,
         tie_word_embeddings=True,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=_end_id(tokenizer),
         bos_token_id=None,
     )
     Qwen3ForCausalLM(config).save_pretrained(directory)

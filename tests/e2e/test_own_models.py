@@ -91,7 +91,7 @@ def test_the_students_prompts_were_rendered_with_the_chat_template(
     directory = next((folder / "store").glob("rollouts-*"))
     batch = next(iter(read_split(directory, "train")))
     prompt = batch.prompt[batch.prompt_off[0] : batch.prompt_off[1]]
-    text = large_byte_bpe().decode(prompt)
+    text = str(large_byte_bpe().decode(prompt.tolist()))
     assert text.startswith("<|start|>user\nWhat is ")
     assert text.endswith("<|end|><|start|>assistant\n")
 
