@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ TEMPLATE = (
 )
 
 
+@lru_cache
 def large_byte_bpe(ids: int = 135_000) -> PreTrainedTokenizerFast:
     """Byte-level BPE with all two-byte and many three-byte merges: more ids than 17 bits hold."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
