@@ -179,12 +179,17 @@ def check_head(model: PreTrainedModel, head: Head) -> None:
     know: a wrong scale would spoil every record without a sign.
 
     Raises:
-        EngineError: they differ.
+        EngineError: they differ, or are not finite.
     """
     V = head.weight.shape[0]
     ids_1L = torch.arange(7, 7 + 8 * 13, 13, device=model.device)[None] % V
     hidden_LD = model.base_model(input_ids=ids_1L, use_cache=False).last_hidden_state[0]
     wanted_LV = model(input_ids=ids_1L, use_cache=False).logits[0].float()
+    if bool(wanted_LV.isnan().any() | wanted_LV.isposinf().any()):
+        raise EngineError(
+            f"{model.name_or_path}: the logits are NaN or infinite, whatever the input. The "
+            f"weights are damaged, or too large for {model.dtype}; copy the model anew."
+        )
     off = (head.logits(hidden_LD) - wanted_LV).abs().max().item()
     # bfloat16 rounds logits by up to 0.4 %, a forgotten softcap or scale shows in per cents
     if not off <= 0.02 * wanted_LV.abs().max().item() + 1e-4:

@@ -124,7 +124,7 @@ def test_a_teacher_that_is_not_finite(copy: Path, teacher: Path, value: float) -
         "teacher-logits.consistency=warn",
         store=copy,
     )
-    refused(outcome, BAD_DATA, "sequence", "position")
+    refused(outcome, BAD_DATA, str(teacher), "logits are NaN or infinite")
     assert committed(copy) == before
 
 
