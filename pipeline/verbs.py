@@ -38,6 +38,11 @@ def read_recipe(options: argparse.Namespace) -> Recipe:
     return load_recipe(name, options.config, options.overrides)
 
 
+def open_store(recipe: Recipe) -> Store:
+    """The store a recipe names, relative to the working directory."""
+    return Store(Path(recipe.store).absolute())
+
+
 def recipe_argv(options: argparse.Namespace) -> list[str]:
     """The arguments that select the same recipe in another process."""
     out = ["--recipe", options.recipe] if options.recipe else []
@@ -56,7 +61,7 @@ def open_plan(options: argparse.Namespace, *, ready: bool) -> Opened:
         ready: The plan is about to be run: files must be there, the Hub may be asked.
     """
     recipe = read_recipe(options)
-    store = Store(Path(recipe.store))
+    store = open_store(recipe)
     nodes = build(recipe)
     targets = options.targets or [node.name for node in nodes]
     planned = resolve(select(nodes, targets), store, ready=ready)
@@ -121,7 +126,7 @@ def config(options: argparse.Namespace) -> Result:
 def seeds(options: argparse.Namespace) -> Result:
     """Run the recipe for several seeds and print one table over them."""
     recipe = read_recipe(options)
-    return demo.run_seeds(recipe, options.seeds, Store(Path(recipe.store)), recipe_argv(options))
+    return demo.run_seeds(recipe, options.seeds, open_store(recipe), recipe_argv(options))
 
 
 def verify(options: argparse.Namespace) -> Result:

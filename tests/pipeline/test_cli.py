@@ -3,6 +3,7 @@ real, sharded, and without a model.
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from storage.errors import RetryError
-from tests.e2e.command import Outcome, afterglow
+from tests.e2e.command import ROOT, Outcome, afterglow
 
 SMALL = ("--set", "corpus.count=96", "--set", "corpus.sequences_per_part=32")
 
@@ -39,6 +40,14 @@ def test_parts_one_by_one_then_commit(store: Path) -> None:
     assert done.code == 0, done.err
     status = corpus("status", "corpus", store=store).result["nodes"][0]
     assert (status["done"], status["sequences"]) == (True, 96)
+
+
+def test_the_store_may_be_named_relative_to_the_working_directory(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pipeline", "run", "corpus", *SMALL, "--set", "store=here"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("here/corpus-*/manifest.json"))) == 1
 
 
 def test_a_shard_that_does_not_exist_is_named(store: Path) -> None:
