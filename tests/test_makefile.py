@@ -1,5 +1,6 @@
 """The make targets: which commands they stand for, and in which order."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -10,12 +11,22 @@ from pipeline.graph import STAGES
 ROOT = Path(__file__).resolve().parent.parent
 
 
+# What an outer make hands down when `make test` runs this file.
+OUTER_MAKE = {"MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL"}
+
+
+def make(*arguments: str) -> list[str]:
+    """The lines that make prints, as in a user's shell."""
+    environment = {name: value for name, value in os.environ.items() if name not in OUTER_MAKE}
+    done = subprocess.run(
+        ["make", *arguments], cwd=ROOT, env=environment, check=True, capture_output=True, text=True
+    )
+    return done.stdout.splitlines()
+
+
 def commands(*arguments: str) -> list[str]:
     """What make would run, without the set-up of the environment; nothing is run."""
-    done = subprocess.run(
-        ["make", "-n", *arguments], cwd=ROOT, check=True, capture_output=True, text=True
-    )
-    lines = [line for line in done.stdout.splitlines() if "setup_env.py" not in line]
+    lines = [line for line in make("-n", *arguments) if "setup_env.py" not in line]
     return [line.removeprefix(".venv/bin/") for line in lines]
 
 
@@ -42,21 +53,13 @@ def test_own_recipes_and_arguments_are_passed_on() -> None:
 
 
 def test_the_environment_comes_first() -> None:
-    done = subprocess.run(
-        ["make", "-n", "train", "PYTHON=python3.12", "VENV=elsewhere", "DEVICE=cuda"],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    first, second = done.stdout.splitlines()
+    first, second = make("-n", "train", "PYTHON=python3.12", "VENV=elsewhere", "DEVICE=cuda")
     assert first == 'python3.12 tools/setup_env.py --venv "elsewhere" --device cuda'
     assert second.startswith("elsewhere/bin/afterglow run train report")
 
 
 def test_help_lists_every_target() -> None:
-    done = subprocess.run(["make", "help"], cwd=ROOT, check=True, capture_output=True, text=True)
-    described = {line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ")}
+    described = {line.split()[0] for line in make("help") if line.startswith("  ")}
     phony = next(
         line for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith(".PHONY:")
     )
