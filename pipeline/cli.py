@@ -54,10 +54,17 @@ def _parser() -> argparse.ArgumentParser:
 
     run = verb("run", "complete the named stages and all they need")
     run.add_argument("targets", nargs="+", metavar="STAGE", help="stage, or node as in `status`")
-    run.add_argument("--shard", type=int, help="make only this part of one sharded stage")
+    run.add_argument(
+        "--shard", metavar="PARTS", help="make only these parts of one sharded stage: 3, 0-7, 0-2,5"
+    )
     run.add_argument("--here", action="store_true", help="only the named nodes, in this process")
     plan = verb("plan", "print stages, keys and estimated sizes; nothing is run or downloaded")
     plan.add_argument("targets", nargs="*", metavar="STAGE")
+    units = verb("units", "print the commands that complete a stage side by side, one a line")
+    units.add_argument("targets", nargs=1, metavar="STAGE")
+    units.add_argument(
+        "--at-most", type=int, default=8, metavar="N", help="most commands of a sharded stage (8)"
+    )
     commit = verb("commit", "verify all parts of a sharded stage and write its manifest")
     commit.add_argument("targets", nargs=1, metavar="STAGE")
     status = verb("status", "what is done, how large it is and what it cost")

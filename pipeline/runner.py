@@ -124,11 +124,11 @@ def run_node(planned: Planned, store: Store) -> Manifest:
     return manifest
 
 
-def run_shard(planned: Planned, store: Store, index: int) -> None:
-    """Make one part of a sharded stage; nothing to do if a verified one is there.
+def run_shards(planned: Planned, store: Store, indices: list[int]) -> None:
+    """Make parts of a sharded stage with one engine; those that are there already are left alone.
 
     Raises:
-        DataError: the stage has no parts, or none of this index.
+        DataError: the stage has no parts, or none of such an index.
     """
     job = planned.job(store)
     if not planned.node.stage.sharded:
@@ -136,12 +136,12 @@ def run_shard(planned: Planned, store: Store, index: int) -> None:
     module = importlib.import_module(planned.node.stage.module)
     with _diskful(job):
         job.directory.mkdir(parents=True, exist_ok=True)
-        specs: list[ShardSpec] = module.plan(job)
-        chosen = [spec for spec in specs if spec.index == index]
-        if not chosen:
-            raise DataError(f"{job.name}: no shard {index}; it has 0 to {len(specs) - 1}")
+        specs: dict[int, ShardSpec] = {spec.index: spec for spec in module.plan(job)}
+        unknown = [index for index in indices if index not in specs]
+        if unknown:
+            raise DataError(f"{job.name}: no shard {unknown[0]}; it has 0 to {len(specs) - 1}")
         with provenance.ledger(job.directory):
-            _run_parts(module, job, chosen)
+            _run_parts(module, job, [specs[index] for index in indices])
 
 
 def commit(planned: Planned, store: Store) -> Manifest:

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,8 +10,11 @@ from pathlib import Path
 
 from pipeline import demo, runner, show
 from pipeline.config import Recipe, load_recipe
+from pipeline.graph import BY_NAME
 from pipeline.plan import Planned, build, resolve, select
 from pipeline.provenance import to_toml
+from pipeline.units import parse_shards
+from pipeline.units import units as find_units
 from storage.errors import DataError
 from storage.manifest import verify_set
 from storage.store import Store
@@ -73,8 +77,9 @@ def run(options: argparse.Namespace) -> Result:
     """Complete the targets and all they need, or single parts or nodes of them."""
     opened = open_plan(options, ready=True)
     if options.shard is not None:
+        indices = parse_shards(options.shard)
         for chosen in opened.named:
-            runner.run_shard(chosen, opened.store, options.shard)
+            runner.run_shards(chosen, opened.store, indices)
         return {"verb": "run", "shard": options.shard, "done": _names(opened.named)}
     if options.here:
         for chosen in opened.named:
@@ -96,6 +101,19 @@ def plan(options: argparse.Namespace) -> Result:
     """Print nodes, keys and sizes."""
     opened = open_plan(options, ready=False)
     return _print("plan", show.plan_lines(opened.recipe, opened.store, opened.planned))
+
+
+def units(options: argparse.Namespace) -> Result:
+    """Print the commands that complete a stage side by side, one a line; a recipe may lack it."""
+    recipe = read_recipe(options)
+    (target,) = options.targets
+    if target in BY_NAME and all(node.stage.name != target for node in build(recipe)):
+        return {"verb": "units", "units": []}
+    opened = open_plan(options, ready=True)
+    found = find_units(opened.named, opened.store, options.at_most)
+    commands = [[*unit, *recipe_argv(options)] for unit in found]
+    sys.stdout.write("".join(f"afterglow {shlex.join(command)}\n" for command in commands))
+    return {"verb": "units", "units": commands}
 
 
 def commit(options: argparse.Namespace) -> Result:
@@ -158,6 +176,7 @@ def _names(planned: list[Planned]) -> list[str]:
 VERBS: dict[str, Callable[[argparse.Namespace], Result]] = {
     "run": run,
     "plan": plan,
+    "units": units,
     "commit": commit,
     "status": status,
     "explain": explain,
