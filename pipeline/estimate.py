@@ -49,15 +49,20 @@ def bytes_per_position(record: Record, entries: float) -> float:
         record: What is kept.
         entries: Ids kept at tau = 0.023 without candidates, or in 50 draws.
     """
-    base = _ID + 2 * _LOGP32 + _LOGP16
+    base = _ID + 2 * _LOGP32 + _LOGP16 + (_LOGP32 if record.loss_temperature else 0.0)
+    drawn = _ID + (_LOGP16 if record.logp else 0.0)
     if record.kind == "sampled":
         return base
     if record.kind == "counts":
-        return base + 0.6 + entries * (record.draws / _DRAWS) ** 0.63 * (_ID + 0.2)
+        own = entries * (record.draws / _DRAWS) ** 0.63
+        return base + record.copies * (0.6 + own * (drawn + 0.2))
+    if record.kind == "top_k":
+        return base + 0.1 + _LOGP32 + record.k * (_ID + _LOGP16)
     # Half of the candidates are in the head anyway.
     forced = 0.5 * record.candidates
-    own = entries * _TAU / record.tau
-    return base + 1.2 + _LOGP32 + (own + forced) * _ID + (0.4 * own + forced) * _LOGP16
+    own = entries * _TAU / record.tau if record.tau else max(1.0, (record.entries or 0.0) - forced)
+    head, tail = 0.4 * own + forced, 0.6 * own
+    return base + 1.2 + _LOGP32 + head * (_ID + _LOGP16) + record.copies * tail * drawn
 
 
 def _tokens(recipe: Recipe, node: Node) -> int | None:

@@ -6,6 +6,7 @@ is called plain `temperature` at top level: `sampling.temperature`, `record.temp
 `objective.temperature` are three different things.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -111,24 +112,73 @@ class Verifier(Table):
 class Record(Table):
     """What is kept of the teacher's distribution at each position."""
 
-    kind: Literal["sampled", "counts", "head_tail"] = "head_tail"
+    kind: Literal["sampled", "counts", "head_tail", "top_k"] = "head_tail"
     """`sampled`: log p of the realised token only; `counts`: ids and counts of `draws` draws;
-    `head_tail`: every id with p >= tau exactly plus a systematic sample of the rest."""
+    `head_tail`: every id with p >= tau exactly plus a systematic sample of the rest; `top_k`: the
+    `k` likeliest ids exactly and nothing of the rest but its mass (biased, for comparison)."""
     temperature: Annotated[float, Field(gt=0.0)] = 1.0
     """The teacher's logits are divided by this before anything is recorded."""
-    tau: Annotated[float, Field(ge=1 / 128, lt=1.0)] = 0.023
+    tau: Annotated[float, Field(ge=1 / 128, lt=1.0)] | None = 0.023
     """`head_tail`: probability from which an id is stored exactly; also bounds tail weights."""
+    entries: Annotated[float, Field(ge=1.0)] | None = None
+    """`head_tail`, instead of `tau`: the mean number of ids a position shall keep. tau is found on
+    a sample of the positions to be scored, once, and then holds for all of them."""
     candidates: Annotated[int, Field(ge=0, le=64)] = 4
     """`head_tail`: how many of pi_ref's own top ids are forced into the head; 0 is off."""
     draws: Annotated[int, Field(ge=1, le=255)] = 50
     """`counts`: number of draws N."""
     sampler: Literal["systematic", "multinomial"] = "systematic"
     """`counts`: `multinomial` is RS-KD as published; `systematic` has a third of its variance."""
+    k: Annotated[int, Field(ge=1, le=200)] = 50
+    """`top_k`: number of ids."""
+    copies: Annotated[int, Field(ge=1, le=16)] = 1
+    """`counts`, `head_tail`: independent draws kept per position; epoch e of a reader takes draw
+    e modulo `copies`, so that several epochs do not see one frozen draw."""
+    logp: bool = False
+    """`counts`, `head_tail`: keep log p of the drawn ids too, which divergences other than the
+    forward KL need."""
+    loss_temperature: Annotated[float, Field(gt=0.0)] | None = None
+    """A second temperature at which objectives may read the record; its normaliser is kept."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tau_or_entries(cls, values: object) -> object:
+        if isinstance(values, dict) and values.get("entries") is not None:
+            if values.get("tau") is not None:
+                raise ValueError(
+                    "`tau` and `entries` exclude each other: give `tau`, or the mean number of "
+                    "`entries` from which it is calibrated"
+                )
+            return {**values, "tau": None}
+        return values
+
+    @model_validator(mode="after")
+    def _some_tau(self) -> Self:
+        if self.kind == "head_tail" and self.tau is None and self.entries is None:
+            raise ValueError("`head_tail` needs `tau`, or `entries` from which it is calibrated")
+        return self
+
+    def calibrated(self, tau: float) -> Self:
+        """The record as it is drawn and stored: `tau` filled in, `entries` left to tell why."""
+        return self.model_copy(update={"tau": tau})
+
+    @classmethod
+    def stored(cls, table: Mapping[str, object]) -> Self:
+        """The record of a set from the `record` object of its manifest or footer.
+
+        A calibrated tau is kept there beside the `entries` that asked for it, and counts alone.
+        """
+        dropped = "entries" if table.get("tau") is not None else ""
+        return cls.model_validate({name: v for name, v in table.items() if name != dropped})
 
     def unused(self) -> frozenset[str]:
         """Parameters of other kinds."""
-        used = {"head_tail": {"tau", "candidates"}, "counts": {"draws", "sampler"}}
-        return frozenset({"tau", "candidates", "draws", "sampler"} - used.get(self.kind, set()))
+        own = {
+            "counts": {"draws", "sampler", "copies", "logp"},
+            "head_tail": {"tau", "entries", "candidates", "copies", "logp"},
+            "top_k": {"k"},
+        }
+        return frozenset(set[str]().union(*own.values()) - own.get(self.kind, set()))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -430,7 +480,7 @@ class Report(Table):
     """Row the gains are measured against."""
 
 
-_EXCLUSIVE = (("steps", "epochs"), ("epochs", "steps"))
+_EXCLUSIVE = (("steps", "epochs"), ("epochs", "steps"), ("tau", "entries"), ("entries", "tau"))
 _SOURCES = (("path", "task"), ("task", "path"), ("text", "task"), ("task", "text"))
 
 

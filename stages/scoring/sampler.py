@@ -136,11 +136,24 @@ def check_limits(record: Record, candidates: int) -> None:
     Raises:
         ValueError: `tau` or the number of candidates is outside what `Record` allows.
     """
-    if record.tau < kernels.LEAST_TAU or candidates > kernels.MOST_CANDIDATES:
+    if record.kind != "head_tail":
+        return
+    if known_tau(record) < kernels.LEAST_TAU or candidates > kernels.MOST_CANDIDATES:
         raise ValueError(
             f"tau = {record.tau} with {candidates} candidates: at least {kernels.LEAST_TAU} and at "
             f"most {kernels.MOST_CANDIDATES} are possible"
         )
+
+
+def known_tau(record: Record) -> float:
+    """tau of a `head_tail` record.
+
+    Raises:
+        ValueError: the record asks for a number of entries and has not been calibrated yet.
+    """
+    if record.tau is None:
+        raise ValueError(f"tau for {record.entries} entries is unknown: calibrate the record first")
+    return record.tau
 
 
 def check_status(status_R: Array) -> None:
@@ -204,7 +217,7 @@ def _head_tail(
     ids_RK = np.empty((rows, kernels.ROOM), np.uint32)
     hlp_RK = np.empty((rows, kernels.ROOM), np.float32)
     kernels.head_tail_rows(
-        *logits, cand_RC, record.tau, u_RU,
+        *logits, cand_RC, known_tau(record), u_RU,
         lp_R, ent_R, status_R, nu_R, nh_R, rest_R, ids_RK, hlp_RK,
     )  # fmt: skip
     slots_K = np.arange(kernels.ROOM)

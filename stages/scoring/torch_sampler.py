@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stages.config import Record
 from stages.scoring import kernels
-from stages.scoring.sampler import Records, check_limits, check_status
+from stages.scoring.sampler import Records, check_limits, check_status, known_tau
 
 _S = kernels.BLOCK
 
@@ -49,7 +49,8 @@ def sample(
     if record.kind == "counts":
         nu_R, ids_E, cnt_E = _counts(e_RBS, Z_R, u_RU, record.draws)
         return Records(lp_R, ent_R, nu_R=nu_R, ids_E=ids_E, cnt_E=cnt_E)
-    nu_R, nh_R, rest_R, ids_E, hlp_H = _head_tail(e_RBS, d_RV, Z_R, cand_RC, u_RU, record.tau)
+    tau = known_tau(record)
+    nu_R, nh_R, rest_R, ids_E, hlp_H = _head_tail(e_RBS, d_RV, Z_R, cand_RC, u_RU, tau)
     return Records(lp_R, ent_R, nu_R=nu_R, nh_R=nh_R, rest_R=rest_R, ids_E=ids_E, hlp_H=hlp_H)
 
 

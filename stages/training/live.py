@@ -69,7 +69,7 @@ class LiveSource:
         self._prompts, self._teacher = prompts, teacher
         self._head = scoring_head(teacher)
         self._sampling = Sampling.model_validate(meta["sampling"])
-        self._record = Record.model_validate(meta["record"])
+        self._record = Record.stored(meta["record"])
         self._candidates = self._record.candidates if self._record.kind == "head_tail" else 0
         self._meta = SetMeta(
             stage="live",
