@@ -122,12 +122,8 @@ def commit(job: Job[Corpus]) -> Manifest:
     return commit_parts(
         job.directory,
         len(plan(job)),
-        stage=job.stage,
-        version=int(str(job.payload["version"])),
-        key=job.key,
-        name=job.name,
+        **job.identity,
         kind="sequences",
-        payload=job.payload,
         tokenizer=_tokenizer(prepared),
         meta={
             "candidates": 0,

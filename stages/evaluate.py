@@ -208,12 +208,8 @@ def _manifest(job: Job[Evaluate], model: Path) -> Manifest:
     made_here = manifest_of_model(model)
     return build_manifest(
         job.directory,
-        stage=job.stage,
-        version=int(str(job.payload["version"])),
-        key=job.key,
-        name=job.name,
+        **job.identity,
         kind="metrics",
-        payload=job.payload,
         teacher=made_here.teacher if made_here else None,
         meta={"metrics": json.loads((job.directory / METRICS).read_bytes())["metrics"]},
         files=[METRICS, ANSWERS],

@@ -185,12 +185,8 @@ class Generation:
         return commit_parts(
             job.directory,
             len(self.plan()),
-            stage=job.stage,
-            version=int(str(job.payload["version"])),
-            key=job.key,
-            name=job.name,
+            **job.identity,
             kind="sequences",
-            payload=job.payload,
             teacher=teacher,
             tokenizer=self._tokenizer(),
             meta={

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, TypedDict, TypeVar
 
 from storage.store import Store
 
@@ -29,6 +29,16 @@ class Input:
         return Path(self.path)
 
 
+class Identity(TypedDict):
+    """Which set a manifest belongs to; fields as in `storage.manifest.Manifest`."""
+
+    stage: str
+    version: int
+    key: str
+    name: str
+    payload: Mapping[str, object]
+
+
 @dataclass(frozen=True)
 class Job(Generic[ConfigT]):
     """What to make (`key`, `config`), from what (`inputs`), and where (`directory`)."""
@@ -50,6 +60,14 @@ class Job(Generic[ConfigT]):
     def directory(self) -> Path:
         """Where the set goes; it exists as a set only once its manifest does."""
         return self.store.path(self.stage, self.key)
+
+    @property
+    def identity(self) -> Identity:
+        """What `build_manifest` and `commit_parts` must be told of the set to be made."""
+        version = int(str(self.payload["version"]))
+        return Identity(
+            stage=self.stage, version=version, key=self.key, name=self.name, payload=self.payload
+        )
 
 
 @dataclass(frozen=True)

@@ -51,12 +51,8 @@ def run(job: Job[Report]) -> Manifest:
         (job.directory / name).write_text(content)
     return build_manifest(
         job.directory,
-        stage=job.stage,
-        version=int(str(job.payload["version"])),
-        key=job.key,
-        name=job.name,
+        **job.identity,
         kind="metrics",
-        payload=job.payload,
         meta={"baseline": job.config.baseline, "rows": list(found)},
         files=list(files),
     )

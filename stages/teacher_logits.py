@@ -142,12 +142,8 @@ def commit(job: Job[TeacherLogits]) -> Manifest:
     manifest = commit_parts(
         job.directory,
         len(source.parts),
-        stage=job.stage,
-        version=int(str(job.payload["version"])),
-        key=job.key,
-        name=job.name,
+        **job.identity,
         kind="records",
-        payload=job.payload,
         teacher=identity,
         tokenizer=_tokenizer(identity),
         files=copy_tokenizer(directory, job.directory / TOKENIZER),

@@ -72,12 +72,8 @@ def model_manifest(
     directory = job.directory
     return build_manifest(
         directory,
-        stage=job.stage,
-        version=int(str(job.payload["version"])),
-        key=job.key,
-        name=job.name,
+        **job.identity,
         kind="model",
-        payload=job.payload,
         teacher=teacher,
         tokenizer={
             "tokenizer": tokenizer_hash(directory),
