@@ -16,8 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
-
 from stages.config import TeacherLogits
 from stages.identity import (
     DigestCache,
@@ -27,8 +25,7 @@ from stages.identity import (
     model_identity,
 )
 from stages.job import Job, ShardSpec
-from stages.models import Head, load_model, load_tokenizer, pick_device, real_vocab_size
-from stages.scoring.score import score_rows, scoring_head
+from stages.scoring.scorer import Scorer, open_scorer
 from stages.tokenizer import copy_tokenizer
 from stages.training.inputs import TOKENIZER, data_tokenizer
 from storage.errors import ConfigError, DataError
@@ -46,10 +43,7 @@ _SECONDS = 30.0
 class Teacher:
     """The engine of this stage: a loaded teacher."""
 
-    model: PreTrainedModel
-    head: Head
-    vocab_size: int
-    """Number of real ids."""
+    scorer: Scorer
     identity: dict[str, Any]
 
 
@@ -83,19 +77,16 @@ def open_engine(job: Job[TeacherLogits]) -> Iterator[Teacher]:
     check_teacher(source.teacher, identity, where, job.config.consistency)
     tokenizer = data_tokenizer(job.inputs["sequences"].directory, source)
     check_tokenizer(tokenizer, identity["tokenizer"], where, str(directory))
-    device = pick_device(job.config.run.device)
-    model = load_model(directory, job.inputs["teacher"].dtype, device)
-    head = scoring_head(model)
-    vocab_size = real_vocab_size(model, load_tokenizer(directory))
-    _check_vocabulary(source, where, vocab_size, head.weight.shape[0])
-    yield Teacher(model, head, vocab_size, identity)
+    with open_scorer(directory, job.inputs["teacher"].dtype, job.config.run) as scorer:
+        _check_vocabulary(source, where, scorer.vocab_size, scorer.logits)
+        yield Teacher(scorer, identity)
 
 
 def run_shard(job: Job[TeacherLogits], spec: ShardSpec, engine: Teacher) -> Part:
     """Score one part of the source.
 
     Raises:
-        ConfigError, DataError, EngineError: as `stages.scoring.score.score_rows`.
+        ConfigError, DataError, EngineError: as `stages.scoring.scorer.Scorer.score`.
         RetryError: the disk refused.
     """
     run, record = job.config.run, job.config.record
@@ -105,7 +96,7 @@ def run_shard(job: Job[TeacherLogits], spec: ShardSpec, engine: Teacher) -> Part
         stage=job.stage,
         key=job.key,
         kind="records",
-        vocab_size=engine.vocab_size,
+        vocab_size=engine.scorer.vocab_size,
         candidates=record.candidates if record.kind == "head_tail" else 0,
         record=record.model_dump(),
         tokenizer=_tokenizer(engine.identity),
@@ -114,19 +105,7 @@ def run_shard(job: Job[TeacherLogits], spec: ShardSpec, engine: Teacher) -> Part
     with PartWriter(job.directory, spec.index, meta, spec.split) as writer:
         groups = read_rows(job.inputs["sequences"].directory / part.file)
         for rows in _windows(groups, _BATCHES * run.tokens_per_batch):
-            writer.write(
-                score_rows(
-                    engine.model,
-                    engine.head,
-                    rows,
-                    record,
-                    job.seed,
-                    vocab_size=engine.vocab_size,
-                    tokens_per_batch=run.tokens_per_batch,
-                    rows_per_chunk=run.rows_per_chunk,
-                    advance=progress.advance,
-                )
-            )
+            writer.write(engine.scorer.score(rows, record, job.seed, progress.advance))
     progress.log()
     return writer.part
 
