@@ -11,6 +11,7 @@ from stages.config import (
     Evaluate,
     ModelRef,
     Pretrain,
+    RecordSets,
     Report,
     Rollouts,
     Sft,
@@ -43,7 +44,7 @@ class Recipe(Table):
     sft_data: SftData | None = Field(default=None, alias="sft-data")
     sft: Sft | None = None
     rollouts: Rollouts | None = None
-    teacher_logits: TeacherLogits = Field(default=TeacherLogits(), alias="teacher-logits")
+    teacher_logits: RecordSets = Field(default=RecordSets(), alias="teacher-logits")
     train: Train
     evaluate: Evaluate | None = None
     report: Report = Report()
@@ -58,20 +59,23 @@ class Recipe(Table):
             raise ValueError("[pretrain] needs a [corpus] to train on")
         if self.sft is not None and self.sft_data is None:
             raise ValueError("[sft] needs [sft-data]: the teacher's answers to train on")
-        record, rollouts = self.teacher_logits.record, self.rollouts
-        scored = self.teacher_logits.source
+        for name, table in self.teacher_logits.sets().items():
+            self._candidates_fit(f"compare.{name}." if name else "", table)
+        self.train.students()
+        return self
+
+    def _candidates_fit(self, variant: str, table: TeacherLogits) -> None:
+        record, rollouts = table.record, self.rollouts
         if (
-            scored == "rollouts"
+            table.source == "rollouts"
             and rollouts is not None
             and record.kind == "head_tail"
             and record.candidates > rollouts.candidates
         ):
             raise ValueError(
-                f"teacher-logits.record.candidates is {record.candidates}, but rollouts keep "
-                f"{rollouts.candidates} per position: raise rollouts.candidates"
+                f"teacher-logits.{variant}record.candidates is {record.candidates}, but rollouts "
+                f"keep {rollouts.candidates} per position: raise rollouts.candidates"
             )
-        self.train.students()
-        return self
 
 
 def load_recipe(

@@ -1,8 +1,9 @@
 """From a recipe to jobs: the nodes of the plan, what each reads, and the key that follows.
 
-`build` expands the stages of `pipeline.graph` into nodes (one per student, per model to evaluate),
-`resolve` gives every node its key. Both are cheap and import neither torch nor an engine. A key is
-None while it depends on a Hub model whose commit is not known on this machine yet.
+`build` expands the stages of `pipeline.graph` into nodes (one per record set, per student, per
+model to evaluate), `resolve` gives every node its key. Both are cheap and import neither torch nor
+an engine. A key is None while it depends on a Hub model whose commit is not known on this machine
+yet.
 """
 
 import re
@@ -160,8 +161,14 @@ class _Builder:
         return Ref(External("model", ref.path, ref.revision), ref.dtype)
 
     def _set(self, name: str, field_name: str) -> Ref:
-        if name in self.made:
-            return Ref(self.made[name])
+        stage, colon, variant = name.partition(":")
+        node = f"{stage}.{variant}" if colon else stage
+        if node in self.made:
+            return Ref(self.made[node])
+        if colon and stage in BY_NAME:
+            raise ConfigError(
+                f'{field_name} = "{name}", but the recipe has no [{stage}.compare.{variant}] table'
+            )
         if name in BY_NAME:
             raise ConfigError(f'{field_name} = "{name}", but the recipe has no [{name}] table')
         if not (Path(name) / "manifest.json").exists():
@@ -172,11 +179,11 @@ class _Builder:
         return Ref(External("set", name))
 
     def _teacher_logits(self, teacher: Ref) -> None:
-        table = self.recipe.teacher_logits
-        if table.source == "rollouts" and self.recipe.rollouts is None:
-            return  # the students train on a set given by its directory
-        sequences = self._set(table.source, "teacher-logits.source")
-        self._add("teacher-logits", "", table, teacher=teacher, sequences=sequences)
+        for variant, table in self.recipe.teacher_logits.sets().items():
+            if table.source == "rollouts" and self.recipe.rollouts is None:
+                continue  # the students train on a set given by its directory
+            sequences = self._set(table.source, "teacher-logits.source")
+            self._add("teacher-logits", variant, table, teacher=teacher, sequences=sequences)
 
     def _students(self, teacher: Ref, reference: Ref) -> dict[str, Ref]:
         rows = {"sft" if self.recipe.sft else "reference": reference}
@@ -235,6 +242,19 @@ def select(nodes: list[Node], targets: list[str]) -> list[Node]:
     order = {stage.name: index for index, stage in enumerate(STAGES)}
     chosen = [node for node in nodes if node.name in wanted]
     return sorted(chosen, key=lambda node: order[node.stage.name])
+
+
+def named(planned: list[Planned], targets: list[str], *, alone: bool) -> list[Planned]:
+    """Those of `planned` that `targets` stand for: a stage means all of its nodes.
+
+    Args:
+        planned: What `targets` selected.
+        targets: Names of stages and nodes.
+        alone: A name that is both (`teacher-logits`: the stage and its main set) means the node.
+    """
+    both = {p.node.stage.name for p in planned if not p.node.variant} if alone else set[str]()
+    stages = set(targets) - both
+    return [p for p in planned if p.node.name in targets or p.node.stage.name in stages]
 
 
 # ---------------------------------------------------------------------------------------------

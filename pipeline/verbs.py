@@ -11,7 +11,7 @@ from pathlib import Path
 from pipeline import demo, runner, show
 from pipeline.config import Recipe, load_recipe
 from pipeline.graph import BY_NAME
-from pipeline.plan import Planned, build, resolve, select
+from pipeline.plan import Planned, build, named, resolve, select
 from pipeline.provenance import to_toml
 from pipeline.units import parse_shards
 from pipeline.units import units as find_units
@@ -57,25 +57,26 @@ def recipe_argv(options: argparse.Namespace) -> list[str]:
     return out
 
 
-def open_plan(options: argparse.Namespace, *, ready: bool) -> Opened:
+def open_plan(options: argparse.Namespace, *, ready: bool, alone: bool = False) -> Opened:
     """Read the recipe and resolve its plan.
 
     Args:
         options: Parsed command line.
         ready: The plan is about to be run: files must be there, the Hub may be asked.
+        alone: A target that is a stage and a node means the node.
     """
     recipe = read_recipe(options)
     store = open_store(recipe)
     nodes = build(recipe)
     targets = options.targets or [node.name for node in nodes]
     planned = resolve(select(nodes, targets), store, ready=ready)
-    named = [p for p in planned if {p.node.name, p.node.stage.name} & set(targets)]
-    return Opened(recipe, store, planned, named)
+    return Opened(recipe, store, planned, named(planned, targets, alone=alone))
 
 
 def run(options: argparse.Namespace) -> Result:
     """Complete the targets and all they need, or single parts or nodes of them."""
-    opened = open_plan(options, ready=True)
+    single = options.here or options.shard is not None
+    opened = open_plan(options, ready=True, alone=single)
     if options.shard is not None:
         indices = parse_shards(options.shard)
         for chosen in opened.named:

@@ -379,6 +379,29 @@ class TeacherLogits(Table):
     run: ScoreRun = ScoreRun()
 
 
+class RecordSets(TeacherLogits):
+    """The record set, and others made beside it for comparison."""
+
+    compare: dict[str, dict[str, object]] = Field(default_factory=dict)
+    """Further sets by name: each table overrides fields of this one. A student reads one of them
+    by `data = "teacher-logits:<name>"`."""
+
+    @field_validator("compare")
+    @classmethod
+    def _plain_names(cls, value: dict[str, dict[str, object]]) -> dict[str, dict[str, object]]:
+        return plain_names(value)
+
+    def sets(self) -> dict[str, TeacherLogits]:
+        """All sets by name; the main one, which is called "", comes first.
+
+        Raises:
+            ValueError: a comparison table has an unknown field or an impossible value.
+        """
+        own = self.model_dump(exclude={"compare"})
+        tables = {name: merge(own, table) for name, table in self.compare.items()}
+        return {name: TeacherLogits.model_validate(t) for name, t in {"": own, **tables}.items()}
+
+
 class Drift(Table):
     """Limits on how far the student may leave pi_ref, the policy that wrote the data."""
 
@@ -413,7 +436,8 @@ class Student(Training):
     init: Named = "sft"
     """`sft` (pi_ref), `scratch`, a directory or Hub id, or `pretrain:<name>`."""
     data: Named = "teacher-logits"
-    """`teacher-logits`, `sft-data`, `live` (teacher in the loop), or the directory of a set."""
+    """`teacher-logits`, `teacher-logits:<name>` for one made by a comparison table, `sft-data`,
+    `corpus`, `live` (teacher in the loop), or the directory of a set."""
     objective: Objective = Objective()
     drift: Drift = Drift()
     consistency: Literal["refuse", "warn"] = "refuse"
@@ -431,10 +455,7 @@ class Train(Student):
     @field_validator("compare")
     @classmethod
     def _plain_names(cls, value: dict[str, dict[str, object]]) -> dict[str, dict[str, object]]:
-        for name in value:
-            if not name.replace("-", "").replace("_", "").isalnum():
-                raise ValueError(f"`{name}`: use letters, digits, - and _ only")
-        return value
+        return plain_names(value)
 
     def students(self) -> dict[str, Student]:
         """All students by name; the main one is called after its objective.
@@ -478,6 +499,18 @@ class Report(Table):
 
     baseline: str = "sft"
     """Row the gains are measured against."""
+
+
+def plain_names(tables: dict[str, dict[str, object]]) -> dict[str, dict[str, object]]:
+    """`tables`, whose names become part of a node's name.
+
+    Raises:
+        ValueError: a name has characters other than letters, digits, - and _.
+    """
+    for name in tables:
+        if not name.replace("-", "").replace("_", "").isalnum():
+            raise ValueError(f"`{name}`: use letters, digits, - and _ only")
+    return tables
 
 
 _EXCLUSIVE = (("steps", "epochs"), ("epochs", "steps"), ("tau", "entries"), ("entries", "tau"))

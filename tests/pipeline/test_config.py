@@ -49,6 +49,15 @@ def test_epochs_replace_steps_across_layers() -> None:
     assert (recipe.train.steps, recipe.train.epochs) == (None, 2.0)
 
 
+def test_a_comparison_table_overrides_the_main_record_set() -> None:
+    overrides = ["consistency=warn", "record.tau=0.1", "compare.fine.record.tau=0.01"]
+    recipe = load_recipe("demo", overrides=[f"teacher-logits.{text}" for text in overrides])
+    sets = recipe.teacher_logits.sets()
+    assert list(sets) == ["", "fine"]
+    assert (sets[""].record.tau, sets["fine"].record.tau) == (0.1, 0.01)
+    assert sets["fine"].consistency == "warn"
+
+
 def test_another_source_replaces_the_table_that_named_the_old_one() -> None:
     recipe = load_recipe("demo", overrides=["rollouts.prompts.path=mine.jsonl"])
     assert recipe.rollouts is not None
@@ -66,6 +75,9 @@ def test_another_source_replaces_the_table_that_named_the_old_one() -> None:
         ('rollouts.prompts={path="x", task="addition", limit=1}', "exactly one of `path`"),
         ("train.epochs", "written table.field=value"),
         ("train.compare.x.objective.name=best", "objective.name"),
+        ("teacher-logits.compare.x.record.kind=best", "record.kind"),
+        ("teacher-logits.compare.x.record.candidates=9", r"compare\.x\.record\.candidates is 9"),
+        ('teacher-logits.compare={"a.b"={}}', "letters, digits"),
     ],
 )
 def test_wrong_fields_are_named(override: str, message: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 from pipeline.config import load_recipe
 from pipeline.estimate import bytes_per_position
 from pipeline.graph import BY_NAME
-from pipeline.plan import Planned, build, resolve, select
+from pipeline.plan import Planned, build, named, resolve, select
 from stages.config import Record
 from storage.errors import ConfigError
 from storage.store import Store
@@ -111,3 +111,39 @@ def test_a_node_without_key_gives_no_job(tmp_path: Path) -> None:
     chosen = replace(planned(tmp_path)["corpus"], key=None)
     with pytest.raises(ConfigError, match="corpus: its key is unknown"):
         chosen.job(Store(tmp_path))
+
+
+SYSTEMATIC = "teacher-logits.compare.systematic.record.kind=counts"
+
+
+def test_each_record_set_has_its_own_key_and_changes_no_other(tmp_path: Path) -> None:
+    alone, more = planned(tmp_path), planned(tmp_path, SYSTEMATIC)
+    assert set(more) - set(alone) == {"teacher-logits.systematic"}
+    assert {name: p.key for name, p in more.items() if name in alone} == {
+        name: p.key for name, p in alone.items()
+    }
+    main, other = more["teacher-logits"], more["teacher-logits.systematic"]
+    assert main.key != other.key
+    assert main.inputs == other.inputs
+
+
+def test_a_student_reads_the_record_set_it_names(tmp_path: Path) -> None:
+    student = ('train.compare.x.data="teacher-logits:systematic"',)
+    nodes = planned(tmp_path, SYSTEMATIC, *student)
+    assert nodes["train.x"].inputs["data"].key == nodes["teacher-logits.systematic"].key
+    assert nodes["train.reverse_kl"].inputs["data"].key == nodes["teacher-logits"].key
+    with pytest.raises(ConfigError, match=r"no \[teacher-logits.compare.systematic\] table"):
+        planned(tmp_path, *student)
+
+
+def test_a_stage_means_all_its_sets_unless_one_node_is_asked_for(tmp_path: Path) -> None:
+    chosen = list(planned(tmp_path, SYSTEMATIC).values())
+
+    def names(*targets: str, alone: bool) -> list[str]:
+        return [p.node.name for p in named(chosen, list(targets), alone=alone)]
+
+    both = ["teacher-logits", "teacher-logits.systematic"]
+    assert names("teacher-logits", alone=False) == both
+    assert names("teacher-logits", alone=True) == ["teacher-logits"]
+    assert names("teacher-logits.systematic", alone=True) == ["teacher-logits.systematic"]
+    assert len(names("train", alone=True)) == len(names("train", alone=False)) == 3
