@@ -252,15 +252,24 @@ def response_hidden(model: PreTrainedModel, batch: Tokens) -> Tensor:
     return hidden_SD[torch.from_numpy(at_T).to(model.device)]
 
 
-def _pad(batch: Tokens) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Inputs [N, L], and for each position the index of its hidden state in the flattened [N*L]."""
-    prompt_N, tok_N = np.diff(batch.prompt_off), np.diff(batch.tok_off)
+def check_prompts(prompt_N: NDArray[np.int64], seq_id_N: NDArray[np.int64]) -> None:
+    """Refuse sequences whose first response token nothing precedes.
+
+    Raises:
+        DataError: a prompt has no token; its sequence is named.
+    """
     empty = np.flatnonzero(prompt_N == 0)
     if len(empty):
         raise DataError(
-            f"sequence {batch.seq_id[empty[0]]} has an empty prompt, so its first response token "
+            f"sequence {seq_id_N[empty[0]]} has an empty prompt, so its first response token "
             "has no context. Let prompts hold at least one token (a beginning-of-text token)."
         )
+
+
+def _pad(batch: Tokens) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Inputs [N, L], and for each position the index of its hidden state in the flattened [N*L]."""
+    prompt_N, tok_N = np.diff(batch.prompt_off), np.diff(batch.tok_off)
+    check_prompts(prompt_N, batch.seq_id)
     L = int((prompt_N + tok_N).max())
     rows = np.arange(len(prompt_N))
     row_P, row_T = np.repeat(rows, prompt_N), np.repeat(rows, tok_N)

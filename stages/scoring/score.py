@@ -9,7 +9,7 @@ Shape letters: N sequences, T positions, R rows of a chunk, D hidden size, V voc
 the head (V plus padding), C candidates, U uniforms.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from stages.scoring import sampler, torch_sampler
 from stages.scoring.philox import torch_uniforms, uniforms
 from stages.scoring.sampler import BadRow, Records, concat, uniforms_needed
 from storage.errors import ConfigError, DataError, EngineError
-from storage.rows import Rows
+from storage.rows import Rows, gather
 
 Array = NDArray[Any]
 
@@ -82,22 +82,21 @@ def score_rows(
         EngineError: the model's logits are NaN or +inf, or give a realised token probability zero;
             sequence and position are named.
     """
-    cand_TC = _candidates(rows, record)
-    for column, level in (("prompt", "prompt"), ("tok", "position"), ("cand", "candidate")):
-        if column in rows:
-            _check_ids(rows, column, level, vocab_size)
-    _check_lengths(rows, context_length(model))
+    cand_TC = check_sequences(rows, record, vocab_size, context_length(model))
     scored: list[Rows] = []
     order: list[int] = []
     for indices in batches(rows.lengths("prompt") + rows.lengths("position"), tokens_per_batch):
         part = _Part.of(rows, indices, cand_TC)
         hidden_TD = response_hidden(model, part)
-        blocks: list[Records] = []
-        for start in range(0, max(1, len(part.tok)), rows_per_chunk):
-            chunk = slice(start, min(start + rows_per_chunk, len(part.tok)))
-            z_RW = head.logits(hidden_TD[chunk])
-            blocks.append(_records(z_RW, part, chunk, record, seed, vocab_size))
-        scored.append(_joined(part.rows, concat(blocks)))
+        made = make_records(
+            lambda chunk, hidden_TD=hidden_TD: head.logits(hidden_TD[chunk]),
+            part.positions,
+            record,
+            seed,
+            vocab_size=vocab_size,
+            rows_per_chunk=rows_per_chunk,
+        )
+        scored.append(joined(part.rows, made.columns()))
         order.extend(indices)
         if advance is not None:
             advance(len(part.tok))
@@ -123,45 +122,66 @@ def batches(length_N: Array, budget: int) -> Iterator[list[int]]:
 
 
 @dataclass(frozen=True)
-class _Part:
-    """The sequences of one forward pass; a `stages.models.Tokens`."""
+class Positions:
+    """Response positions, flat: what their records are made for and drawn by."""
 
-    rows: Rows
-    seq_id: Array
-    prompt: Array
-    prompt_off: Array
-    tok: Array
-    tok_off: Array
+    tok_T: Array
+    """Realised ids."""
     cand_TC: Array
+    """Ids forced into the head."""
     seq_T: Array
     """Sequence of each position."""
     index_T: Array
     """Index of each position in its sequence."""
 
     @classmethod
-    def of(cls, rows: Rows, indices: list[int], cand_TC: Array) -> "_Part":
-        taken = rows.take(indices)
-        tok_off = taken.offsets["position"]
-        row_T = np.repeat(np.arange(len(taken)), np.diff(tok_off))
-        index_T = np.arange(len(row_T)) - tok_off[row_T]
-        return cls(
-            rows=taken,
-            seq_id=taken["seq_id"],
-            prompt=taken["prompt"].astype(np.int64),
-            prompt_off=taken.offsets["prompt"],
-            tok=taken["tok"].astype(np.int64),
-            tok_off=tok_off,
-            cand_TC=cand_TC[rows.offsets["position"][indices][row_T] + index_T],
-            seq_T=taken["seq_id"][row_T],
-            index_T=index_T,
+    def of(cls, rows: Rows, cand_TC: Array) -> "Positions":
+        """All positions of `rows`."""
+        off = rows.offsets["position"]
+        row_T = np.repeat(np.arange(len(rows)), np.diff(off))
+        index_T = np.arange(len(row_T)) - off[row_T]
+        return cls(rows["tok"].astype(np.int64), cand_TC, rows["seq_id"][row_T], index_T)
+
+    def __len__(self) -> int:
+        return len(self.tok_T)
+
+    def __getitem__(self, chunk: slice) -> "Positions":
+        return Positions(
+            self.tok_T[chunk], self.cand_TC[chunk], self.seq_T[chunk], self.index_T[chunk]
         )
 
 
-def _records(
-    z_RW: torch.Tensor, part: _Part, chunk: slice, record: Record, seed: int, vocab_size: int
+def make_records(
+    logits: Callable[[slice], torch.Tensor],
+    positions: Positions,
+    record: Record,
+    seed: int,
+    *,
+    vocab_size: int,
+    rows_per_chunk: int,
 ) -> Records:
-    """Records of one chunk, made where its logits are."""
-    arrays = (part.tok[chunk], part.cand_TC[chunk], part.seq_T[chunk], part.index_T[chunk])
+    """Records of all positions, made where the logits are, a chunk of logits at a time.
+
+    Args:
+        logits: Gives [R, W] float32 logits of the R positions of a slice, on any device.
+        positions: What to make records for.
+        record, seed, vocab_size, rows_per_chunk: As for `score_rows`.
+
+    Raises:
+        EngineError: as `score_rows`.
+    """
+    blocks: list[Records] = []
+    for start in range(0, max(1, len(positions)), rows_per_chunk):
+        chunk = slice(start, min(start + rows_per_chunk, len(positions)))
+        blocks.append(_records(logits(chunk), positions[chunk], record, seed, vocab_size))
+    return concat(blocks)
+
+
+def _records(
+    z_RW: torch.Tensor, positions: Positions, record: Record, seed: int, vocab_size: int
+) -> Records:
+    """Records of one chunk."""
+    arrays = (positions.tok_T, positions.cand_TC, positions.seq_T, positions.index_T)
     count = uniforms_needed(record)
     try:
         if z_RW.device.type == "cpu":
@@ -173,18 +193,64 @@ def _records(
         u = torch_uniforms(seed, seq, index, count)
         return torch_sampler.sample(z_RW, vocab_size, tok, cand, u, record)
     except BadRow as error:
-        at = chunk.start + error.row
+        row = error.row
         raise EngineError(
-            f"sequence {part.seq_T[at]}, position {part.index_T[at]} (token {part.tok[at]}): "
-            f"{error.reason}. Check the model's weights and dtype; bfloat16 or float32 rules out "
-            "overflow of float16."
+            f"sequence {positions.seq_T[row]}, position {positions.index_T[row]} "
+            f"(token {positions.tok_T[row]}): {error.reason}. Check the model's weights and dtype; "
+            "bfloat16 or float32 rules out overflow of float16."
         ) from error
 
 
-def _joined(rows: Rows, records: Records) -> Rows:
-    columns = {name: rows[name] for name in _CARRIED if name in rows}
+@dataclass(frozen=True)
+class _Part:
+    """The sequences of one forward pass; a `stages.models.Tokens`."""
+
+    rows: Rows
+    seq_id: Array
+    prompt: Array
+    prompt_off: Array
+    tok: Array
+    tok_off: Array
+    positions: Positions
+
+    @classmethod
+    def of(cls, rows: Rows, indices: list[int], cand_TC: Array) -> "_Part":
+        taken = rows.take(indices)
+        flat_T, tok_off = gather(rows.offsets["position"], np.asarray(indices, np.int64))
+        return cls(
+            rows=taken,
+            seq_id=taken["seq_id"],
+            prompt=taken["prompt"].astype(np.int64),
+            prompt_off=taken.offsets["prompt"],
+            tok=taken["tok"].astype(np.int64),
+            tok_off=tok_off,
+            positions=Positions.of(taken, cand_TC[flat_T]),
+        )
+
+
+def joined(rows: Rows, columns: Mapping[str, Array]) -> Rows:
+    """Sequences without their candidates, with the columns of their records."""
+    carried = {name: rows[name] for name in _CARRIED if name in rows}
     offsets = {level: rows.offsets[level] for level in ("prompt", "position")}
-    return Rows.from_columns(columns | records.columns(), offsets)
+    return Rows.from_columns(carried | dict(columns), offsets)
+
+
+def check_sequences(rows: Rows, record: Record, vocab_size: int, context: int | None) -> Array:
+    """Refuse what cannot be scored; returns the [T, C] ids to force into the heads.
+
+    Args:
+        rows, record, vocab_size: As for `score_rows`.
+        context: Most tokens the model can be fed, or None.
+
+    Raises:
+        ConfigError, DataError: as `score_rows`.
+    """
+    cand_TC = _candidates(rows, record)
+    for column, level in (("prompt", "prompt"), ("tok", "position"), ("cand", "candidate")):
+        if column in rows:
+            _check_ids(rows, column, level, vocab_size)
+    _check_lengths(rows, context)
+    return cand_TC
 
 
 def _candidates(rows: Rows, record: Record) -> Array:
