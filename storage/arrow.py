@@ -115,7 +115,8 @@ def from_arrow(table: pa.Table) -> Rows:
     """Rows that view the buffers of `table`.
 
     Raises:
-        DataError: an unknown column or type, or list columns of one level whose lengths differ.
+        DataError: an unknown column or type, list columns of one level whose lengths differ, or
+            draws that are not the same number at every position.
     """
     columns: dict[str, Array] = {}
     offsets: dict[str, Offsets] = {}
@@ -134,7 +135,18 @@ def from_arrow(table: pa.Table) -> Rows:
         known = offsets.setdefault(column.level, ends - ends[0])
         if not np.array_equal(known, ends - ends[0]):
             raise DataError(f"column {name!r}: its lengths differ from others at {column.level}")
+    _check_draws(offsets)
     return Rows(columns, offsets)
+
+
+def _check_draws(offsets: dict[str, Offsets]) -> None:
+    """Offsets of level `draw` are not in the checksum: they follow from those of `position`."""
+    if "draw" not in offsets or "position" not in offsets:
+        return
+    draw, position = offsets["draw"], offsets["position"]
+    copies = int(draw[-1]) // max(int(position[-1]), 1)
+    if not np.array_equal(draw, copies * position):
+        raise DataError("column 'nu': not the same number of values at every position")
 
 
 def _single(column: pa.ChunkedArray) -> pa.Array:

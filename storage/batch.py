@@ -4,7 +4,7 @@ Shape letters: N sequences, P prompt tokens, T positions, E entries, each over t
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -47,11 +47,29 @@ class Batch:
     weight: Floats
     """[E] unbiased estimate of the teacher's probability of the id; sums to 1 over a position."""
     logp: Floats
-    """[E] teacher log-probability where it is stored exactly, NaN elsewhere."""
+    """[E] teacher log-probability wherever it is stored, NaN elsewhere: always on the head, on
+    sampled ids where the set keeps it."""
     exact: NDArray[np.bool_]
-    """[E] whether `logp` is there."""
+    """[E] whether the id belongs to the head, chosen without chance."""
     rest: Floats
     """[T] teacher mass outside the exact ids; 1 where nothing is exact."""
+    lz: Floats | None = None
+    """[T] log sum_v p(v)**(temperature / loss_temperature): turns log p into the log-probabilities
+    at the loss temperature; None where the set keeps no second temperature."""
+
+    @classmethod
+    def concat(cls, batches: "Sequence[Batch]") -> "Batch":
+        """The sequences of all batches, one batch after the other; at least one, of one set."""
+        if len(batches) == 1:
+            return batches[0]
+        joined: dict[str, Any] = {}
+        for item in fields(cls):
+            arrays = [getattr(batch, item.name) for batch in batches]
+            if item.name.endswith("_off"):
+                joined[item.name] = offsets_of(np.concatenate([np.diff(array) for array in arrays]))
+            else:
+                joined[item.name] = None if arrays[0] is None else np.concatenate(arrays)
+        return cls(**joined)
 
     def __len__(self) -> int:
         return len(self.seq_id)
@@ -131,4 +149,5 @@ class Batch:
             logp=self.logp[entry_E],
             exact=self.exact[entry_E],
             rest=self.rest[tok_T],
+            lz=None if self.lz is None else self.lz[tok_T],
         )

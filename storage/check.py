@@ -1,17 +1,32 @@
 """What a writer refuses: every rule a reader relies on is enforced before the bytes are written."""
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
 from storage.errors import DataError
-from storage.manifest import SetMeta
-from storage.rows import Rows, find_row, offsets_of
-from storage.schema import COLUMNS, FINISH, OUTCOME, RECORD_KINDS, Array, column_names
+from storage.manifest import Json, SetMeta
+from storage.rows import Rows, find_row, offsets_of, values_per_position
+from storage.schema import (
+    COLUMNS,
+    DRAWN_KINDS,
+    FINISH,
+    MOST_COPIES,
+    MOST_TOP,
+    OUTCOME,
+    RECORD_KINDS,
+    Array,
+    Level,
+    column_names,
+)
 
 Mask = NDArray[np.bool_]
 
 _SLACK = 1e-3
 """What rounding may have added to a log-probability of 0 or taken from an entropy of 0."""
+_LENGTHS: dict[str, Level] = {"ids": "entry", "hlp": "head", "tlp": "tail"}
+"""Columns whose lengths `nu` and `nh` decide; `cnt` shares those of `ids`."""
 
 
 def check_meta(meta: SetMeta) -> None:
@@ -24,12 +39,22 @@ def check_meta(meta: SetMeta) -> None:
         raise DataError(f"vocab_size is {meta.vocab_size}; it must be positive")
     if (meta.kind == "records") != (meta.record is not None):
         raise DataError("record parameters are given exactly when the set holds records")
-    if meta.record is not None and meta.record_kind not in RECORD_KINDS:
-        raise DataError(
-            f"record kind {meta.record_kind!r} is unknown; known: {', '.join(RECORD_KINDS)}"
-        )
-    if meta.record_kind == "counts" and not 1 <= int(meta.record_params.get("draws", 0)) <= 255:
-        raise DataError("a set of counts needs record parameter `draws`, from 1 to 255")
+    if meta.record is not None:
+        _check_record(meta.record)
+
+
+def _check_record(record: Json) -> None:
+    kind = str(record["kind"])
+    if kind not in RECORD_KINDS:
+        raise DataError(f"record kind {kind!r} is unknown; known: {', '.join(RECORD_KINDS)}")
+    limits = {"draws": (kind == "counts", 255, 0), "k": (kind == "top_k", MOST_TOP, 0)}
+    limits["copies"] = (kind in DRAWN_KINDS, MOST_COPIES, 1)
+    for name, (used, most, default) in limits.items():
+        if used and not 1 <= int(record.get(name, default)) <= most:
+            raise DataError(f"a set of {kind} needs record parameter `{name}`, from 1 to {most}")
+    other = record.get("loss_temperature")
+    if other is not None and not 0.0 < float(other) < math.inf:
+        raise DataError(f"loss_temperature is {other}; a temperature is positive")
 
 
 def check_rows(rows: Rows, meta: SetMeta) -> None:
@@ -45,7 +70,7 @@ def check_rows(rows: Rows, meta: SetMeta) -> None:
             _refuse(rows, name, values >= meta.vocab_size, f"vocab_size is {meta.vocab_size}")
         elif column.dtype.kind == "f":
             _refuse(rows, name, ~np.isfinite(values), "only finite numbers are stored")
-        if name in ("ref_lp", "lp", "hlp"):
+        if name in ("ref_lp", "lp", "hlp", "tlp"):
             _refuse(rows, name, values > _SLACK, "a log-probability is at most 0")
         elif name == "ent":
             _refuse(rows, name, values < -_SLACK, "an entropy is at least 0")
@@ -54,17 +79,14 @@ def check_rows(rows: Rows, meta: SetMeta) -> None:
     if "cand" in rows:
         expected = rows.lengths("position") * meta.candidates
         _refuse_lengths(rows, "cand", rows.lengths("candidate"), expected)
-    if meta.record_kind in ("counts", "head_tail"):
-        _refuse(rows, "nu", rows["nu"] == 0, "every position has at least one entry")
-        _refuse_lengths(rows, "ids", rows.lengths("entry"), _per_sequence(rows, "nu"))
-    if meta.record_kind == "counts":
-        _check_counts(rows, int(meta.record_params["draws"]))
-    if meta.record_kind == "head_tail":
-        _check_head_tail(rows)
+    if "lz" in rows:
+        _check_normaliser(rows, meta.record_params)
+    if "nu" in rows:
+        _check_entries(rows, meta)
 
 
 def _check_columns(rows: Rows, meta: SetMeta) -> None:
-    expected = column_names(meta.kind, meta.record_kind, meta.candidates, "ref_lp" in rows)
+    expected = column_names(meta.kind, meta.record, meta.candidates, "ref_lp" in rows)
     missing = [name for name in expected if name not in rows]
     extra = [name for name in rows.columns if name not in expected]
     if missing or extra:
@@ -75,22 +97,54 @@ def _check_columns(rows: Rows, meta: SetMeta) -> None:
         )
 
 
+def _check_entries(rows: Rows, meta: SetMeta) -> None:
+    """Entries of counts, head_tail and top_k: lengths first, since all else relies on them."""
+    copies, counted = meta.copies, meta.record_kind == "counts"
+    _refuse_lengths(rows, "nu", rows.lengths("draw"), copies * rows.lengths("position"))
+    _refuse(rows, "nu", rows["nu"] == 0, "every draw has at least one entry")
+    if not counted:
+        most_T = rows["nu"].reshape(-1, copies).min(axis=1, initial=255)
+        _refuse(rows, "nh", rows["nh"] > most_T, "a draw has no fewer entries than the head")
+    for name, level in _LENGTHS.items():
+        if name in rows:
+            values_T = values_per_position(level, rows.columns, rows.tokens)
+            expected_N = np.diff(offsets_of(values_T)[rows.offsets["position"]])
+            _refuse_lengths(rows, name, rows.lengths(level), expected_N)
+    _check_distinct(rows, copies)
+    if counted:
+        _check_counts(rows, int(meta.record_params["draws"]))
+    else:
+        rest = rows["rest"]
+        _refuse(rows, "rest", (rest < 0) | (rest > 1), "a mass lies in [0, 1]")
+    if meta.record_kind == "top_k":
+        k = min(int(meta.record_params["k"]), meta.vocab_size)
+        for name in ("nu", "nh"):
+            _refuse(rows, name, rows[name] != k, f"a top_k record has k = {k} ids everywhere")
+        rises = np.diff(rows["hlp"].reshape(-1, k), axis=1, prepend=np.inf) > 0
+        _refuse(rows, "hlp", rises.reshape(-1), "ids of a top_k record are by descending p")
+
+
+def _check_normaliser(rows: Rows, record: Json) -> None:
+    """sum p**a is at least 1 for a < 1 and at most 1 for a > 1."""
+    power = float(record.get("temperature", 1.0)) / float(record["loss_temperature"])
+    wrong = (rows["lz"] * np.sign(power - 1.0) > _SLACK) | ((power == 1.0) & (rows["lz"] != 0.0))
+    _refuse(rows, "lz", wrong, f"cannot be log sum p(v)**{power:g}")
+
+
+def _check_distinct(rows: Rows, copies: int) -> None:
+    from storage.kernels import first_repeated  # Numba: only who writes records pays its import
+
+    nh = rows.columns.get("nh", np.zeros(rows.tokens, np.uint8))
+    index = first_repeated(copies, rows["nu"], nh, rows["ids"])
+    repeated = np.arange(len(rows["ids"])) == index
+    _refuse(rows, "ids", repeated, "the same id stands earlier in the same draw")
+
+
 def _check_counts(rows: Rows, draws: int) -> None:
     _refuse(rows, "cnt", rows["cnt"] == 0, "a stored id was drawn at least once")
     running = offsets_of(rows["cnt"])[offsets_of(rows["nu"])]
     sums = np.diff(running)
-    _refuse(rows, "nu", sums != draws, f"the counts of every position must sum to draws = {draws}")
-
-
-def _check_head_tail(rows: Rows) -> None:
-    _refuse(rows, "nh", rows["nh"] > rows["nu"], "a position has no more head entries than entries")
-    _refuse_lengths(rows, "hlp", rows.lengths("head"), _per_sequence(rows, "nh"))
-    rest = rows["rest"]
-    _refuse(rows, "rest", (rest < 0) | (rest > 1), "a mass lies in [0, 1]")
-
-
-def _per_sequence(rows: Rows, name: str) -> NDArray[np.int64]:
-    return np.diff(offsets_of(rows[name])[rows.offsets["position"]])
+    _refuse(rows, "nu", sums != draws, f"the counts of every draw must sum to draws = {draws}")
 
 
 def _refuse(rows: Rows, name: str, wrong: Mask, why: str) -> None:

@@ -51,11 +51,12 @@ def checksum(rows: Rows) -> int:
 
     Input, little-endian: for each level present, in the order of `LEVELS`, its [N+1] offsets as
     int64; then for each column, in the order of the file, its values. It covers what page checksums
-    do not: page headers, the footer, and the decoder itself.
+    do not: page headers, the footer, and the decoder itself. Level `draw` is left out: its offsets
+    are a multiple of those of `position`, which a reader checks.
     """
     crc = 0
     for level in LEVELS:
-        if level in rows.offsets:
+        if level in rows.offsets and level != "draw":
             crc = zlib.crc32(_bytes(rows.offsets[level]), crc)
     for name in COLUMNS:
         if name in rows:
@@ -67,18 +68,21 @@ def _bytes(values: Array) -> memoryview:
     return np.ascontiguousarray(values).view(np.uint8).data
 
 
-def to_batch(rows: Rows, meta: SetMeta) -> Batch:
-    """Decode rows into CSR arrays; the kinds of records are gone after this point.
+def to_batch(rows: Rows, meta: SetMeta, draw: int = 0) -> Batch:
+    """Decode one draw of the rows into CSR arrays; kinds of records are gone after this point.
 
     Args:
         rows: N sequences as read from a part.
         meta: `SetMeta` of the set they come from.
+        draw: Which of the `meta.copies` draws of each position; what is not drawn is in all.
 
     Raises:
-        DataError: `nu` or `nh` do not add up to the number of stored ids.
+        DataError: `nu` or `nh` do not add up to the number of stored ids, or there is no such draw.
     """
     records = meta.kind == "records"
-    entry_off, ids, weight, logp, exact, rest = _decode(rows, meta)
+    if not 0 <= draw < meta.copies:
+        raise DataError(f"there is no draw {draw}: the set keeps {meta.copies} for each position")
+    entry_off, ids, weight, logp, exact, rest = _decode(rows, meta, draw)
     return Batch(
         seq_id=rows["seq_id"],
         prompt_id=rows["prompt_id"],
@@ -96,37 +100,65 @@ def to_batch(rows: Rows, meta: SetMeta) -> Batch:
         logp=logp,
         exact=exact,
         rest=rest,
+        lz=rows.columns.get("lz"),
     )
 
 
-def _decode(rows: Rows, meta: SetMeta) -> tuple[Array, Array, Array, Array, Array, Array]:
-    from storage.kernels import decode_records  # Numba: only who reads records pays its import
+def _decode(
+    rows: Rows, meta: SetMeta, draw: int
+) -> tuple[Array, Array, Array, Array, Array, Array]:
+    from storage.kernels import HALF, HALF_EXP, decode_records  # Numba: only who reads records pays
 
-    positions, kind = rows.tokens, meta.record_kind
-    entries = len(rows["ids"]) if "ids" in rows else 0
+    positions, copies = rows.tokens, meta.copies
     entry_off = np.zeros(positions + 1, np.int64)
+    if "nu" not in rows:
+        none = np.empty(0, np.float32)
+        rest = np.ones(positions, np.float32)
+        return entry_off, np.empty(0, np.int64), none, none, np.empty(0, np.bool_), rest
+    counted = meta.record_kind == "counts"
+    nu, nh = rows["nu"], np.zeros(positions, np.uint8) if counted else rows["nh"]
+    _check_sums(rows, nu, nh, copies)
+    rest = np.ones(positions, np.float32) if counted else rows["rest"]
+    entries = int(nu[draw::copies].sum(dtype=np.int64))
     ids = np.empty(entries, np.int64)
-    weight = np.empty(entries, np.float32)
-    logp = np.empty(entries, np.float32)
+    weight, logp = np.empty(entries, np.float32), np.empty(entries, np.float32)
     exact = np.empty(entries, np.bool_)
-    rest = rows["rest"] if kind == "head_tail" else np.ones(positions, np.float32)
-    if kind in ("counts", "head_tail"):
-        counted = kind == "counts"
-        nh = np.zeros(positions, np.uint8) if counted else rows["nh"]
-        cnt = rows["cnt"] if counted else np.zeros(0, np.uint8)
-        hlp = np.zeros(0, np.float32) if counted else rows["hlp"].astype(np.float32)
-        _check_sums(rows["nu"], nh, entries, len(hlp))
-        draws = int(meta.record_params["draws"]) if counted else 0
-        decode_records(
-            draws, rows["nu"], nh, rest, rows["ids"], cnt, hlp, entry_off, ids, weight, logp, exact
-        )
+    decode_records(
+        int(meta.record_params["draws"]) if counted else 0,
+        copies,
+        draw,
+        nu,
+        nh,
+        rest,
+        rows["ids"],
+        rows["cnt"] if counted else np.empty(0, np.uint8),
+        _bits(rows, "hlp"),
+        _bits(rows, "tlp"),
+        HALF,
+        HALF_EXP,
+        entry_off,
+        ids,
+        weight,
+        logp,
+        exact,
+    )
     return entry_off, ids, weight, logp, exact, rest
 
 
-def _check_sums(nu: Array, nh: Array, entries: int, head: int) -> None:
+def _bits(rows: Rows, name: str) -> Array:
+    return rows[name].view(np.uint16) if name in rows else np.empty(0, np.uint16)
+
+
+def _check_sums(rows: Rows, nu_TC: Array, nh_T: Array, copies: int) -> None:
     """The kernel does not check bounds; this does it for all positions at once."""
-    if int(nu.sum()) != entries or int(nh.sum()) != head or bool((nh > nu).any()):
+    head = int(nh_T.sum(dtype=np.int64))
+    tail = int(nu_TC.sum(dtype=np.int64)) - copies * head
+    found = {name: len(rows[name]) for name in ("ids", "cnt", "hlp", "tlp", "rest") if name in rows}
+    expected = {"ids": head + tail, "cnt": tail, "hlp": head, "tlp": tail, "rest": rows.tokens}
+    fits = len(nu_TC) == copies * rows.tokens and len(nh_T) == rows.tokens
+    most_T = nu_TC.reshape(-1, copies).min(axis=1) if fits else nu_TC
+    if not fits or bool((nh_T > most_T).any()) or found != {n: expected[n] for n in found}:
         raise DataError(
-            f"records do not add up: nu says {int(nu.sum())} entries and nh {int(nh.sum())} head "
-            f"entries, but {entries} ids and {head} log-probabilities are stored"
+            f"records do not add up: nu says {tail + copies * head} entries in {copies} draws and "
+            f"nh {head} head entries, but the columns hold {found}"
         )

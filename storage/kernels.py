@@ -1,14 +1,16 @@
-"""The one compiled loop: stored records to CSR arrays.
+"""Compiled loops over stored records: to CSR arrays, and the search for ids stored twice.
 
-The signature is explicit so that read-only views and fresh arrays share one compiled version, and
-compilation happens once, at import, into a cache on disk. The loop releases the GIL.
+Signatures are explicit so that read-only views and fresh arrays share one compiled version, and
+compilation happens once, at import, into a cache on disk. The loops release the GIL and check no
+bounds: callers have made sure that lengths agree.
 
-Shape letters: T positions, E entries, H head entries.
+Shape letters: T positions, C draws per position, S stored entries (of all draws), E entries of one
+draw, H head entries, K entries outside the head (of all draws).
 """
 # Numba has no types for its decorator or its type objects.
 # pyright: basic
 
-import math
+from typing import Any
 
 import numba as nb
 import numpy as np
@@ -21,53 +23,85 @@ def _input(element: types.Type) -> types.Array:
     return types.Array(element, 1, "C", readonly=True)
 
 
-_SIGNATURE = types.void(
-    types.int64,
-    _input(types.uint8),
-    _input(types.uint8),
-    _input(types.float32),
-    _input(types.uint32),
-    _input(types.uint8),
-    _input(types.float32),
-    types.int64[::1],
-    types.int64[::1],
-    types.float32[::1],
-    types.float32[::1],
-    types.boolean[::1],
+_HALVES = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+with np.errstate(over="ignore", invalid="ignore"):
+    HALF = _HALVES.astype(np.float32)
+    """float32 value of a float16, by its bits."""
+    HALF_EXP = np.exp(_HALVES.astype(np.float64))
+    """exp of a float16, by its bits: a look-up is ten times faster than the function."""
+
+
+@nb.njit(
+    types.void(
+        types.int64,
+        types.int64,
+        types.int64,
+        _input(types.uint8),
+        _input(types.uint8),
+        _input(types.float32),
+        _input(types.uint32),
+        _input(types.uint8),
+        _input(types.uint16),
+        _input(types.uint16),
+        _input(types.float32),
+        _input(types.float64),
+        types.int64[::1],
+        types.int64[::1],
+        types.float32[::1],
+        types.float32[::1],
+        types.boolean[::1],
+    ),
+    nogil=True,
+    cache=True,
 )
-
-
-@nb.njit(_SIGNATURE, nogil=True, cache=True)
 def decode_records(
     draws: int,
-    nu_T: Array,
+    copies: int,
+    draw: int,
+    nu_TC: Array,
     nh_T: Array,
     rest_T: Array,
-    stored_ids_E: Array,
-    cnt_E: Array,
+    stored_ids_S: Array,
+    cnt_S: Array,
     hlp_H: Array,
+    tlp_K: Array,
+    half: Array,
+    half_exp: Array,
     entry_off: Array,
     ids_E: Array,
     weight_E: Array,
     logp_E: Array,
     exact_E: Array,
 ) -> None:
-    """Fill the last five arrays.
+    """Fill the last five arrays from one draw.
 
     Args:
-        draws: N of a `counts` record; 0 for `head_tail`.
-        nu_T, nh_T: entries and head entries per position; the caller has checked the sums.
+        draws: N of a `counts` record; 0 for other kinds.
+        copies, draw: C, and which of them to decode.
+        nu_TC, nh_T: entries of a draw, head included, and head entries.
         rest_T: teacher mass outside the head.
-        stored_ids_E, cnt_E, hlp_H: the record columns.
-        entry_off: [T+1] out.
+        stored_ids_S, cnt_S: ids, and counts (empty unless `draws`).
+        hlp_H, tlp_K: bits of the float16 log-probabilities; `tlp_K` may be empty: none are kept.
+        half, half_exp: `HALF` and `HALF_EXP`.
+        entry_off: [T+1] out; its first entry is left alone.
         ids_E, weight_E, logp_E, exact_E: out. Weights of a position sum to 1 up to float32.
     """
     entry = 0
+    source = 0
     head = 0
-    for position in range(len(nu_T)):
-        entries = nu_T[position]
-        known = nh_T[position]
-        tail = entries - known
+    drawn = 0
+    for position in range(len(nh_T)):
+        known = np.int64(nh_T[position])
+        skipped = 0
+        tail = 0
+        outside_head = 0
+        for copy in range(copies):
+            count = np.int64(nu_TC[position * copies + copy]) - known
+            if copy < draw:
+                skipped += count
+            elif copy == draw:
+                tail = count
+            outside_head += count
         if known == 0:
             outside = 1.0  # nothing is exact: the sampled ids stand for everything
         elif tail == 0:
@@ -76,17 +110,62 @@ def decode_records(
             outside = np.float64(rest_T[position])
         mass = 0.0
         for k in range(known):
-            mass += math.exp(np.float64(hlp_H[head + k]))
+            mass += half_exp[hlp_H[head + k]]
         scale = (1.0 - outside) / mass if mass > 0.0 else 0.0
-        for k in range(entries):
-            ids_E[entry] = stored_ids_E[entry]
-            if k < known:
-                logp_E[entry] = hlp_H[head + k]
-                weight_E[entry] = scale * math.exp(np.float64(hlp_H[head + k]))
-            else:
-                logp_E[entry] = np.nan
-                weight_E[entry] = cnt_E[entry] / draws if draws > 0 else outside / tail
-            exact_E[entry] = k < known
-            entry += 1
+        for k in range(known):
+            bits = hlp_H[head + k]
+            ids_E[entry + k] = stored_ids_S[source + k]
+            logp_E[entry + k] = half[bits]
+            weight_E[entry + k] = scale * half_exp[bits]
+            exact_E[entry + k] = True
+        entry += known
+        first = source + known + skipped
+        share = outside / tail if tail > 0 else 0.0
+        for k in range(tail):
+            ids_E[entry + k] = stored_ids_S[first + k]
+            weight_E[entry + k] = cnt_S[first + k] / draws if draws > 0 else share
+            logp_E[entry + k] = half[tlp_K[drawn + skipped + k]] if len(tlp_K) > 0 else np.nan
+            exact_E[entry + k] = False
+        entry += tail
+        source += known + outside_head
         head += known
+        drawn += outside_head
         entry_off[position + 1] = entry
+
+
+@nb.njit(
+    types.int64(types.int64, _input(types.uint8), _input(types.uint8), _input(types.uint32)),
+    nogil=True,
+    cache=True,
+)
+def first_repeated(copies: int, nu_TC: Array, nh_T: Array, ids_S: Array) -> Any:
+    """Index of the first id that its draw already has, -1 if there is none.
+
+    A small hash table with stamps: filled anew for each draw without being cleared.
+
+    Args:
+        copies, nu_TC, nh_T, ids_S: as for `decode_records`.
+    """
+    size = 1024  # a draw has at most 255 entries
+    id_B = np.zeros(size, np.uint32)
+    stamp_B = np.zeros(size, np.int64)
+    stamp = 0
+    source = 0
+    for position in range(len(nh_T)):
+        known = np.int64(nh_T[position])
+        first = source + known
+        for copy in range(copies):
+            stamp += 1
+            count = np.int64(nu_TC[position * copies + copy])
+            for k in range(count):
+                index = source + k if k < known else first + k - known
+                slot = np.int64((ids_S[index] * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(54))
+                while stamp_B[slot] == stamp:
+                    if id_B[slot] == ids_S[index]:
+                        return index
+                    slot = (slot + 1) % size
+                id_B[slot] = ids_S[index]
+                stamp_B[slot] = stamp
+            first += count - known
+        source = first
+    return -1

@@ -95,8 +95,14 @@ class SetMeta:
 
     @property
     def record_kind(self) -> str | None:
-        """`sampled`, `counts` or `head_tail`; None for plain sequences."""
+        """`sampled`, `counts`, `head_tail` or `top_k`; None for plain sequences."""
         return None if self.record is None else str(self.record["kind"])
+
+    @property
+    def copies(self) -> int:
+        """Independent draws per position; 1 for kinds that have none or keep one."""
+        drawn = self.record_kind in ("counts", "head_tail")
+        return int(self.record_params.get("copies", 1)) if drawn else 1
 
     @property
     def record_params(self) -> Json:

@@ -21,6 +21,8 @@ Ints = NDArray[np.int64]
 class Span:
     """Some sequences of one row group, in reading order."""
 
+    epoch: int
+    """Which pass over the data."""
     group: int
     """Number of the row group in the split."""
     rows: Ints
@@ -53,7 +55,7 @@ class Order:
             start = offset - (int(self._ends[slot]) - size)
             taken = min(count, size - start)
             inside = permutation(size, self._seed, epoch, group + 1)
-            yield Span(group, inside[start : start + taken])
+            yield Span(epoch, group, inside[start : start + taken])
             first += taken
             count -= taken
 

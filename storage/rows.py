@@ -1,6 +1,7 @@
 """`Rows`: sequences as flat columns with offsets, the form in which stages hand data to storage.
 
-Shape letters: N sequences, P prompt tokens, T positions, E entries, all over the whole table.
+Shape letters: N sequences, P prompt tokens, T positions, C draws per position, E entries, all over
+the whole table.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,8 +20,10 @@ _LENGTH_OF: dict[Level, str] = {
     "prompt": "prompt",
     "position": "tok",
     "candidate": "cand",
+    "draw": "nu",
     "entry": "ids",
     "head": "hlp",
+    "tail": "tlp",
 }
 """The column that gives a level its lengths; the first of its level in the file."""
 
@@ -37,8 +40,8 @@ class Rows:
     """Flat values by column name, in the order of the file."""
     offsets: dict[str, Offsets]
     """By level, [N+1]: values of sequence i are `offsets[i]:offsets[i+1]`. `prompt` and `position`
-    are always there, `candidate`, `entry`, `head` where the table has such columns; only a table
-    read with a selection of columns has no more than the levels it needs."""
+    are always there, the other levels where the table has such columns; only a table read with a
+    selection of columns has no more than the levels it needs."""
 
     @classmethod
     def from_columns(cls, columns: Mapping[str, Any], offsets: Mapping[str, Any]) -> "Rows":
@@ -47,7 +50,8 @@ class Rows:
         Args:
             columns: By name, as in `schema.COLUMNS`; values are converted to the column's type.
             offsets: `prompt` and `position`, each [N+1]. Offsets of the other levels follow from
-                `nu`, `nh` and the number of candidates, and are derived where not given.
+                `nu`, `nh`, the number of candidates and that of draws, and are derived where not
+                given.
 
         Raises:
             DataError: an unknown column, values its type cannot hold, or lengths that disagree.
@@ -246,14 +250,31 @@ def _all_offsets(columns: Mapping[str, Array], given: Mapping[str, Offsets]) -> 
 
 def _derived(level: Level, columns: Mapping[str, Array], position: Offsets) -> Offsets:
     total = int(position[-1])
-    if level == "candidate":
-        return position * (len(columns["cand"]) // total if total else 0)
-    counts = "nu" if level == "entry" else "nh"
-    if counts not in columns:
-        raise DataError(f"column {counts!r} is missing: it says how many {level} values each has")
-    if len(columns[counts]) != total:
-        raise DataError(f"column {counts!r}: {len(columns[counts])} values for {total} positions")
-    return offsets_of(columns[counts])[position]
+    if level in ("candidate", "draw"):
+        values = columns["cand" if level == "candidate" else "nu"]
+        return position * (len(values) // total if total else 0)
+    return offsets_of(values_per_position(level, columns, total))[position]
+
+
+def values_per_position(level: Level, columns: Mapping[str, Array], total: int) -> Offsets:
+    """How many values each of `total` positions has at level `entry`, `head` or `tail`: [T].
+
+    Raises:
+        DataError: `nu` or `nh` is missing or of a length that does not fit.
+    """
+    needed = "nh" if level == "head" else "nu"
+    if needed not in columns:
+        raise DataError(f"column {needed!r} is missing: it says how many {level} values each has")
+    nu, nh = columns.get("nu", _zeros(total)), columns.get("nh", _zeros(total))
+    copies = len(nu) // total if total else 1
+    for name, values, expected in (("nu", nu, total * max(copies, 1)), ("nh", nh, total)):
+        if len(values) != expected:
+            raise DataError(f"column {name!r}: {len(values)} values for {total} positions")
+    head_T = nh.astype(np.int64)
+    if level == "head":
+        return head_T
+    drawn_T = nu.reshape(total, copies).sum(axis=1, dtype=np.int64) - copies * head_T
+    return drawn_T if level == "tail" else head_T + drawn_T
 
 
 def _check_lengths(rows: Rows) -> None:

@@ -6,14 +6,17 @@ A part is a table with one row per sequence. A column has a *level*:
     prompt     one per prompt token
     position   one per response token
     candidate  k per response token, k constant in the set
-    entry      one per stored id, `nu` of them at each position
-    head       one per entry whose log-probability is stored, `nh` of them at each position
+    draw       one per response token and draw; `copies` draws per position, constant in the set
+    entry      one per stored id: at each position `nh` of the head, then `nu - nh` of each draw
+    head       one per id of the head, `nh` of them at each position
+    tail       one per id outside the head, `nu - nh` of each draw at each position
 
 Columns above row level are flat lists: the entries of all positions of a sequence follow each other
-and `nu` says where one position ends. One level of lists reads twice as fast as two.
+and `nu` and `nh` say where one position ends. One level of lists reads twice as fast as two.
 `FORMAT.md` is the full specification; this module is the one place in the code that knows names.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -31,11 +34,24 @@ FINISH: Final[dict[str, int]] = {"stop": 0, "length": 1}
 OUTCOME: Final[dict[str, int]] = {"unknown": -1, "wrong": 0, "right": 1}
 """Codes of the `outcome` column: what the verifier said."""
 
-Level = Literal["row", "prompt", "position", "candidate", "entry", "head"]
+MOST_COPIES: Final = 16
+"""Independent draws a position may hold."""
+MOST_TOP: Final = 200
+"""Largest `k` of a `top_k` record."""
+
+Level = Literal["row", "prompt", "position", "candidate", "draw", "entry", "head", "tail"]
 SetKind = Literal["sequences", "records"]
 Array = NDArray[Any]
 
-LEVELS: Final[tuple[Level, ...]] = ("prompt", "position", "candidate", "entry", "head")
+LEVELS: Final[tuple[Level, ...]] = (
+    "prompt",
+    "position",
+    "candidate",
+    "draw",
+    "entry",
+    "head",
+    "tail",
+)
 """Levels of list columns, in the order of the file."""
 
 
@@ -73,12 +89,14 @@ COLUMNS: Final[dict[str, Column]] = {
         _column("cand", "candidate", "uint32", vocabulary=True),
         _column("lp", "position", "float32"),
         _column("ent", "position", "float16"),
-        _column("nu", "position", "uint8"),
+        _column("lz", "position", "float32"),
+        _column("nu", "draw", "uint8"),
         _column("nh", "position", "uint8"),
         _column("rest", "position", "float32"),
         _column("ids", "entry", "uint32", vocabulary=True),
         _column("cnt", "entry", "uint8"),
         _column("hlp", "head", "float16"),
+        _column("tlp", "tail", "float16"),
     )
 }
 """Every column there is, in the order of the file."""
@@ -96,27 +114,33 @@ _BY_RECORD: Final[dict[str, tuple[str, ...]]] = {
     "sampled": (),
     "counts": ("nu", "ids", "cnt"),
     "head_tail": ("nu", "nh", "rest", "ids", "hlp"),
+    "top_k": ("nu", "nh", "rest", "ids", "hlp"),
 }
 RECORD_KINDS: Final = tuple(_BY_RECORD)
+DRAWN_KINDS: Final = ("counts", "head_tail")
+"""Kinds with ids that were drawn: they may hold several draws, and log p of what was drawn."""
 
 
 def column_names(
-    kind: SetKind, record_kind: str | None, candidates: int, reference: bool
+    kind: SetKind, record: Mapping[str, Any] | None, candidates: int, reference: bool
 ) -> tuple[str, ...]:
     """Names of the columns of a part, in the order of the file.
 
     Args:
         kind: `sequences` (no teacher) or `records`.
-        record_kind: One of `RECORD_KINDS` for records, None for sequences.
+        record: Record parameters of records, None for sequences; `kind` is one of `RECORD_KINDS`.
         candidates: Candidate ids per position; stored in sequence sets only.
         reference: Whether `ref_lp` is present; a text corpus was not sampled from anything.
     """
     present: set[str] = set(_BASE)
     if reference:
         present.add("ref_lp")
-    if kind == "sequences":
-        present.update(("cand",) if candidates else ())
+    if record is None:
+        present.update(("cand",) if kind == "sequences" and candidates else ())
     else:
-        present.update(("lp", "ent"))
-        present.update(_BY_RECORD[record_kind or ""])
+        present.update(("lp", "ent"), _BY_RECORD[record["kind"]])
+        if record["kind"] in DRAWN_KINDS and record.get("logp", False):
+            present.add("tlp")
+        if record.get("loss_temperature") is not None:
+            present.add("lz")
     return tuple(name for name in COLUMNS if name in present)

@@ -150,7 +150,7 @@ class PartWriter:
             self._write_group(Rows.concat(self._pending))
         with disk_errors(self._temporary):
             meta = self._meta
-            empty = column_names(meta.kind, meta.record_kind, meta.candidates, reference=False)
+            empty = column_names(meta.kind, meta.record, meta.candidates, reference=False)
             self._parquet(empty).close(self._footer())
             self._sink.sync()
             digest = self._sink.digest.hexdigest()

@@ -6,6 +6,9 @@ The set of sequences in a step depends on set, seed and batch size only. A rank 
 it; how many ranks there are and how far ahead batches are made changes nothing. Memory is a few
 decoded row groups and the batches in the queue, whatever the size of the set.
 
+Where a set holds several draws per position, epoch e reads draw e mod copies: a second pass sees
+fresh samples of the same teacher.
+
 Row groups are permuted, and sequences inside each; sequences of different groups meet in a batch
 only as neighbours. Writers therefore shuffle sequences over the set before they cut it into parts.
 """
@@ -13,6 +16,7 @@ only as neighbours. Writers therefore shuffle sequences over the set before they
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -23,7 +27,7 @@ from numpy.typing import NDArray
 from storage.codec import Batch, to_batch
 from storage.errors import ConfigError, DataError
 from storage.manifest import Manifest, Part, SetMeta, read_manifest
-from storage.order import Order
+from storage.order import Order, Span
 from storage.prefetch import Prefetch
 from storage.rows import Rows
 from storage.schema import OUTCOME
@@ -201,10 +205,17 @@ class _Source:
 
     def batch(self, step: int) -> Batch:
         first = step * self.batch_size + self._rank * self._share
-        spans = self._order.spans(first, self._share)
-        rows = Rows.concat([self._groups.rows(span.group).take(span.rows) for span in spans])
-        batch = to_batch(rows, self._groups.meta)
+        meta, spans = self._groups.meta, self._order.spans(first, self._share)
+        batch = Batch.concat(
+            [
+                to_batch(self._rows(list(same)), meta, draw)
+                for draw, same in groupby(spans, lambda span: span.epoch % meta.copies)
+            ]
+        )
         return batch if self._max_length is None else batch.truncate(self._max_length)
+
+    def _rows(self, spans: list[Span]) -> Rows:
+        return Rows.concat([self._groups.rows(span.group).take(span.rows) for span in spans])
 
 
 class _Groups:

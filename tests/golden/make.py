@@ -1,6 +1,6 @@
 """How the golden sets were made: small committed sets of every kind, one directory per version.
 
-They are made once, when `FORMAT_VERSION` rises, and never again:
+They are made once, when a kind is new or `FORMAT_VERSION` rises, and never again:
 
     python -c "from tests.golden.make import write_golden; write_golden()"
 
@@ -25,13 +25,11 @@ SEQUENCES = 34
 
 
 def write_golden() -> None:
-    """Write the sets of the current format version.
-
-    Raises:
-        FileExistsError: they are there; golden files are never made anew.
-    """
+    """Write the sets of the current format version that are not there yet."""
     for number, kind in enumerate(KINDS):
         directory = HERE / f"v{FORMAT_VERSION}" / kind
+        if directory.exists():
+            continue
         directory.mkdir(parents=True)
         rows = random_rows(meta_of(kind), SEQUENCES, seed=number, longest=2)
         write_golden_set(directory, kind, rows)
@@ -62,14 +60,26 @@ def write_golden_set(directory: Path, kind: str, rows: Rows) -> Manifest:
 
 def expected(rows: Rows, kind: str) -> dict[str, object]:
     """What is to be found in the set, JSON-ready."""
-    rows = stored(rows)
-    batch = to_batch(rows, meta_of(kind))
+    rows, meta = stored(rows), meta_of(kind)
+    batches = [to_batch(rows, meta, draw) for draw in range(meta.copies)]
+    draws = [
+        {
+            "entry_off": batch.entry_off.tolist(),
+            "ids": batch.ids.tolist(),
+            "weight": shortest(batch.weight),
+        }
+        for batch in batches
+    ]
     return {
         "columns": {name: shortest(values) for name, values in rows.columns.items()},
-        "offsets": {level: value.tolist() for level, value in rows.offsets.items()},
-        "entry_off": batch.entry_off.tolist(),
-        "weight": shortest(batch.weight),
+        "offsets": offsets(rows),
+        "draws": draws,
     }
+
+
+def offsets(rows: Rows) -> dict[str, list[int]]:
+    """By level; those of `draw` are a multiple of those of `position`."""
+    return {level: value.tolist() for level, value in rows.offsets.items() if level != "draw"}
 
 
 def shortest(values: Array) -> list[Any]:

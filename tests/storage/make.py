@@ -9,17 +9,27 @@ from hypothesis import strategies as st
 
 from storage.manifest import Manifest, SetMeta, commit_parts, write_manifest
 from storage.rows import Rows
+from storage.schema import column_names
 from storage.shard import PartWriter
 
 KEY = "0123456789abcdef" * 4
 DRAWS = 8
-KINDS = ("sequences", "sampled", "counts", "head_tail")
-"""Plain sequences and the three kinds of records."""
+RECORDS: dict[str, dict[str, object]] = {
+    "sampled": {"kind": "sampled"},
+    "counts": {"kind": "counts"},
+    "head_tail": {"kind": "head_tail"},
+    "top_k": {"kind": "top_k", "k": 5, "tau": None},
+    "counts_copies": {"kind": "counts", "copies": 3, "logp": True},
+    "head_tail_copies": {"kind": "head_tail", "copies": 2, "logp": True, "loss_temperature": 2.0},
+}
+"""Record parameters by name of the case."""
+KINDS = ("sequences", *RECORDS)
+"""Plain sequences and every kind of records."""
 
 
-def meta_of(kind: str, vocab_size: int = 1 << 20, candidates: int = 2) -> SetMeta:
-    """Description of a set of one of `KINDS`."""
-    record: dict[str, object] = {"kind": kind, "draws": DRAWS, "tau": 0.05, "temperature": 1.0}
+def meta_of(kind: str, vocab_size: int = 1 << 20, candidates: int = 2, **record: object) -> SetMeta:
+    """Description of a set of one of `KINDS`, some record parameters replaced."""
+    common = {"draws": DRAWS, "tau": 0.05, "temperature": 1.0}
     plain = kind == "sequences"
     return SetMeta(
         stage="rollouts" if plain else "teacher-logits",
@@ -27,7 +37,7 @@ def meta_of(kind: str, vocab_size: int = 1 << 20, candidates: int = 2) -> SetMet
         kind="sequences" if plain else "records",
         vocab_size=vocab_size,
         candidates=candidates,
-        record=None if plain else record,
+        record=None if plain else common | RECORDS[kind] | record,
         tokenizer={"hash": "t" * 8},
         teacher={"path": "teacher", "weights": "w" * 8},
     )
@@ -59,31 +69,56 @@ def sequence(
             out["cand"] = rng.integers(0, top, positions * meta.candidates)
         return out
     out |= {"lp": -rng.exponential(3.0, positions), "ent": rng.exponential(1.0, positions)}
+    if meta.record_params.get("loss_temperature") is not None:
+        out["lz"] = rng.exponential(1.0, positions)
     return out | _record(rng, meta, positions)
 
 
 def _record(rng: np.random.Generator, meta: SetMeta, positions: int) -> dict[str, Any]:
-    if meta.record_kind == "counts":
-        draws = [
-            rng.integers(0, 5, DRAWS) + rng.integers(meta.vocab_size) for _ in range(positions)
-        ]
-        pairs = [np.unique(d % meta.vocab_size, return_counts=True) for d in draws]
-        return {
-            "nu": np.array([len(ids) for ids, _ in pairs], np.int64),
-            "ids": np.concatenate([np.zeros(0, np.int64), *(ids for ids, _ in pairs)]),
-            "cnt": np.concatenate([np.zeros(0, np.int64), *(counts for _, counts in pairs)]),
-        }
-    if meta.record_kind == "head_tail":
-        nu = rng.integers(1, 7, positions)
-        nh = rng.integers(0, nu + 1)
-        return {
-            "nu": nu,
-            "nh": nh,
-            "rest": rng.random(positions),
-            "ids": rng.integers(0, meta.vocab_size, nu.sum()),
-            "hlp": -rng.exponential(2.0, nh.sum()),
-        }
-    return {}
+    if meta.record_kind in (None, "sampled"):
+        return {}
+    one = _counts if meta.record_kind == "counts" else _head_and_tail
+    made = [one(rng, meta) for _ in range(positions + 1)]  # the last one gives names and types only
+    return {
+        name: np.concatenate([values[:0], *(each[name] for each in made[:-1])])
+        for name, values in made[-1].items()
+        if name in column_names(meta.kind, meta.record, 0, reference=False)
+    }
+
+
+def _counts(rng: np.random.Generator, meta: SetMeta) -> dict[str, Any]:
+    """One position: ids by descending count, then ascending, of each draw."""
+    ids: list[Any] = []
+    counts: list[Any] = []
+    for _ in range(meta.copies):
+        near = rng.integers(0, 5, DRAWS) + rng.integers(meta.vocab_size)
+        found, times = np.unique(near % meta.vocab_size, return_counts=True)
+        order = np.lexsort((found, -times))
+        ids.append(found[order])
+        counts.append(times[order])
+    nu = np.array([len(each) for each in ids])
+    tlp = -rng.exponential(2.0, nu.sum())
+    return {"nu": nu, "ids": np.concatenate(ids), "cnt": np.concatenate(counts), "tlp": tlp}
+
+
+def _head_and_tail(rng: np.random.Generator, meta: SetMeta) -> dict[str, Any]:
+    """One position: the head by descending probability, then the ascending tail of each draw."""
+    pool = rng.permutation(np.unique(rng.integers(0, meta.vocab_size, 8)))
+    head, left = np.split(pool, [rng.integers(0, min(len(pool), 5) + 1)])
+    if meta.record_kind == "top_k":
+        k = min(int(meta.record_params["k"]), meta.vocab_size)
+        head, left = rng.permutation(min(meta.vocab_size, 4 * k))[:k], pool[:0]
+    least = 0 if len(head) else 1
+    sizes = rng.integers(least, len(left) + 1, meta.copies)
+    tails = [np.sort(rng.permutation(left)[:size]) for size in sizes]
+    return {
+        "nu": len(head) + sizes,
+        "nh": np.array([len(head)]),
+        "rest": rng.random(1),
+        "ids": np.concatenate([head, *tails]),
+        "hlp": np.sort(-rng.exponential(2.0, len(head)))[::-1],
+        "tlp": -rng.exponential(2.0, int(sizes.sum())),
+    }
 
 
 def random_rows(

@@ -1,5 +1,7 @@
 """`Batch`: selection, cutting and packing lose and invent nothing."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -32,6 +34,17 @@ def test_selecting_commutes_with_decoding(kind: str, indices: list[int]) -> None
     meta = meta_of(kind)
     rows = stored(random_rows(meta, 6))
     assert _equal(to_batch(rows, meta).select(indices), to_batch(rows.take(indices), meta))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(cuts=st.lists(st.integers(0, 6), max_size=3))
+@settings(deadline=None)
+def test_joining_commutes_with_decoding(kind: str, cuts: list[int]) -> None:
+    meta = meta_of(kind)
+    rows = stored(random_rows(meta, 6))
+    edges = [0, *sorted(cuts), 6]
+    pieces = [to_batch(rows.slice(low, high), meta) for low, high in pairwise(edges)]
+    assert _equal(Batch.concat(pieces), to_batch(rows, meta))
 
 
 @given(st.integers(1, 200))

@@ -51,11 +51,25 @@ def test_valid_rows_pass(kind: str) -> None:
         ("head_tail", _set("hlp", -1, np.nan), r"'hlp'\[\d+\] = nan: only finite"),
         ("head_tail", _set("rest", -1, 1.5), r"'rest'\[\d+\] = 1.5: a mass lies in \[0, 1\]"),
         ("head_tail", _set("rest", -1, -0.5), r"'rest'\[\d+\] = -0.5: a mass lies in \[0, 1\]"),
-        ("head_tail", _set("nu", -1, 0), r"'nu'\[\d+\] = 0: every position has at least one"),
+        ("head_tail", _set("nu", -1, 0), r"'nu'\[\d+\] = 0: every draw has at least one"),
         ("head_tail", _set("nu", -1, 255), r"'ids': \d+ values where .* ask for \d+"),
-        ("head_tail", _set("nh", -1, 255), r"'nh'\[\d+\] = 255: a position has no more head"),
+        ("head_tail", _set("nh", -1, 255), r"'nh'\[\d+\] = 255: a draw has no fewer entries"),
         ("counts", _set("cnt", -1, 0), r"'cnt'\[\d+\] = 0: a stored id was drawn at least once"),
         ("counts", _set("cnt", -1, 200), r"'nu'\[\d+\] = \d+: the counts .* sum to draws = 8"),
+        ("counts_copies", _set("cnt", -1, 200), r"'nu'\[\d+\] = \d+: .* every draw must sum to"),
+        (
+            "counts_copies",
+            _set("tlp", -1, 0.5),
+            r"'tlp'\[\d+\] = 0.5: a log-probability is at most",
+        ),
+        ("head_tail_copies", _set("tlp", -1, np.nan), r"'tlp'\[\d+\] = nan: only finite"),
+        ("head_tail_copies", _set("lz", -1, -0.5), r"'lz'\[\d+\] = -0.5: cannot be log sum p"),
+        ("head_tail_copies", _set("lz", -1, np.inf), r"'lz'\[\d+\] = inf: only finite"),
+        ("head_tail_copies", _set("nu", -1, 255), r"'ids': \d+ values where .* ask for \d+"),
+        ("head_tail_copies", _set("nh", -1, 255), r"'nh'\[\d+\] = 255: a draw has no fewer"),
+        ("top_k", _set("nu", -1, 4), r"'nh'\[\d+\] = 5: a draw has no fewer entries"),
+        ("top_k", _set("nu", -1, 6), r"'ids': 25 values where .* ask for 26"),
+        ("top_k", _set("hlp", -1, 0.0), r"'hlp'\[24\] = 0.0: ids of a top_k .* by descending p"),
         ("sequences", _set("finish", -1, 7), "'finish' = 7: codes"),
         ("sequences", _set("outcome", -1, 7), "'outcome' = 7: codes"),
     ],
@@ -94,6 +108,50 @@ def test_a_wrong_number_of_candidates_is_refused() -> None:
         check_rows(rows, meta_of("sequences", candidates=3))
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "ids" in random_rows(meta_of(kind), 1)])
+def test_an_id_stored_twice_in_a_draw_is_refused(kind: str) -> None:
+    meta = meta_of(kind)
+    rows = random_rows(meta, 40)
+    nh = rows["nh"] if "nh" in rows else np.zeros(rows.tokens, np.uint8)
+    nu = rows["nu"].reshape(-1, meta.copies)
+    position = int(np.flatnonzero((nu > 1).any(axis=1))[-1])
+    draw = int(np.argmax(nu[position]))
+    tails = (nu - nh[:, None]).sum(axis=1) + nh
+    entry = int(tails[:position].sum())  # of the first entry of the position
+    last = entry + int(nh[position]) + int((nu[position] - nh[position])[: draw + 1].sum()) - 1
+    first = entry if nh[position] else last - int(nu[position, draw]) + 1
+    assert first < last
+    rows["ids"][last] = rows["ids"][first]
+    with pytest.raises(DataError, match=r"column 'ids'.*the same id stands earlier in the same"):
+        check_rows(rows, meta)
+
+
+def test_different_draws_may_hold_the_same_ids() -> None:
+    meta = meta_of("counts_copies")
+    one = {"seq_id": 0, "prompt_id": 0, "sample": 0, "finish": 0, "outcome": 0, "prompt": []}
+    record = {"nu": [2, 2, 1], "ids": [7, 9, 7, 9, 7], "cnt": [6, 2, 5, 3, 8], "tlp": [-1.0] * 5}
+    one |= {"tok": [7], "lp": [-1.0], "ent": [1.0], **record}
+    check_rows(Rows.from_sequences([one]), meta)
+
+
+@pytest.mark.parametrize(("other", "wrong"), [(0.5, 0.1), (2.0, -0.1), (1.0, 0.1)])
+def test_the_sign_of_the_normaliser(other: float, wrong: float) -> None:
+    meta = meta_of("sampled", loss_temperature=other)
+    rows = random_rows(meta, 3)
+    rows["lz"][:] = 0.0 if other == 1.0 else -wrong
+    check_rows(rows, meta)
+    rows["lz"][-1] = wrong
+    with pytest.raises(DataError, match=r"column 'lz'.*cannot be log sum"):
+        check_rows(rows, meta)
+
+
+def test_a_vocabulary_smaller_than_k() -> None:
+    meta = meta_of("top_k", vocab_size=3)
+    rows = random_rows(meta, 3)
+    assert (rows["nu"] == 3).all()
+    check_rows(rows, meta)
+
+
 def test_the_last_id_of_the_vocabulary_is_allowed() -> None:
     meta = meta_of("sequences", vocab_size=1000)
     rows = random_rows(meta, 2)
@@ -119,9 +177,14 @@ def test_the_writer_checks_and_says_which_part(tmp_path: Path) -> None:
         ({"vocab_size": 0}, "vocab_size is 0"),
         ({"record": None}, "record parameters"),
         ({"kind": "sequences"}, "record parameters"),
-        ({"record": {"kind": "top_k"}}, "record kind 'top_k' is unknown"),
+        ({"record": {"kind": "topk"}}, "record kind 'topk' is unknown"),
         ({"record": {"kind": "counts", "draws": 256}}, "`draws`, from 1 to 255"),
         ({"record": {"kind": "counts"}}, "`draws`, from 1 to 255"),
+        ({"record": {"kind": "top_k"}}, "`k`, from 1 to 200"),
+        ({"record": {"kind": "top_k", "k": 201}}, "`k`, from 1 to 200"),
+        ({"record": {"kind": "head_tail", "copies": 17}}, "`copies`, from 1 to 16"),
+        ({"record": {"kind": "counts", "draws": 5, "copies": 0}}, "`copies`, from 1 to 16"),
+        ({"record": {"kind": "sampled", "loss_temperature": 0.0}}, "loss_temperature is 0.0"),
     ],
 )
 def test_wrong_parameters_are_refused(change: dict[str, object], message: str) -> None:

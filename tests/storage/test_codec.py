@@ -1,5 +1,6 @@
 """Rounding, checksum and the decoding of records, each against a slow reference."""
 
+import itertools
 import math
 from fractions import Fraction
 
@@ -95,7 +96,7 @@ def test_arrays_read_from_arrow_are_views() -> None:
 
 
 def test_checksum_sees_every_value_and_every_length() -> None:
-    rows = stored(random_rows(meta_of("head_tail"), 3))
+    rows = stored(random_rows(meta_of("head_tail_copies"), 3))
     before = checksum(rows)
     for name, values in rows.columns.items():
         raw = values.view(np.uint8)
@@ -104,35 +105,47 @@ def test_checksum_sees_every_value_and_every_length() -> None:
             assert checksum(rows) != before, f"{name}, byte {byte}"
             raw[byte] ^= 1
     for level, offsets in rows.offsets.items():
+        if level == "draw":
+            continue  # a multiple of those of `position`: see the next test
         offsets[1] += 1
         assert checksum(rows) != before, level
         offsets[1] -= 1
     assert checksum(rows) == before
 
 
-def _reference(rows: Rows, meta: SetMeta) -> list[list[tuple[int, float, float, bool]]]:
+def test_draws_that_are_not_the_same_number_everywhere_are_refused() -> None:
+    rows = stored(random_rows(meta_of("counts_copies"), 3))
+    rows.offsets["draw"][1] += 1
+    with pytest.raises(DataError, match="'nu': not the same number of values at every position"):
+        from_arrow(_table(to_arrow(rows)))
+
+
+Entry = tuple[int, float, float, bool]
+
+
+def _reference(rows: Rows, meta: SetMeta, draw: int) -> list[list[Entry]]:
     """(id, weight, logp, exact) of every entry of every position, straight from FORMAT.md."""
     if "nu" not in rows:
         return [[] for _ in range(rows.tokens)]
-    out: list[list[tuple[int, float, float, bool]]] = []
-    entry = head = 0
+    ids, hlp = iter(rows["ids"].tolist()), iter(rows["hlp"].tolist() if "hlp" in rows else [])
+    cnt, tlp = (
+        iter(rows[name].tolist()) if name in rows else itertools.repeat(math.nan)
+        for name in ("cnt", "tlp")
+    )
+    out: list[list[Entry]] = []
     for position in range(rows.tokens):
-        nu = int(rows["nu"][position])
-        ids = [int(i) for i in rows["ids"][entry : entry + nu]]
-        if meta.record_kind == "counts":
-            weights = [int(c) / DRAWS for c in rows["cnt"][entry : entry + nu]]
-            known: list[float] = []
-        else:
-            nh = int(rows["nh"][position])
-            known = [float(x) for x in rows["hlp"][head : head + nh]]
-            rest = float(rows["rest"][position]) if 0 < nh < nu else float(nh == 0)
-            mass = sum(math.exp(x) for x in known)
-            weights = [math.exp(x) * (1 - rest) / mass for x in known]
-            weights += [rest / (nu - nh) for _ in range(nu - nh)]
-            head += nh
-        known += [math.nan] * (nu - len(known))
-        out.append([(*e, not math.isnan(e[2])) for e in zip(ids, weights, known, strict=True)])
-        entry += nu
+        nh = int(rows["nh"][position]) if "nh" in rows else 0
+        head = list(zip(itertools.islice(ids, nh), itertools.islice(hlp, nh), strict=True))
+        for copy in range(meta.copies):
+            tail = int(rows["nu"][position * meta.copies + copy]) - nh
+            drawn = list(itertools.islice(zip(ids, cnt, tlp, strict=False), tail))
+            if copy == draw:
+                rest = float(rows["rest"][position]) if nh > 0 and tail else float(nh == 0)
+                mass = sum(math.exp(lp) for _, lp in head)
+                out.append([(v, math.exp(lp) * (1 - rest) / mass, lp, True) for v, lp in head])
+                share = rest / tail if tail else 0.0
+                counted = meta.record_kind == "counts"
+                out[-1] += [(v, c / DRAWS if counted else share, lp, False) for v, c, lp in drawn]
     return out
 
 
@@ -142,17 +155,36 @@ def _reference(rows: Rows, meta: SetMeta) -> list[list[tuple[int, float, float, 
 def test_decoding_agrees_with_the_specification(kind: str, data: st.DataObject) -> None:
     rows, meta = data.draw(rows_strategy(kind))
     rows = stored(rows)
-    batch = to_batch(rows, meta)
-    expected = _reference(rows, meta)
+    draw = data.draw(st.integers(0, meta.copies - 1))
+    batch = to_batch(rows, meta, draw)
+    expected = _reference(rows, meta, draw)
     flat = [entry for position in expected for entry in position]
     assert np.diff(batch.entry_off).tolist() == [len(position) for position in expected]
     assert batch.ids.tolist() == [entry[0] for entry in flat]
     np.testing.assert_allclose(batch.weight, [entry[1] for entry in flat], rtol=1e-6)
     np.testing.assert_array_equal(batch.logp, np.array([e[2] for e in flat], np.float32))
     assert batch.exact.tolist() == [entry[3] for entry in flat]
-    if kind in ("counts", "head_tail") and batch.tokens:
+    if "nu" in rows and batch.tokens:
         sums = np.add.reduceat(batch.weight, batch.entry_off[:-1])
         np.testing.assert_allclose(sums, 1.0, rtol=2e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_draw_that_is_not_there_is_refused(kind: str) -> None:
+    meta = meta_of(kind)
+    rows = stored(random_rows(meta, 2))
+    for draw in (-1, meta.copies):
+        with pytest.raises(DataError, match=f"no draw {draw}: the set keeps {meta.copies}"):
+            to_batch(rows, meta, draw)
+
+
+def test_the_head_is_in_every_draw_and_the_tails_differ() -> None:
+    meta = meta_of("head_tail_copies")
+    rows = stored(random_rows(meta, 20))
+    first, second = (to_batch(rows, meta, draw) for draw in range(2))
+    assert first.ids[first.exact].tolist() == second.ids[second.exact].tolist()
+    assert first.ids[~first.exact].tolist() != second.ids[~second.exact].tolist()
+    assert first.rest is second.rest
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -174,7 +206,8 @@ def test_a_batch_has_the_types_a_trainer_relies_on(kind: str) -> None:
         assert getattr(batch, name).dtype == np.float32, name
     assert (batch.lp is None) == (batch.ent is None) == (kind == "sequences")
     assert batch.tok.tolist() == rows["tok"].tolist()
-    if kind != "head_tail":
+    assert (batch.lz is not None) == (kind == "head_tail_copies")
+    if "nh" not in rows:
         assert not batch.exact.any()
         assert (batch.rest == 1.0).all()
 
@@ -186,10 +219,29 @@ def test_a_corpus_has_no_reference() -> None:
     assert to_batch(rows, meta_of("sequences", candidates=0)).ref_lp is None
 
 
-@pytest.mark.parametrize("column", ["nu", "nh"])
-def test_records_that_do_not_add_up_never_reach_the_kernel(column: str) -> None:
-    meta = meta_of("head_tail")
+@pytest.mark.parametrize("kind", ["counts_copies", "head_tail", "head_tail_copies", "top_k"])
+def test_records_that_do_not_add_up_never_reach_the_kernel(kind: str) -> None:
+    meta = meta_of(kind)
     rows = stored(random_rows(meta, 3))
-    rows[column][0] += 200
+    for name in ("nu", "nh", "rest", "ids", "cnt", "hlp", "tlp"):
+        if name not in rows:
+            continue
+        cut = Rows(rows.columns | {name: rows[name][:-1]}, rows.offsets)
+        with pytest.raises(DataError, match="records do not add up"):
+            to_batch(cut, meta)
+        if name in ("nu", "nh"):
+            more = rows[name].copy()
+            more[0] += 200
+            with pytest.raises(DataError, match="records do not add up"):
+                to_batch(Rows(rows.columns | {name: more}, rows.offsets), meta)
+
+
+def test_entries_moved_from_one_draw_to_another_cannot_make_the_head_too_long() -> None:
+    """The sum is right, but a draw would be shorter than the head it starts with."""
+    meta = meta_of("head_tail_copies")
+    rows = stored(random_rows(meta, 3))
+    nu = rows["nu"].reshape(-1, 2)
+    position = int(np.argmax(rows["nh"]))
+    nu[position] = (rows["nh"][position] - 1, nu[position].sum() - rows["nh"][position] + 1)
     with pytest.raises(DataError, match="records do not add up"):
         to_batch(rows, meta)

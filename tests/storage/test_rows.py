@@ -44,8 +44,8 @@ def test_sequences_are_the_inverse_of_from_sequences(kind: str) -> None:
     assert same_rows(Rows.from_sequences(rows.sequence(i) for i in range(5)), rows)
 
 
-def test_offsets_of_entries_head_and_candidates_follow_from_the_columns() -> None:
-    for kind in ("sequences", "counts", "head_tail"):
+def test_offsets_of_all_levels_follow_from_the_columns() -> None:
+    for kind in KINDS:
         rows = random_rows(meta_of(kind), 6)
         given = {level: rows.offsets[level] for level in ("prompt", "position")}
         derived = Rows.from_columns(rows.columns, given)
@@ -96,9 +96,14 @@ def test_from_sequences_refuses(spoiled: dict[str, object], message: str) -> Non
             "column 'nu' is missing: it says how many entry values",
         ),
         (
-            {"tok": [1], "nu": [1, 1], "ids": [5]},
+            {"tok": [1, 2], "nu": [1, 1, 1], "ids": [5]},
+            {"prompt": [0, 0], "position": [0, 2]},
+            "column 'nu': 3 values for 2 positions",
+        ),
+        (
+            {"tok": [1], "nu": [1], "nh": [1, 1], "ids": [5], "hlp": [0.0]},
             {"prompt": [0, 0], "position": [0, 1]},
-            "column 'nu': 2 values for 1 positions",
+            "column 'nh': 2 values for 1 positions",
         ),
     ],
 )

@@ -13,10 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from storage.codec import Batch
+from storage.codec import Batch, to_batch
 from storage.errors import ConfigError, DataError
 from storage.manifest import Manifest, read_manifest, write_manifest
-from storage.shard import PartWriter
+from storage.rows import Rows
+from storage.shard import PartWriter, read_rows
 from storage.stream import Stream, read_split
 from tests.storage.make import KINDS, meta_of, random_rows, write_set
 
@@ -103,6 +104,25 @@ def test_resuming_equals_not_stopping(directory: Path, stop: int) -> None:
         stream.load_state_dict(state)
         assert stream.step == stop
         assert [_bytes(batch) for batch in _take(stream, 16 - stop)] == expected[stop:]
+
+
+@pytest.mark.parametrize("kind", ["counts_copies", "head_tail_copies"])
+def test_each_epoch_reads_the_next_draw(tmp_path: Path, kind: str) -> None:
+    """Also in steps that run over an epoch border, and after resuming inside one."""
+    meta = meta_of(kind)
+    write_set(tmp_path, meta, [40, 13])
+    (part, other) = read_manifest(tmp_path).parts
+    rows = Rows.concat([*read_rows(tmp_path / part.file), *read_rows(tmp_path / other.file)])
+    draws = [to_batch(rows, meta, draw) for draw in range(meta.copies)]
+    with Stream(tmp_path, seed=4, batch_size=20) as stream:
+        steps = _take(stream, 12)
+        stream.load_state_dict({**stream.state_dict(), "step": 2})
+        assert _bytes(next(stream)) == _bytes(steps[2])
+    for number, seq_id in enumerate(_ids(steps)):
+        found = steps[number // 20].select([number % 20])
+        draw = number // 53 % meta.copies
+        assert _bytes(found) == _bytes(draws[draw].select([seq_id])), f"sequence {number}"
+    assert len({_bytes(draw)[-7] for draw in draws}) == meta.copies
 
 
 def test_a_state_can_be_loaded_in_the_middle_and_by_other_ranks(directory: Path) -> None:
