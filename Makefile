@@ -13,7 +13,7 @@ DEVICE ?= auto
 BIN := $(VENV)/bin
 AFTERGLOW := $(BIN)/afterglow
 SOURCE = $(if $(CONFIG),$(addprefix --config ,$(CONFIG)),--recipe $(RECIPE))
-CODE := pipeline stages storage tests tools
+CODE := benchmarks pipeline stages storage tests tools
 STAGES := corpus pretrain sft-data sft rollouts teacher-logits train evaluate report
 
 # A dozen short processes import large libraries: without cached bytecode each pays seconds to compile

@@ -1,0 +1,121 @@
+"""Rows of synthetic records, and sets made of them: what the storage benchmarks read and write."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.generator import Counts, Teacher
+from stages.config import Record
+from stages.scoring.sampler import Records, concat, sample
+from storage.manifest import Manifest, Part, SetMeta, write_manifest
+from storage.rows import Rows, offsets_of
+from storage.shard import PartWriter
+
+Array = NDArray[Any]
+
+SEQUENCES_PER_PART = 2048
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """Positions with their tokens and records, before they become rows."""
+
+    tok_T: Array
+    lp_T: Array
+    ent_T: Array
+    columns: Mapping[str, Array]
+    """Of the record."""
+    lengths: NDArray[np.int64]
+    """Positions of each sequence."""
+
+    def rows(self) -> Rows:
+        """Sequences of these lengths, each after a prompt of one token."""
+        count = len(self.lengths)
+        columns: dict[str, Any] = {
+            "seq_id": np.arange(count),
+            "prompt_id": np.arange(count),
+            "sample": np.zeros(count, np.int32),
+            "finish": np.zeros(count, np.uint8),
+            "outcome": np.full(count, -1, np.int8),
+            "prompt": np.zeros(count, np.uint32),
+            "tok": self.tok_T.astype(np.uint32),
+            # The policy that drew the token is a little off the teacher.
+            "ref_lp": np.minimum(0.0, self.lp_T - 0.05 * self.ent_T).astype(np.float32),
+            "lp": self.lp_T.astype(np.float32),
+            "ent": self.ent_T.astype(np.float16),
+            **self.columns,
+        }
+        offsets = {"prompt": np.arange(count + 1), "position": offsets_of(self.lengths)}
+        return Rows.from_columns(columns, offsets)
+
+
+def counts_of(teacher: Teacher, positions: int, draws: int = 50) -> Synthetic:
+    """Records of N independent draws."""
+    parts: list[Counts] = []
+    blocks: list[tuple[Array, ...]] = []
+    for block in teacher.blocks(positions):
+        parts.append(teacher.counts(block, draws))
+        blocks.append((block.tok_T, block.lp_T, block.ent_T))
+    tok_T, lp_T, ent_T = (np.concatenate(column) for column in zip(*blocks, strict=True))
+    nu, ids, cnt = (np.concatenate(column) for column in zip(*parts, strict=True))
+    columns = {"nu": nu, "ids": ids, "cnt": cnt}
+    return Synthetic(tok_T, lp_T, ent_T, columns, teacher.lengths(positions))
+
+
+def sampled_from(
+    teacher: Teacher, positions: int, record: Record, *, rows_per_chunk: int = 64
+) -> Synthetic:
+    """Records made by the product's own sampler from rows over the whole vocabulary."""
+    rng = np.random.default_rng(7)
+    V = len(teacher.world.unigram_V)
+    blocks: list[tuple[Array, ...]] = []
+    parts: list[Records] = []
+    for block in teacher.blocks(positions):
+        blocks.append((block.tok_T, block.lp_T, block.ent_T))
+        for start in range(0, len(block), rows_per_chunk):
+            stop = min(start + rows_per_chunk, len(block))
+            z_RV = block.log_p(start, stop, teacher.world)
+            none_RC = np.zeros((stop - start, 0), np.int64)
+            u_RU = rng.random((stop - start, 1))
+            parts.append(sample(z_RV, V, block.tok_T[start:stop], none_RC, u_RU, record))
+    tok_T, lp_T, ent_T = (np.concatenate(column) for column in zip(*blocks, strict=True))
+    columns = concat(parts).columns()
+    columns = {name: values for name, values in columns.items() if name not in ("lp", "ent")}
+    return Synthetic(tok_T, lp_T, ent_T, columns, teacher.lengths(positions))
+
+
+def write_part(directory: Path, index: int, rows: Rows, meta: SetMeta) -> Part:
+    """One part with these rows."""
+    with PartWriter(directory, index, meta) as writer:
+        writer.write(rows)
+    return writer.part
+
+
+def write_set(directory: Path, parts: Sequence[Part], meta: SetMeta) -> Manifest:
+    """The manifest of a set made of these parts."""
+    manifest = Manifest(
+        stage=meta.stage,
+        version=1,
+        key=meta.key,
+        name=directory.name,
+        kind="records",
+        payload={},
+        meta={"vocab_size": meta.vocab_size},
+        parts=tuple(parts),
+    )
+    return write_manifest(directory, manifest)
+
+
+def meta_of(record: Record, vocabulary: int) -> SetMeta:
+    """What the footer of a part says."""
+    return SetMeta(
+        stage="teacher-logits",
+        key="0" * 64,
+        kind="records",
+        vocab_size=vocabulary,
+        record=record.model_dump(),
+    )
