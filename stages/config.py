@@ -249,7 +249,8 @@ class Corpus(Table):
     """Text to pre-train on or to score: tokenised once into sequences."""
 
     text: Annotated[tuple[str, ...], BY_CONTENT] = ()
-    """Files, directories or glob patterns of UTF-8 text; directories are searched for `suffix`."""
+    """Files, directories or glob patterns of UTF-8 text; directories are searched for `suffix`.
+    A leading `{stdlib}` stands for the directory of the running Python's standard library."""
     suffix: str = ".txt"
     """File suffix looked for in directories."""
     task: str | None = None
@@ -437,13 +438,33 @@ class Student(Training):
     """`sft` (pi_ref), `scratch`, a directory or Hub id, or `pretrain:<name>`."""
     data: Named = "teacher-logits"
     """`teacher-logits`, `teacher-logits:<name>` for one made by a comparison table, `sft-data`,
-    `corpus`, `live` (teacher in the loop), or the directory of a set."""
+    `live` (teacher in the loop), or the directory of a set."""
+    live: Literal["record", "full"] = "record"
+    """`data = "live"`: whether the objective reads a record of the teacher, drawn like those of
+    the set, or its `full` distribution (`forward_kl` only): what records are estimates of."""
     objective: Objective = Objective()
     drift: Drift = Drift()
     consistency: Literal["refuse", "warn"] = "refuse"
     """What to do when pi_ref and the records descend from different teachers."""
     architecture: Architecture | None = None
     """Shape of the model when `init = "scratch"`."""
+
+    @model_validator(mode="after")
+    def _full_objective(self) -> Self:
+        if self.reads_all and self.objective.name != "forward_kl":
+            raise ValueError(
+                f'`live = "full"` serves the objective forward_kl, not {self.objective.name}'
+            )
+        return self
+
+    @property
+    def reads_all(self) -> bool:
+        """Whether the teacher's whole distribution is read, and no record."""
+        return self.data == "live" and self.live == "full"
+
+    def unused(self) -> frozenset[str]:
+        """How a live teacher is read, where there is none."""
+        return frozenset(() if self.data == "live" else {"live"})
 
 
 class Train(Student):

@@ -7,6 +7,7 @@ Imports neither torch nor transformers.
 
 import hashlib
 import json
+import sysconfig
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,6 +17,10 @@ from stages.tasks import task
 from storage.errors import DataError
 
 _GLOB = "*?["
+
+STDLIB = "{stdlib}"
+"""At the beginning of a text pattern: the standard library of the running Python, text that every
+machine has."""
 
 
 def prompts_identity(source: PromptSource, cache: DigestCache | None = None) -> dict[str, object]:
@@ -74,6 +79,8 @@ def corpus_files(config: Corpus) -> list[Path]:
 
 
 def _matches(pattern: str, suffix: str) -> Iterable[Path]:
+    if pattern.startswith(STDLIB):
+        pattern = sysconfig.get_path("stdlib") + pattern.removeprefix(STDLIB)
     path = Path(pattern)
     if path.is_dir():
         return sorted(file for file in path.rglob(f"*{suffix}") if file.is_file())

@@ -5,7 +5,7 @@ Inputs by role:
     init      the model to start from; absent when `init = "scratch"`
     data      records, or plain sequences for `cross_entropy`
     records   with `data = "live"` in its place: the prompts, their order and the record parameters
-    teacher   with `data = "live"`: scores fresh samples of the student at every step
+    teacher   with `data = "live"`: scores fresh samples of the student at every step, or a corpus
 
 What can be known to be wrong is refused before a model is loaded: an objective the records cannot
 serve, other token ids, another teacher than the one pi_ref descends from.
@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from stages.config import Drift, Student
 from stages.engines.base import ModelFacts, model_facts
+from stages.full import FullTeacher
 from stages.identity import (
     DigestCache,
     check_teacher,
@@ -30,10 +31,10 @@ from stages.identity import (
     model_identity,
     tokenizer_hash,
 )
-from stages.job import Input, Job
+from stages.job import Job
 from stages.models import context_length, load_model, load_tokenizer, pick_device
 from stages.objectives.build import build_objective
-from stages.objectives.contract import Guarantee, guarantee
+from stages.objectives.contract import FULL, Guarantee, guarantee
 from stages.training.agreement import check_agreement
 from stages.training.architecture import new_model
 from stages.training.data import Source, step_count
@@ -83,7 +84,8 @@ def run(job: Job[Student]) -> Manifest:
     config = job.config
     model = _start(known)
     agreed = _agreement(known, model)
-    with _source(known, model) as source:
+    teacher = _live_teacher(known, model.device) if config.data == "live" else None
+    with _source(known, model, teacher) as source:
         return fit(
             job,
             Ingredients(
@@ -91,6 +93,7 @@ def run(job: Job[Student]) -> Manifest:
                 source=source,
                 steps=step_count(config, source.steps_per_epoch),
                 objective=build_objective(config.objective),
+                teacher=teacher if config.reads_all else None,
                 data=known.data,
                 tokenizer_from=known.tokenizer_from,
                 dtype=known.dtype,
@@ -100,6 +103,7 @@ def run(job: Job[Student]) -> Manifest:
                     "guarantee": known.promise.to_json(),
                     "agreement": agreed,
                     "live": config.data == "live",
+                    "full": config.reads_all,
                 },
             ),
         )
@@ -109,7 +113,7 @@ def _check(job: Job[Student]) -> _Checked:
     """Everything that needs no model: the legality contract, token ids, descent."""
     source = job.inputs["records" if job.config.data == "live" else "data"]
     directory, data = source.directory, read_manifest(source.directory)
-    promise = guarantee(job.config.objective, data.meta)
+    promise = FULL if job.config.reads_all else guarantee(job.config.objective, data.meta)
     log.info(
         "%s: %s on %s is %s: %s",
         job.name,
@@ -175,10 +179,12 @@ def _agreement(known: _Checked, model: PreTrainedModel) -> float | None:
 
 
 @contextmanager
-def _source(known: _Checked, model: PreTrainedModel) -> Iterator[Source]:
+def _source(
+    known: _Checked, model: PreTrainedModel, teacher: FullTeacher | None
+) -> Iterator[Source]:
     """The stored records, or fresh ones for the same prompts from the live teacher."""
     with closing(data_stream(known.job, known.directory)) as stored:
-        if known.job.config.data != "live":
+        if teacher is None:
             yield stored
             return
         run = known.job.config.run
@@ -186,21 +192,23 @@ def _source(known: _Checked, model: PreTrainedModel) -> Iterator[Source]:
             prompts=stored,
             student=model,
             facts=_facts(known, model),
-            teacher=_live_teacher(known, known.job.inputs["teacher"], model.device),
+            teacher=teacher.model,
             meta=known.data.meta,
             seed=known.job.seed,
             dtype=known.dtype,
             rows_per_chunk=run.rows_per_chunk,
             tokens_per_batch=run.tokens_per_microbatch,
+            plain=known.job.config.reads_all,
         )
 
 
-def _live_teacher(known: _Checked, teacher: Input, device: torch.device) -> PreTrainedModel:
+def _live_teacher(known: _Checked, device: torch.device) -> FullTeacher:
     """The teacher that made the stored records, and no other."""
+    teacher = known.job.inputs["teacher"]
     directory = local_directory(teacher)
     found = model_identity(directory, teacher.dtype, known.digests).to_json()
     check_teacher(known.data.teacher, found, str(known.directory), known.job.config.consistency)
-    return load_model(directory, teacher.dtype, device)
+    return FullTeacher.load(directory, teacher.dtype, device)
 
 
 def _facts(known: _Checked, model: PreTrainedModel) -> ModelFacts:

@@ -64,6 +64,9 @@ _EMPTY_BUCKET = Guarantee(
     "refused", "no id is stored exactly, so all of the vocabulary is one symbol and nothing trains"
 )
 
+FULL = Guarantee("exact", "no record: the whole distribution of the teacher, run at every position")
+"""Of `live = "full"`, which asks no record for anything."""
+
 TABLE: Mapping[str, Mapping[str, Guarantee]] = {
     "cross_entropy": {
         NO_TEACHER: _LIKELIHOOD,

@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from stages.config import Drift, Training
+from stages.full import FullTeacher
 from stages.job import Job
 from stages.models import lm_head
 from stages.objectives.records import ObjectiveFunction
@@ -34,12 +35,15 @@ class Ingredients:
     steps: int
     """Optimiser steps; none leaves the model as it starts."""
     objective: ObjectiveFunction
+    """Reads the records of the source, unless there is a `teacher`."""
     data: Manifest
     """Of the set that is read; its digest binds the checkpoints."""
     tokenizer_from: Path
     """Directory whose tokenizer files the model is saved with."""
     dtype: torch.dtype
     """Of the saved weights; bfloat16 also trains under autocast."""
+    teacher: FullTeacher | None = None
+    """Of which the whole distribution is read: forward KL at the objective's temperature."""
     limits: Drift | None = None
     meta: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Goes into the manifest beside what training itself has to say."""
@@ -78,6 +82,7 @@ def fit(job: Job[Any], made_of: Ingredients) -> Manifest:
         model=model,
         source=made_of.source,
         objective=made_of.objective,
+        teacher=made_of.teacher,
         config=config,
         steps=made_of.steps,
         limits=made_of.limits,

@@ -5,6 +5,9 @@ from the *current* student, has the live teacher score them with the record para
 set, and hands out the batch. Prompts, order, sampling, record and objective are those of the
 offline run; only the contexts are fresh. What it costs is the teacher, resident and run at every
 step, and decoding in between.
+
+Sequences that no model sampled (a text corpus) are taken as they are: there the teacher alone is
+live.
 """
 
 import zlib
@@ -43,10 +46,12 @@ class LiveSource:
         student: The model being trained.
         facts: What an engine must know of it: end tokens and context.
         teacher: In evaluation mode, on the student's device.
-        meta: Of the stored set's manifest: `record` and `sampling`.
+        meta: Of the stored set's manifest: `record`, and `sampling` where its sequences were
+            sampled.
         seed: Of the run.
         dtype: Of the student's forward pass.
         rows_per_chunk, tokens_per_batch: Execution of scoring.
+        plain: Hand out sequences without records, for a loss that reads the teacher itself.
 
     Raises:
         EngineError: the teacher's head is of an unknown kind.
@@ -64,20 +69,24 @@ class LiveSource:
         dtype: torch.dtype,
         rows_per_chunk: int,
         tokens_per_batch: int,
+        plain: bool = False,
     ) -> None:
         self.student = student
         self._prompts, self._teacher = prompts, teacher
         self._head = scoring_head(teacher)
-        self._sampling = Sampling.model_validate(meta["sampling"])
+        drawn = meta.get("sampling")
+        self._sampling = Sampling.model_validate(drawn) if drawn else None
         self._record = Record.stored(meta["record"])
-        self._candidates = self._record.candidates if self._record.kind == "head_tail" else 0
+        self._plain = plain
+        forced = self._record.kind == "head_tail" and not plain
+        self._candidates = self._record.candidates if forced else 0
         self._meta = SetMeta(
             stage="live",
             key=prompts.meta.key,
-            kind="records",
+            kind="sequences" if plain else "records",
             vocab_size=prompts.meta.vocab_size,
             candidates=self._candidates,
-            record=self._record.model_dump(),
+            record=None if plain else self._record.model_dump(),
         )
         # Ids above the stored vocabulary are padding of the head: the teacher cannot score them.
         self._facts = replace(facts, vocab_size=min(facts.vocab_size, self._meta.vocab_size))
@@ -93,9 +102,13 @@ class LiveSource:
     def __next__(self) -> Batch:
         first = self._prompts.step
         stored = next(self._prompts)
-        # Never seen before and never again: fresh names give fresh randomness.
-        seq_id = np.arange(len(stored), dtype=np.int64) + first * len(stored)
-        return to_batch(self._score(self._rollouts(stored, seq_id)), self._meta)
+        if self._sampling is None:
+            rows = _as_stored(stored)
+        else:
+            # Never seen before and never again: fresh names give fresh randomness.
+            seq_id = np.arange(len(stored), dtype=np.int64) + first * len(stored)
+            rows = self._rollouts(stored, seq_id, self._sampling)
+        return to_batch(rows if self._plain else self._score(rows), self._meta)
 
     def state_dict(self) -> dict[str, Any]:
         """Position in the prompts."""
@@ -105,14 +118,15 @@ class LiveSource:
         """Continue from a position in the prompts."""
         self._prompts.load_state_dict(state)
 
-    def _rollouts(self, stored: Batch, seq_id: np.ndarray) -> Rows:
+    def _rollouts(self, stored: Batch, seq_id: np.ndarray, sampling: Sampling) -> Rows:
         """One fresh response per prompt, as the rollouts stage would store them."""
         prompt = stored.prompt.astype(np.uint32)
         made = self._generate(
             [
                 Request(name, prompt[a:b], sequence_seed(self._draws, name))
                 for name, (a, b) in zip(seq_id.tolist(), pairwise(stored.prompt_off), strict=True)
-            ]
+            ],
+            sampling,
         )
         columns = {
             "seq_id": seq_id,
@@ -129,7 +143,7 @@ class LiveSource:
         position = offsets_of([len(one.tok) for one in made])
         return Rows.from_columns(columns, {"prompt": stored.prompt_off, "position": position})
 
-    def _generate(self, requests: list[Request]) -> list[Completion]:
+    def _generate(self, requests: list[Request], sampling: Sampling) -> list[Completion]:
         """Completions in the order of `requests`; the student is left in the mode it was in."""
         context = self._facts.context or _NO_LIMIT
         engine = TransformersGenerator(self.student, self._facts, context, len(requests))
@@ -137,7 +151,7 @@ class LiveSource:
         self.student.eval()
         kind = self.student.device.type
         with torch.autocast(kind, torch.bfloat16, self._dtype == torch.bfloat16):
-            made = list(engine.generate(requests, self._sampling, self._candidates))
+            made = list(engine.generate(requests, sampling, self._candidates))
         self.student.train(training)
         return sorted(made, key=lambda completion: completion.seq_id)
 
@@ -153,3 +167,17 @@ class LiveSource:
             tokens_per_batch=self._tokens_per_batch,
             rows_per_chunk=self._rows_per_chunk,
         )
+
+
+def _as_stored(stored: Batch) -> Rows:
+    """The sequences of a batch, without what else was stored with them."""
+    columns = {
+        "seq_id": stored.seq_id,
+        "prompt_id": stored.prompt_id,
+        "sample": np.zeros(len(stored), np.int32),
+        "finish": np.full(len(stored), FINISH["length"]),
+        "outcome": stored.outcome,
+        "prompt": stored.prompt,
+        "tok": stored.tok,
+    }
+    return Rows.from_columns(columns, {"prompt": stored.prompt_off, "position": stored.tok_off})

@@ -16,9 +16,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from stages.config import Drift, Training
+from stages.full import FullTeacher, full_forward_kl
 from stages.head_loss import head_loss
-from stages.models import lm_head, response_hidden
-from stages.objectives.records import ObjectiveFunction
+from stages.models import Head, lm_head, response_hidden
+from stages.objectives.records import ObjectiveFunction, TorchRecords
 from stages.training import checkpoint
 from stages.training.data import Source, microbatches
 from stages.training.drift import Guard, ratio_sums
@@ -45,6 +46,8 @@ class Task:
     """Float32 weights, on `device`."""
     source: Source
     objective: ObjectiveFunction
+    teacher: FullTeacher | None
+    """Read whole in place of the records of `source`, by forward KL."""
     config: Training
     steps: int
     limits: Drift | None
@@ -117,14 +120,7 @@ def _forward_backward(task: Task, batch: Batch, window: Window, guard: Guard) ->
     for part, records in microbatches(batch, run.tokens_per_microbatch, task.device):
         with torch.autocast(task.device.type, torch.bfloat16, task.dtype == torch.bfloat16):
             hidden_TD = response_hidden(task.model, part)
-            loss, stats = head_loss(
-                hidden_TD,
-                head,
-                records,
-                task.objective,
-                rows_per_chunk=run.rows_per_chunk,
-                normaliser=batch.tokens,
-            )
+            loss, stats = _loss(task, hidden_TD, head, part, records, batch.tokens)
         loss.backward()
         total += loss.detach()
         drift = None
@@ -133,6 +129,26 @@ def _forward_backward(task: Task, batch: Batch, window: Window, guard: Guard) ->
         window.add(stats, drift, len(part.prompt) + len(part.tok))
         guard.add(drift)
     return total
+
+
+def _loss(
+    task: Task, hidden_TD: Tensor, head: Head, part: Batch, records: TorchRecords, tokens: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Share of one micro-batch in the mean loss over `tokens` positions, and its statistics."""
+    rows = task.config.run.rows_per_chunk
+    if task.teacher is None:
+        return head_loss(
+            hidden_TD, head, records, task.objective, rows_per_chunk=rows, normaliser=tokens
+        )
+    return full_forward_kl(
+        hidden_TD,
+        head,
+        part,
+        task.teacher,
+        temperature=task.objective.temperature,
+        rows_per_chunk=rows,
+        normaliser=tokens,
+    )
 
 
 def _require_finite(task: Task, step: int, batch: Batch, loss: Tensor, norm: Tensor) -> None:

@@ -1,5 +1,6 @@
 """Identity of what a recipe names: content counts, names and places do not."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,6 +67,14 @@ def test_files_of_a_corpus(library: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.chdir(library)
     assert names("sub/*") == ["c.txt"]
     assert names("**/*.txt") == ["a.txt", "b.txt", "c.txt"]
+
+
+def test_the_standard_library_is_text_on_every_machine() -> None:
+    source = corpus("{stdlib}/json/*.py", "{stdlib}/json", suffix=".py")
+    found = corpus_files(source)
+    named = [file for file in found if file.samefile(json.__file__ or "")]
+    assert len(named) == 2
+    assert corpus_identity(source)["sha256"] is not None
 
 
 @pytest.mark.parametrize("pattern", ["*.html", "nowhere", "nowhere.txt"])

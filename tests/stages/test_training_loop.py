@@ -54,6 +54,7 @@ def make(world: World, tmp_path: Path) -> Make:
             model=load_model(world.reference, "float32", "cpu").train(),
             source=source,
             objective=build_objective(Objective.model_validate({"name": objective})),
+            teacher=None,
             config=config,
             steps=config.steps,
             limits=Drift(),

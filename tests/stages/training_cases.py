@@ -110,10 +110,12 @@ def commit(
     teacher: ModelIdentity | None = None,
     temperature: float = 1.0,
     words: Path | None = None,
+    sampled: bool = True,
 ) -> Manifest:
     """Write `rows` as one committed set of sequences, or of records of the given kind."""
     sampling = Sampling(max_tokens=MAX_TOKENS, temperature=temperature)
-    meta: dict[str, Any] = {"sampling": sampling.model_dump(), "full_support": True}
+    drawn = {"sampling": sampling.model_dump(), "full_support": True}
+    meta: dict[str, Any] = drawn if sampled else {"full_support": False}
     if generator is not None:
         meta["generator"] = generator.to_json()
     if record is not None:
