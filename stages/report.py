@@ -123,6 +123,7 @@ def _markdown(rows: Sequence[Row], found: Mapping[str, dict[str, object]], basel
     parts = ["# Report", format_table(rows, "markdown"), bullets]
     promises = [
         f"- `{name}`: {promise['level']}: {promise['reason']}"
+        + (f" ({promise['note']})" if promise.get("note") else "")
         for name, one in found.items()
         if isinstance(promise := one.get("guarantee"), Mapping)
     ]

@@ -34,7 +34,8 @@ from stages.identity import (
 from stages.job import Job
 from stages.models import context_length, load_model, load_tokenizer, pick_device
 from stages.objectives.build import build_objective
-from stages.objectives.contract import FULL, Guarantee, guarantee
+from stages.objectives.contract import guarantee
+from stages.objectives.legality import FULL, Guarantee
 from stages.training.agreement import check_agreement
 from stages.training.architecture import new_model
 from stages.training.data import Source, step_count
@@ -92,7 +93,7 @@ def run(job: Job[Student]) -> Manifest:
                 model=model,
                 source=source,
                 steps=step_count(config, source.steps_per_epoch),
-                objective=build_objective(config.objective),
+                objective=build_objective(config.objective, known.data.meta.get("record")),
                 teacher=teacher if config.reads_all else None,
                 data=known.data,
                 tokenizer_from=known.tokenizer_from,
@@ -113,14 +114,19 @@ def _check(job: Job[Student]) -> _Checked:
     """Everything that needs no model: the legality contract, token ids, descent."""
     source = job.inputs["records" if job.config.data == "live" else "data"]
     directory, data = source.directory, read_manifest(source.directory)
-    promise = FULL if job.config.reads_all else guarantee(job.config.objective, data.meta)
+    promise = (
+        FULL
+        if job.config.reads_all
+        else guarantee(job.config.objective, data.meta, _passes(job.config, data))
+    )
     log.info(
-        "%s: %s on %s is %s: %s",
+        "%s: %s on %s is %s: %s%s",
         job.name,
         job.config.objective.name,
         directory.name,
         promise.level,
         promise.reason,
+        f". Note: {promise.note}" if promise.note else "",
     )
     init = local_directory(job.inputs["init"]) if "init" in job.inputs else None
     if init is not None:
@@ -131,6 +137,16 @@ def _check(job: Job[Student]) -> _Checked:
         tokenizer_from = tokenizer_directory(directory, None)
         dtype = str((data.teacher or {}).get("dtype") or "float32")
     return _Checked(job, directory, data, promise, init, tokenizer_from, getattr(torch, dtype))
+
+
+def _passes(config: Student, data: Manifest) -> float | None:
+    """How often each sequence will be read; None where every step has fresh ones."""
+    if config.data == "live":
+        return None
+    if config.epochs is not None:
+        return config.epochs
+    sequences = sum(part.sequences for part in data.parts if part.split == "train")
+    return (config.steps or 0) * config.batch_size / max(1, sequences)
 
 
 def _check_descent(job: Job[Student], init: Path, directory: Path, data: Manifest) -> None:
@@ -146,7 +162,8 @@ def _check_descent(job: Job[Student], init: Path, directory: Path, data: Manifes
 
 def _limits(config: Student) -> Drift | None:
     """Maximum likelihood does not ask who wrote the data; all other objectives do."""
-    return None if config.objective.name == "cross_entropy" else config.drift
+    names = {loss.name for loss in config.objective.losses}
+    return None if names == {"cross_entropy"} else config.drift
 
 
 def _start(known: _Checked) -> PreTrainedModel:

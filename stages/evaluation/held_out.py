@@ -22,7 +22,8 @@ from stages.evaluation.averages import Calibration, ClusterMean
 from stages.head_loss import head_statistics
 from stages.models import lm_head, response_hidden
 from stages.objectives.build import build_objective
-from stages.objectives.contract import Guarantee, guarantee
+from stages.objectives.contract import guarantee
+from stages.objectives.legality import Guarantee
 from stages.objectives.records import ObjectiveFunction, TorchRecords
 from storage.batch import Batch
 from storage.errors import ConfigError

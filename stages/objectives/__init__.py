@@ -5,13 +5,20 @@ every loss worth training from sparse records, it makes each one a short pure fu
 enumerated on a vocabulary of eight, and it lets a single chunked backward pass through the language
 model head (`stages.head_loss`) serve them all.
 
-    records.py      `TorchRecords`, `Terms`, and the protocol of an objective
-    likelihood.py   cross_entropy, forward_kl
-    lightning.py    the sampled-token objective of Lightning OPD
-    reverse_kl.py   corrected, bucketed and residual-only reverse KL
-    build.py        from the configuration to the function
-    contract.py     which record makes which objective exact, unbiased, a bound, biased or refused
+    records.py          `TorchRecords`, `Terms`, and the protocol of an objective
+    symbols.py          what a record knows of p, unbiased or coarsened, for the divergences
+    likelihood.py       cross_entropy, forward_kl
+    f_divergence.py     jsd, skew_forward_kl, skew_reverse_kl, tvd, ghost_kl
+    taid.py             forward KL to a target that moves from student to teacher
+    lightning.py        the sampled-token objective of Lightning OPD
+    policy_gradient.py  the same token with an importance weight
+    reverse_kl.py       corrected, bucketed and residual-only reverse KL
+    mixture.py          weighted sums of these, with weights that follow training progress
+    temper.py           records at another temperature than they were made at
+    build.py            from the configuration to the function
+    legality.py         the table: which record makes which objective exact, unbiased, a bound, ...
+    contract.py         the rules on top of the table, and what refusals say
 
-`contract` imports no torch: a configuration is judged before any model is loaded. For that reason
-this file re-exports nothing.
+`legality` and `contract` import no torch: a configuration is judged before any model is loaded. For
+that reason this file re-exports nothing.
 """

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stages.objectives.records import Terms, TorchRecords, required
+from stages.objectives.records import Constant, Terms, TorchRecords, required
 
 
 @dataclass(frozen=True)
-class Lightning:
+class Lightning(Constant):
     """Huber loss of log pi_T(a) - log pi(a) at the realised token a."""
 
     temperature: float = 1.0

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from stages.objectives.records import Terms, TorchRecords, required
+from stages.objectives.records import Constant, Terms, TorchRecords, required
 
 
 @dataclass(frozen=True)
-class CrossEntropy:
+class CrossEntropy(Constant):
     """-log q of the realised token: supervised fine-tuning; looks at no teacher."""
 
     temperature: float = 1.0
@@ -22,7 +22,7 @@ class CrossEntropy:
 
 
 @dataclass(frozen=True)
-class ForwardKL:
+class ForwardKL(Constant):
     """KL(p || q) from unbiased weights: sum_i w_i (-log q_i) - H(p).
 
     The gradient is linear in w, so E[w] = p makes it unbiased (arXiv 2503.16870, section on random

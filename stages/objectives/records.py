@@ -6,7 +6,7 @@ concatenated over positions; entry_off[t]:entry_off[t + 1] are those of position
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -30,9 +30,9 @@ class TorchRecords:
     weight_E: Tensor
     """float: unbiased estimate of the teacher's probability of the id; sums to 1 per position."""
     logp_E: Tensor
-    """float: teacher log-probability where it is stored exactly, NaN elsewhere."""
+    """float: teacher log-probability where it is stored, NaN elsewhere."""
     exact_E: Tensor
-    """bool: whether `logp_E` is stored."""
+    """bool: whether the id was chosen without randomness; its `logp_E` is then stored."""
     rest_T: Tensor
     """float: teacher mass outside the exact ids; 1 where nothing is exact."""
     lp_T: Tensor | None
@@ -41,6 +41,9 @@ class TorchRecords:
     """float: log-probability with which the realised token was drawn; None if not drawn."""
     ent_T: Tensor | None
     """float: entropy of the teacher, in nats; None without a teacher."""
+    lz_T: Tensor | None = None
+    """float: log sum_v p_v^(T_record / T_loss), which normalises the teacher at the second
+    temperature of the record; None where it has none."""
 
     def __len__(self) -> int:
         return self.tok_T.shape[0]
@@ -68,6 +71,7 @@ class TorchRecords:
             lp_T=put_if(batch.lp),
             ref_lp_T=put_if(batch.ref_lp),
             ent_T=put_if(batch.ent),
+            lz_T=put_if(batch.lz),
         )
 
     def rows(self, start: int, stop: int) -> "TorchRecords":
@@ -91,6 +95,7 @@ class TorchRecords:
             lp_T=cut(self.lp_T),
             ref_lp_T=cut(self.ref_lp_T),
             ent_T=cut(self.ent_T),
+            lz_T=cut(self.lz_T),
         )
 
     def sum_entries(self, values_E: Tensor) -> Tensor:
@@ -130,9 +135,21 @@ class ObjectiveFunction(Protocol):
         """What the student's logits were divided by before the log-softmax."""
         ...
 
+    def at(self, progress: float) -> "ObjectiveFunction":
+        """The objective at a share of training between 0 (first step) and 1 (last step)."""
+        ...
+
     def __call__(self, logq_E: Tensor, logq_T: Tensor, records: TorchRecords) -> Terms:
         """Loss terms from log q at the entries' ids [E] and at the realised tokens [T]."""
         ...
+
+
+class Constant:
+    """An objective that is the same throughout training."""
+
+    def at(self, progress: float) -> Self:
+        """Itself, whatever the progress."""
+        return self
 
 
 def _tensor(array: np.ndarray) -> Tensor:

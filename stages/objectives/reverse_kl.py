@@ -35,7 +35,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from stages.objectives.records import Terms, TorchRecords, required
+from stages.objectives.records import Constant, Terms, TorchRecords, required
 
 Form = Literal["corrected", "bucketed", "residual_only"]
 
@@ -47,7 +47,7 @@ _NOTHING_LEFT = 1e-6
 
 
 @dataclass(frozen=True)
-class ReverseKL:
+class ReverseKL(Constant):
     """Reverse KL in one of the forms of this module."""
 
     temperature: float = 1.0

@@ -8,7 +8,7 @@ how the step is cut changes nothing. One forward pass; the logits never exist as
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,7 +24,7 @@ from stages.training import checkpoint
 from stages.training.data import Source, microbatches
 from stages.training.drift import Guard, ratio_sums
 from stages.training.metrics import Line, Metrics, describe
-from stages.training.optim import adamw, clip_gradients, rate_at, set_rate
+from stages.training.optim import adamw, clip_gradients, progress, rate_at, set_rate
 from stages.training.window import Window
 from storage.batch import Batch
 from storage.errors import DataError, EngineError
@@ -87,9 +87,10 @@ def train(task: Task, work: Path) -> Outcome:
             rate = rate_at(step, task.steps, config)
 
             # -------------------------------------------------------------- one optimiser step
-            loss = _forward_backward(task, batch, window, guard)
+            now = replace(task, objective=task.objective.at(progress(step, task.steps)))
+            loss = _forward_backward(now, batch, window, guard)
             norm = clip_gradients(model.parameters(), config.grad_clip)
-            _require_finite(task, step, batch, loss, norm)
+            _require_finite(now, step, batch, loss, norm)
             set_rate(optimiser, rate)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)

@@ -52,6 +52,11 @@ def schedule(
     return 1.0 - (1.0 - final_ratio) * fall
 
 
+def progress(step: int, steps: int) -> float:
+    """Share of training before optimiser step `step` (0-based): 0 at the first, 1 at the last."""
+    return step / max(1, steps - 1)
+
+
 def rate_at(step: int, steps: int, config: Training) -> float:
     """Learning rate of optimiser step `step` (0-based) under `config`."""
     share = schedule(

@@ -26,6 +26,8 @@ class Draw:
     logp: list[float]
     """NaN where not stored."""
     rest: float
+    head: int = 0
+    """How many of the ids, from the first on, were chosen without randomness."""
 
 
 def softmax(logits_V: np.ndarray) -> np.ndarray:
@@ -38,51 +40,70 @@ def sampled() -> list[Draw]:
     return [Draw(1.0, [], [], [], 1.0)]
 
 
-def multinomial_counts(p_V: np.ndarray, n: int) -> list[Draw]:
-    """All multisets of n draws with replacement."""
+def multinomial_counts(p_V: np.ndarray, n: int, logp: bool = False) -> list[Draw]:
+    """All multisets of n draws with replacement; `logp`: with log p of the drawn ids."""
     chances: dict[tuple[int, ...], float] = {}
     for draw in itertools.product(range(len(p_V)), repeat=n):
         counts = tuple(np.bincount(draw, minlength=len(p_V)))
         chances[counts] = chances.get(counts, 0.0) + float(np.prod(p_V[list(draw)]))
-    return [_counts(chance, np.array(counts)) for counts, chance in chances.items()]
+    known_V = _known(p_V, logp)
+    return [_counts(chance, np.array(counts), known_V) for counts, chance in chances.items()]
 
 
-def systematic_counts(p_V: np.ndarray, n: int) -> list[Draw]:
+def systematic_counts(p_V: np.ndarray, n: int, logp: bool = False) -> list[Draw]:
     """All outcomes of n equally spaced points with one uniform offset."""
     edges_V = np.cumsum(p_V) * n
     return [
-        _counts(chance, np.bincount(np.searchsorted(edges_V, points, "right"), minlength=len(p_V)))
+        _counts(chance, counts_V, _known(p_V, logp))
         for chance, points in _offsets(edges_V, n)
+        for ids in [np.searchsorted(edges_V, points, "right").clip(max=len(p_V) - 1)]
+        for counts_V in [np.bincount(ids, minlength=len(p_V))]
     ]
 
 
-def head_tail(p_V: np.ndarray, head: list[int], n: int) -> list[Draw]:
+def head_tail(p_V: np.ndarray, head: list[int], n: int, logp: bool = False) -> list[Draw]:
     """`head` exactly, and all outcomes of n tail ids by systematic sampling."""
     q_V = p_V.copy()
     q_V[head] = 0.0
     rest = float(q_V.sum())
-    logp = [float(np.log(p_V[i])) for i in head]
+    known_V = _known(p_V, logp)
+    of_head = [float(np.log(p_V[i])) for i in head]
+    weight = [float(p_V[i]) for i in head]
     if n == 0:
-        return [Draw(1.0, head, [float(p_V[i]) for i in head], logp, rest)]
+        return [Draw(1.0, head, weight, of_head, rest, len(head))]
     edges_V = np.cumsum(q_V) * (n / rest)
     assert np.all(n * q_V <= rest + 1e-12), "tail ids would repeat: put the large ones in the head"
     return [
         Draw(
             chance,
             head + tail,
-            [float(p_V[i]) for i in head] + [rest / n] * n,
-            logp + [float("nan")] * n,
+            weight + [rest / n] * n,
+            of_head + [float(known_V[i]) for i in tail],
             rest,
+            len(head),
         )
         for chance, points in _offsets(edges_V, n)
         for tail in [[int(i) for i in np.searchsorted(edges_V, points, "right")]]
     ]
 
 
-def _counts(chance: float, counts_V: np.ndarray) -> Draw:
+def top_k(p_V: np.ndarray, k: int) -> list[Draw]:
+    """The k likeliest ids, their weights renormalised."""
+    ids = [int(i) for i in np.argsort(-p_V)[:k]]
+    mass = float(p_V[ids].sum())
+    weight = [float(p_V[i] / mass) for i in ids]
+    return [Draw(1.0, ids, weight, [float(np.log(p_V[i])) for i in ids], 1.0 - mass, k)]
+
+
+def _known(p_V: np.ndarray, logp: bool) -> np.ndarray:
+    """Log p as stored of drawn ids: there, or NaN."""
+    return np.log(p_V) if logp else np.full(len(p_V), np.nan)
+
+
+def _counts(chance: float, counts_V: np.ndarray, known_V: np.ndarray) -> Draw:
     ids = [int(i) for i in np.flatnonzero(counts_V)]
     weight = [float(counts_V[i] / counts_V.sum()) for i in ids]
-    return Draw(chance, ids, weight, [float("nan")] * len(ids), 1.0)
+    return Draw(chance, ids, weight, [float(known_V[i]) for i in ids], 1.0)
 
 
 def _offsets(edges_V: np.ndarray, n: int) -> list[tuple[float, np.ndarray]]:
@@ -127,7 +148,9 @@ def make_records(draws: list[Draw], tokens: np.ndarray) -> TorchRecords:
         ids_E=torch.tensor([i for draw in draws for i in draw.ids], dtype=torch.int64),
         weight_E=flat([draw.weight for draw in draws]),
         logp_E=logp_E,
-        exact_E=~logp_E.isnan(),
+        exact_E=torch.tensor(
+            [i < draw.head for draw in draws for i in range(len(draw.ids))]
+        ).bool(),
         rest_T=torch.tensor([draw.rest for draw in draws], dtype=torch.float64),
         lp_T=None,
         ref_lp_T=None,

@@ -17,7 +17,7 @@ from stages.objectives.lightning import Lightning
 from stages.objectives.likelihood import CrossEntropy, ForwardKL
 from stages.objectives.records import ObjectiveFunction, TorchRecords
 from stages.objectives.reverse_kl import MASS_FLOOR, Form, ReverseKL
-from tests.stages.toy_records import (
+from tests.stages.objectives.toy_records import (
     Draw,
     V,
     enumerate_positions,
