@@ -26,13 +26,18 @@ def main(argv: list[str] | None = None) -> int:
         result = VERBS[options.verb](options)
     except AfterglowError as error:
         log.error("%s", error)
+        _last_line(getattr(error, "result", None))  # what was found out before saying no
         return error.exit_code
     except KeyboardInterrupt:
         log.error("interrupted; finished parts and checkpoints are kept, run the same again")
         return 75
+    _last_line(result)
+    return 0
+
+
+def _last_line(result: dict[str, object] | None) -> None:
     if result is not None:
         sys.stdout.write(json.dumps(result) + "\n")
-    return 0
 
 
 # ---------------------------------------------------------------------------------------------
@@ -74,9 +79,26 @@ def _parser() -> argparse.ArgumentParser:
     verb("config", "print the resolved recipe as TOML")
     demo = verb("demo", "run the recipe for several seeds and print means over them")
     demo.add_argument("--seeds", type=int, default=1, help="number of seeds, from the recipe's on")
-    verify = verb("verify", "re-check every hash and checksum of a set", recipe=False)
+    verify = verb(
+        "verify", "re-check every hash of a set, or whose tokens or records it holds", recipe=False
+    )
     verify.add_argument("directories", nargs="+", type=Path, metavar="SET")
+    _teacher_arguments(verify)
     return parser
+
+
+def _teacher_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--teacher",
+        metavar="MODEL",
+        help="directory or Hub id: instead of hashes, test that this model sampled the sequences, "
+        "or made the records (exit code 65 if not)",
+    )
+    group = parser.add_argument_group("with --teacher")
+    group.add_argument("--tokens", type=int, metavar="N", help="response tokens looked at (65536)")
+    group.add_argument("--level", type=float, metavar="P", help="rate of false alarms (1e-4)")
+    group.add_argument("--temperature", type=float, metavar="T", help="test this one instead")
+    group.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: as the set says")
 
 
 def _recipe_arguments(parser: argparse.ArgumentParser) -> None:

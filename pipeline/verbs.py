@@ -15,6 +15,7 @@ from pipeline.plan import Planned, build, named, resolve, select
 from pipeline.provenance import to_toml
 from pipeline.units import parse_shards
 from pipeline.units import units as find_units
+from stages.job import Input
 from storage.errors import DataError
 from storage.manifest import verify_set
 from storage.store import Store
@@ -148,12 +149,23 @@ def seeds(options: argparse.Namespace) -> Result:
     return demo.run_seeds(recipe, options.seeds, open_store(recipe), recipe_argv(options))
 
 
+class Rejected(DataError):
+    """A check came to an end and says no; `result` is its last line all the same."""
+
+    def __init__(self, message: str, result: Result) -> None:
+        super().__init__(message)
+        self.result = result
+
+
 def verify(options: argparse.Namespace) -> Result:
-    """Re-check every hash and checksum of sets.
+    """Re-check every hash and checksum of sets; with a teacher, whether they are its own.
 
     Raises:
         DataError: something is damaged; every problem is named.
+        Rejected: the teacher did not sample or score one of the sets.
     """
+    if options.teacher is not None:
+        return _verify_teacher(options)
     problems: list[str] = []
     for directory in options.directories:
         found = verify_set(directory)
@@ -162,6 +174,21 @@ def verify(options: argparse.Namespace) -> Result:
     if problems:
         raise DataError("; ".join(problems))
     return {"verb": "verify", "sound": [str(directory) for directory in options.directories]}
+
+
+def _verify_teacher(options: argparse.Namespace) -> Result:
+    from stages.provenance.verify import Question, verify_teacher  # torch
+
+    named = ("tokens", "level", "temperature", "dtype")
+    given = {name: value for name in named if (value := getattr(options, name)) is not None}
+    found = verify_teacher(Input(options.teacher), options.directories, Question(**given))
+    sys.stdout.write("".join(f"{line}\n" for one in found for line in one.lines()))
+    result: Result = {"verb": "verify", "findings": [one.to_json() for one in found]}
+    rejected = [one for one in found if one.rejected]
+    if rejected:
+        said = "; ".join(f"{one.set} ({', '.join(one.judgement.reasons)})" for one in rejected)
+        raise Rejected(f"{options.teacher} is not behind {said}", result)
+    return result
 
 
 def _print(verb: str, lines: show.Lines) -> Result:
