@@ -37,8 +37,9 @@ class Recipe(Table):
     """Directory of all sets; never part of a key."""
     teacher: ModelRef
     """The frozen model whose distribution is kept."""
-    student: ModelRef
-    """The base model that SFT starts from; without `[sft]`, pi_ref itself."""
+    student: ModelRef | None = None
+    """The base model that SFT starts from; without `[sft]`, pi_ref itself. Not needed where all
+    students start from scratch."""
     corpus: Corpus | None = None
     pretrain: dict[str, Pretrain] = Field(default_factory=dict[str, Pretrain])
     sft_data: SftData | None = Field(default=None, alias="sft-data")
@@ -52,7 +53,7 @@ class Recipe(Table):
     @model_validator(mode="after")
     def _tables_fit(self) -> "Recipe":
         for model in (self.teacher, self.student):
-            name = model.pretrained_here
+            name = model.pretrained_here if model else None
             if name is not None and name not in self.pretrain:
                 raise ValueError(f"`pretrain:{name}` is named, but there is no [pretrain.{name}]")
         if self.pretrain and self.corpus is None:
@@ -61,7 +62,18 @@ class Recipe(Table):
             raise ValueError("[sft] needs [sft-data]: the teacher's answers to train on")
         for name, table in self.teacher_logits.sets().items():
             self._candidates_fit(f"compare.{name}." if name else "", table)
-        self.train.students()
+        students = self.train.students()
+        if self.student is None:
+            needy = [table for table in ("sft", "rollouts") if getattr(self, table) is not None]
+            needy += [f"train ({n})" for n, table in students.items() if table.init == "sft"]
+            if needy:
+                raise ValueError(f"[student] is missing: {', '.join(needy)} would start from it")
+        at = self.evaluate.gradient.at if self.evaluate and self.evaluate.gradient else ""
+        if at and at not in students:
+            raise ValueError(
+                f"evaluate.gradient.at is `{at}`, which is no student; there are "
+                f"{', '.join(students)}"
+            )
         return self
 
     def _candidates_fit(self, variant: str, table: TeacherLogits) -> None:

@@ -52,7 +52,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "evaluate",
-        ("pretrain", "sft", "teacher-logits", "train"),
+        ("corpus", "pretrain", "sft", "teacher-logits", "train"),
         False,
         True,
         1,

@@ -10,12 +10,12 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipeline import fingerprint
 from pipeline.config import Recipe
 from pipeline.graph import BY_NAME, STAGES, Stage
-from stages.config import Corpus, ModelRef, PromptSource, Student, Table
+from stages.config import Corpus, Evaluate, ModelRef, PromptSource, Student, Table
 from stages.identity import DigestCache, model_identity
 from stages.job import Input, Job
 from stages.sources import corpus_identity, prompts_identity
@@ -134,19 +134,24 @@ class _Builder:
         for name, table in recipe.pretrain.items():
             self._add("pretrain", name, table, corpus=Ref(self.made["corpus"]))
         teacher = self._model(recipe.teacher)
-        reference = self._model(recipe.student)
+        reference = self._model(recipe.student) if recipe.student else None
         if recipe.sft_data is not None:
             self._add("sft-data", "", recipe.sft_data, teacher=teacher)
-        if recipe.sft is not None:
+        if recipe.sft is not None and reference is not None:
             data = Ref(self.made["sft-data"])
             self._add("sft", "", recipe.sft, base=reference, sequences=data)
-            reference = Ref(self.made["sft"], recipe.student.dtype)
-        if recipe.rollouts is not None:
+            reference = Ref(self.made["sft"], self._dtype)
+        if recipe.rollouts is not None and reference is not None:
             self._add("rollouts", "", recipe.rollouts, model=reference)
         self._teacher_logits(teacher)
         rows = self._students(teacher, reference)
         self._evaluations(teacher, rows)
         return list(self.made.values())
+
+    @property
+    def _dtype(self) -> Literal["float32", "bfloat16"]:
+        """Numeric type students are loaded in."""
+        return (self.recipe.student or self.recipe.teacher).dtype
 
     def _add(self, stage: str, variant: str, config: Table, **inputs: Ref) -> Node:
         own_seed = getattr(config, "seed", None)
@@ -185,8 +190,9 @@ class _Builder:
             sequences = self._set(table.source, "teacher-logits.source")
             self._add("teacher-logits", variant, table, teacher=teacher, sequences=sequences)
 
-    def _students(self, teacher: Ref, reference: Ref) -> dict[str, Ref]:
-        rows = {"sft" if self.recipe.sft else "reference": reference}
+    def _students(self, teacher: Ref, reference: Ref | None) -> dict[str, Ref]:
+        name = "sft" if self.recipe.sft else "reference"
+        rows = {name: reference} if reference else {}
         for name, table in self.recipe.train.students().items():
             init = self._init(table, reference)
             inputs = {"init": init} if init else {}
@@ -196,29 +202,55 @@ class _Builder:
             else:
                 inputs["data"] = self._set(table.data, "train.data")
             node = self._add("train", name, table, **inputs)
-            rows[name] = Ref(node, reference.dtype)
+            rows[name] = Ref(node, self._dtype)
         return rows
 
-    def _init(self, table: Student, reference: Ref) -> Ref | None:
+    def _init(self, table: Student, reference: Ref | None) -> Ref | None:
         if table.init == "sft":
             return reference
         if table.init == "scratch":
             if table.architecture is None:
                 raise ConfigError('train.init = "scratch" needs [train.architecture]')
             return None
-        return self._model(ModelRef(path=table.init, dtype=self.recipe.student.dtype))
+        return self._model(ModelRef(path=table.init, dtype=self._dtype))
 
     def _evaluations(self, teacher: Ref, rows: dict[str, Ref]) -> None:
         table = self.recipe.evaluate
         if table is None:
             return
         shown = {"teacher": teacher, **rows} if table.teacher else rows
-        records = self.made.get("teacher-logits")
-        extra = {"records": Ref(records)} if records else {}
+        shared = self._compared_with(table, teacher, rows)
         evaluated: dict[str, Ref] = {}
         for name, model in shown.items():
-            evaluated[name] = Ref(self._add("evaluate", name, table, model=model, **extra))
+            inputs = {"model": model, **shared}
+            if (table.gradient or table.weight) and (data := _records_of(model)):
+                inputs["data"] = data
+            evaluated[name] = Ref(self._add("evaluate", name, table, **inputs))
         self._add("report", "", self.recipe.report, **evaluated)
+
+    def _compared_with(self, table: Evaluate, teacher: Ref, rows: dict[str, Ref]) -> dict[str, Ref]:
+        """What every evaluation reads beside its model."""
+        out: dict[str, Ref] = {}
+        records = self.made.get("teacher-logits")
+        if table.records and records:
+            out["records"] = Ref(records)
+        if table.text:
+            out["text"] = self._set(table.text.data, "evaluate.text.data")
+        if table.text or table.gradient:
+            out["teacher"] = teacher
+        if table.gradient and table.gradient.at:
+            out["at"] = rows[table.gradient.at]
+        return out
+
+
+def _records_of(model: Ref) -> Ref | None:
+    """The records a student learnt from; None where it read none, or they were live."""
+    if not isinstance(model.source, Node):
+        return None
+    data = model.source.inputs.get("data")
+    if data is None or isinstance(data.source, External):
+        return data
+    return data if data.source.stage.name == "teacher-logits" else None
 
 
 def select(nodes: list[Node], targets: list[str]) -> list[Node]:

@@ -3,11 +3,15 @@
 Inputs by role:
 
     model     the model to judge
-    records   a `teacher-logits` set; its held-out split gives KL and calibration; may be absent
+    records   a `teacher-logits` set; its held-out split gives KL and calibration
+    text      a set of sequences; its held-out split gives loss, calibration and acceptance
+    teacher   run beside the model on `text`, and for the gradients of the whole distribution
+    data      the records a student learnt from: their gradients, and their size
+    at        the model at whose weights gradients are compared, if not the one to judge
 
-Output:
+All but the first may be absent. Output:
 
-    answers.jsonl.zst   every generated answer with its outcome
+    answers.jsonl.zst   every generated answer with its outcome, where there are prompts
     metrics.json        `metrics` (flat numbers), and what they rest on
 
 Either file appears whole; a run that was killed continues after the last one it finished.
@@ -25,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.config import Evaluate, Sampling
+from stages.config import Evaluate, PromptSource, Sampling
 from stages.counter import hash64
 from stages.engines import (
     Completion,
@@ -58,7 +62,7 @@ ANSWERS = "answers.jsonl.zst"
 
 
 def run(job: Job[Evaluate]) -> Manifest:
-    """Answer the prompts, score the held-out rollouts, write both down.
+    """Answer the prompts, measure on what is held out, write both down.
 
     Raises:
         DataError: model, prompts or records cannot be read, or do not fit each other.
@@ -67,49 +71,50 @@ def run(job: Job[Evaluate]) -> Manifest:
     """
     prepare_environment()
     model = local_directory(job.inputs["model"])
-    _check_records(job, model)
+    _check_tokens(job, model)
     job.directory.mkdir(parents=True, exist_ok=True)
     answers, metrics = job.directory / ANSWERS, job.directory / METRICS
-    if not answers.exists():
-        write_answers(answers, _answers(job, model))
+    if job.config.prompts is not None and not answers.exists():
+        write_answers(answers, _answers(job, model, job.config.prompts))
     if not metrics.exists():
-        found = {**accuracy(read_answers(answers)), **_held_out(job, model)}
+        found = {**_accuracy(answers), **_measured(job, model)}
         log.info("%s: %s", job.name, ", ".join(f"{name} {value}" for name, value in found.items()))
         create_once(metrics, _story(job, model, found))
     return _manifest(job, model)
 
 
-def _check_records(job: Job[Evaluate], model: Path) -> None:
-    """Records of another vocabulary would give figures, and none would mean anything."""
-    if "records" in job.inputs:
-        directory = job.inputs["records"].directory
-        expected = data_tokenizer(directory, read_manifest(directory))
-        check_tokenizer(expected, tokenizer_hash(model), str(directory), str(model))
+def _check_tokens(job: Job[Evaluate], model: Path) -> None:
+    """Sets of another vocabulary would give figures, and none would mean anything."""
+    for role in ("records", "text", "data"):
+        if role in job.inputs:
+            directory = job.inputs[role].directory
+            expected = data_tokenizer(directory, read_manifest(directory))
+            check_tokenizer(expected, tokenizer_hash(model), str(directory), str(model))
 
 
-def _held_out(job: Job[Evaluate], model: Path) -> dict[str, object]:
-    """Figures of the scoring pass; nothing without records."""
-    if "records" not in job.inputs:
+def _accuracy(answers: Path) -> dict[str, object]:
+    """Figures of the answers; nothing without prompts."""
+    return dict(accuracy(read_answers(answers))) if answers.exists() else {}
+
+
+def _measured(job: Job[Evaluate], model: Path) -> dict[str, object]:
+    """Figures of the passes over what is held out; nothing where the model is all there is."""
+    if set(job.inputs) == {"model"}:
         return {}
     # Loaded here and not above: the engine's settings must precede torch.
-    from stages.evaluation.held_out import score_held_out
-    from stages.models import load_model, pick_device
+    from stages.evaluation.measure import measure
 
-    return score_held_out(
-        load_model(model, job.inputs["model"].dtype, pick_device("auto")),
-        job.inputs["records"].directory,
-        tokens_per_batch=job.config.run.tokens_per_batch,
-    )
+    return measure(job, model)
 
 
 # ---------------------------------------------------------------------------------------------
 # Answers
 
 
-def _answers(job: Job[Evaluate], model: Path) -> list[Answer]:
+def _answers(job: Job[Evaluate], model: Path, source: PromptSource) -> list[Answer]:
     """All answers, sampled ones first, in the order of prompts."""
     config, facts = job.config, model_facts(model)
-    prompts = load_prompts(config.prompts, model)
+    prompts = load_prompts(source, model)
     if facts.context is not None:
         prompts.check_context(facts.context)
     longest = config.sampling.max_tokens
@@ -197,7 +202,7 @@ def _story(job: Job[Evaluate], model: Path, metrics: dict[str, object]) -> bytes
     made_here = manifest_of_model(model)
     story = {
         "metrics": metrics,
-        "sampling": job.config.sampling.model_dump(),
+        "sampling": job.config.sampling.model_dump() if job.config.prompts else None,
         "n": job.config.n,
         "guarantee": made_here.meta.get("guarantee") if made_here else None,
     }
@@ -212,5 +217,5 @@ def _manifest(job: Job[Evaluate], model: Path) -> Manifest:
         kind="metrics",
         teacher=made_here.teacher if made_here else None,
         meta={"metrics": json.loads((job.directory / METRICS).read_bytes())["metrics"]},
-        files=[METRICS, ANSWERS],
+        files=[METRICS, *([ANSWERS] if job.config.prompts is not None else [])],
     )

@@ -77,6 +77,8 @@ def with_gain(rows: Sequence[Row], baseline: str) -> list[Row]:
     Models answer the same prompts, but only the marginal errors are known here, so no error is
     attached; `summarise` gives the spread of the gain over seeds.
     """
+    if not any("accuracy" in row for row in rows):
+        return list(rows)
     base = next((row.get("accuracy") for row in rows if row["model"] == baseline), None)
     if not isinstance(base, float):
         log.warning("report: no row `%s` with an accuracy; gains are left out", baseline)
@@ -93,15 +95,13 @@ def with_gain(rows: Sequence[Row], baseline: str) -> list[Row]:
 
 def legend(rows: Sequence[Row], baseline: str) -> str:
     """What the columns mean, and how much they rest on."""
-    kinds = ("sd", "standard deviation over seeds"), ("se", "standard error over prompts")
-    spread = next((text for kind, text in kinds if any(f"accuracy_{kind}" in r for r in rows)), "")
-    gain = f"gain over {baseline} in points" if any("gain" in row for row in rows) else ""
-    about = ["accuracy of sampled and greedy answers", f"+- {spread}" if spread else "", gain]
-    lines = [
-        "; ".join(part for part in about if part),
-        "tokens: mean response length; cut: share of responses that hit the limit",
-    ]
-    if any(PASS in key for row in rows for key in row):
+    known = {key for row in rows for key in row}
+    gain = f"gain over {baseline} in points" if "gain" in known else ""
+    accuracy = "accuracy of sampled and greedy answers" if "accuracy" in known else ""
+    lines = ["; ".join(part for part in (accuracy, _spread(known), gain) if part)]
+    if "tokens" in known:
+        lines.append("tokens: mean response length; cut: share of responses that hit the limit")
+    if any(PASS in key for key in known):
         lines.append("pass@k: chance that one of k sampled answers is right")
     levels = {
         f"{word} KL is {row[key]}"
@@ -115,7 +115,30 @@ def legend(rows: Sequence[Row], baseline: str) -> str:
             f"and forward KL(teacher, model); {', '.join(sorted(levels))}"
         )
         lines.append("ECE: model's confidence against the teacher's probability of the same token")
-    return "\n".join(lines)
+    lines += [text for key, text in _LEGEND.items() if key in known]
+    return "\n".join(line for line in lines if line)
+
+
+_LEGEND = {
+    "text_loss": "loss: cross-entropy on held-out text, nats per token",
+    "text_kl": "text KL: KL(teacher, model) on held-out text, whole distributions, nats per token",
+    "text_ece": "text ECE: model's confidence against whether the next token is the one it expects",
+    "acceptance": "accept: 1 - TVD to the teacher on held-out text, the share of a model's tokens "
+    "that pass speculative sampling",
+    "gradient_angle": "angle (degrees), norm (ratio): gradient from the records against that of "
+    "the teacher's whole distribution, same weights and batch",
+    "bytes": "B/pos, record B: bytes of the student's set per position, and of the record columns "
+    "alone",
+}
+
+
+def _spread(known: set[str]) -> str:
+    """What stands behind +-."""
+    if any(key.endswith("_sd") for key in known):
+        return "+- standard deviation over seeds"
+    if any(key.endswith("_se") for key in known):
+        return "+- standard error over prompts"
+    return ""
 
 
 def _markdown(rows: Sequence[Row], found: Mapping[str, dict[str, object]], baseline: str) -> str:

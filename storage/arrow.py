@@ -76,6 +76,18 @@ class Reader:
         self._parquet.close()
 
 
+def column_bytes(path: Path) -> dict[str, int]:
+    """Compressed bytes of every column of a file; anything in `DAMAGE` may be raised."""
+    footer = pq.read_metadata(path)
+    out: dict[str, int] = {}
+    for group in range(footer.num_row_groups):
+        for index in range(footer.num_columns):
+            chunk = footer.row_group(group).column(index)
+            name = chunk.path_in_schema.split(".")[0]
+            out[name] = out.get(name, 0) + chunk.total_compressed_size
+    return out
+
+
 def _path(name: str) -> str:
     return name if COLUMNS[name].level == "row" else f"{name}.list.element"
 

@@ -57,6 +57,14 @@ def columns(rows: Sequence[Row]) -> list[Column]:
         Column("reverse KL", "reverse_kl", digits=4),
         Column("forward KL", "forward_kl", digits=4),
         Column("ECE %", "ece", 100, digits=2),
+        Column("loss", "text_loss", digits=3),
+        Column("text KL", "text_kl", digits=3),
+        Column("text ECE %", "text_ece", 100, digits=2),
+        Column("accept %", "acceptance", 100),
+        Column("angle", "gradient_angle"),
+        Column("norm", "gradient_norm", digits=2),
+        Column("B/pos", "bytes"),
+        Column("record B", "record_bytes"),
     ]
     return [c for c in every if any(_number(row.get(c.key)) is not None for row in rows)]
 

@@ -147,3 +147,78 @@ def test_a_stage_means_all_its_sets_unless_one_node_is_asked_for(tmp_path: Path)
     assert names("teacher-logits", alone=True) == ["teacher-logits"]
     assert names("teacher-logits.systematic", alone=True) == ["teacher-logits.systematic"]
     assert len(names("train", alone=True)) == len(names("train", alone=False)) == 3
+
+
+SCRATCH = """
+[teacher]
+path = "pretrain:teacher"
+[corpus]
+text = ["{stdlib}/json/*.py"]
+[pretrain.teacher]
+steps = 3
+[teacher-logits]
+source = "corpus"
+record = { kind = "counts" }
+[teacher-logits.compare.fine]
+record = { draws = 200 }
+[train]
+steps = 3
+init = "scratch"
+architecture = { hidden_size = 16 }
+objective = { name = "forward_kl" }
+[train.compare.fine]
+data = "teacher-logits:fine"
+[train.compare.full]
+data = "live"
+live = "full"
+[evaluate]
+text = { sequences = 8 }
+records = false
+weight = true
+gradient = { at = "full" }
+"""
+
+
+def scratch(tmp_path: Path, *overrides: str) -> dict[str, Planned]:
+    file = tmp_path / "scratch.toml"
+    file.write_text(SCRATCH)
+    nodes = build(load_recipe(None, [file], list(overrides)))
+    for node in nodes:
+        for upstream in node.upstream():
+            assert upstream.stage.name in BY_NAME[node.stage.name].needs, node.name
+    return {p.node.name: p for p in resolve(nodes, Store(tmp_path))}
+
+
+def test_students_from_scratch_need_no_student_model(tmp_path: Path) -> None:
+    nodes = scratch(tmp_path)
+    names = {name.partition(".")[2] for name in nodes if name.startswith("evaluate.")}
+    assert names == {"teacher", "forward_kl", "fine", "full"}
+    assert all("init" not in p.inputs for name, p in nodes.items() if name.startswith("train."))
+    with pytest.raises(ConfigError, match=r"\[student\] is missing: train \(fine\)"):
+        scratch(tmp_path, "train.compare.fine.init=sft")
+
+
+def test_an_evaluation_reads_what_its_table_asks_for(tmp_path: Path) -> None:
+    nodes = scratch(tmp_path)
+    reads = {
+        name: {role: p.inputs[role].key for role in p.inputs}
+        for name, p in nodes.items()
+        if name.startswith("evaluate.")
+    }
+    shared = {
+        "text": nodes["corpus"].key,
+        "teacher": nodes["pretrain.teacher"].key,
+        "at": nodes["train.full"].key,
+    }
+    for name, sources in reads.items():
+        assert {role: sources[role] for role in shared} == shared, name
+        assert "records" not in sources
+    assert reads["evaluate.fine"]["data"] == nodes["teacher-logits.fine"].key
+    assert reads["evaluate.forward_kl"]["data"] == nodes["teacher-logits"].key
+    assert "data" not in reads["evaluate.full"]
+    assert "data" not in reads["evaluate.teacher"]
+
+
+def test_gradients_are_compared_at_a_student_there_is(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="`nobody`, which is no student; there are fine, full"):
+        scratch(tmp_path, "evaluate.gradient.at=nobody")

@@ -177,23 +177,66 @@ def test_records_of_another_tokenizer_are_refused_before_anything_runs(
 def test_what_the_objective_was_guaranteed_to_be_travels_along(tmp_path: Path) -> None:
     student = write_model(tmp_path / "student", 4)
     promise = {"level": "biased", "reason": "weights are capped"}
-    teacher = {"path": "teacher", "weights": "0" * 64}
+    commit_student(student, {"guarantee": promise})
+    job = make(tmp_path / "job", student, ["x"] * len(PROMPTS), greedy=False)
+    assert run(job).teacher == {"path": "teacher", "weights": "0" * 64}
+    assert figures(job)["guarantee"] == promise
+
+
+def test_a_student_of_a_corpus_is_measured_on_held_out_text(
+    tmp_path: Path, root: Path, model: Path, records: Input, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No prompts, no engine: loss and acceptance on text, gradients and bytes of the records."""
+    student = write_model(tmp_path / "student", 4)
+    commit_student(student, {"objective": {"name": "forward_kl"}})
+    config = Evaluate.model_validate(
+        {"text": {"sequences": 50}, "gradient": {"batch_size": 16, "batches": 2}, "weight": True}
+    )
+    teacher = Input(str(root / "teacher"))
+    inputs = {"model": Input(str(student)), "text": records, "teacher": teacher, "data": records}
+    job = make_job(tmp_path / "store", "evaluate", config, inputs)
+    monkeypatch.setattr(evaluate, "open_generator", no_engine)
+    manifest = run(job)
+    assert [file.path for file in manifest.files] == [METRICS]
+    found = figures(job)["metrics"]
+    assert set(found) == {
+        "text_tokens", "text_loss", "text_loss_se", "text_ece", "text_kl", "text_kl_se",
+        "acceptance", "acceptance_se", "gradient_angle", "gradient_norm", "gradient_positions",
+        "bytes", "record_bytes",
+    }  # fmt: skip
+    at = make_job(tmp_path / "elsewhere", "evaluate", config, {**inputs, "at": Input(str(model))})
+    run(at)
+    moved = {name for name, value in figures(at)["metrics"].items() if value != found[name]}
+    assert moved == {"gradient_angle", "gradient_norm"}
+
+
+def test_a_student_that_read_no_record_has_none_to_weigh(
+    tmp_path: Path, root: Path, records: Input
+) -> None:
+    student = write_model(tmp_path / "student", 4)
+    commit_student(student, {"objective": {"name": "cross_entropy"}})
+    config = Evaluate(weight=True)
+    inputs = {"model": Input(str(student)), "data": records}
+    job = make_job(tmp_path / "store", "evaluate", config, inputs)
+    run(job)
+    assert figures(job)["metrics"] == {}
+
+
+def commit_student(directory: Path, meta: dict[str, object]) -> None:
+    """Make a model directory the committed set of a `train` stage."""
     manifest = build_manifest(
-        student,
+        directory,
         stage="train",
         version=1,
         key="ef" * 32,
         name="train",
         kind="model",
         payload={},
-        teacher=teacher,
-        meta={"guarantee": promise},
-        files=sorted(path.name for path in student.iterdir()),
+        teacher={"path": "teacher", "weights": "0" * 64},
+        meta=meta,
+        files=sorted(path.name for path in directory.iterdir()),
     )
-    write_manifest(student, manifest)
-    job = make(tmp_path / "job", student, ["x"] * len(PROMPTS), greedy=False)
-    assert run(job).teacher == teacher
-    assert figures(job)["guarantee"] == promise
+    write_manifest(directory, manifest)
 
 
 def test_torch_is_not_imported_before_the_engine_has_set_it_up() -> None:

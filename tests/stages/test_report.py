@@ -191,6 +191,30 @@ def test_legend_says_what_the_divergences_are() -> None:
     assert "standard error over prompts" in text
 
 
+def test_a_table_of_text_has_no_word_on_accuracy(tmp_path: Path) -> None:
+    figures: dict[str, object] = {
+        "text_loss": 3.21,
+        "text_loss_se": 0.02,
+        "acceptance": 0.625,
+        "bytes": 30.5,
+    }
+    gradient: dict[str, object] = {
+        "gradient_angle": 12.34,
+        "gradient_norm": 1.05,
+        "record_bytes": 18.25,
+    }
+    made = job(tmp_path, {"plain": evaluation(figures), "drawn": evaluation(figures | gradient)})
+    run(made)
+    header, _, drawn = (made.directory / "report.txt").read_text().splitlines()[:3]
+    assert " ".join(header.split()) == "model loss accept % angle norm B/pos record B"
+    assert " ".join(drawn.split()) == "drawn 3.210 +- 0.020 62.5 12.3 1.05 30.5 18.2"
+    about = legend(read_rows(made.directory), "sft")
+    assert "accuracy" not in about
+    assert "1 - TVD" in about
+    assert "bytes of the student's set per position" in about
+    assert "ECE" not in about
+
+
 def test_report_imports_no_torch() -> None:
     code = "import sys, stages.report; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

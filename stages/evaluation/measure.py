@@ -1,0 +1,78 @@
+"""The figures that need no generation: passes of the model, and of the teacher, over held-out data.
+
+Which ones follows from the inputs of the job; the roles are those of `stages.evaluate`. Imports
+torch, so `stages.evaluate` loads this module late.
+"""
+
+from pathlib import Path
+
+from stages.config import Evaluate, Objective
+from stages.evaluation.gradients import Measured, compare_gradients
+from stages.evaluation.held_out import score_held_out
+from stages.evaluation.text import score_text
+from stages.full import FullTeacher
+from stages.identity import local_directory
+from stages.job import Job
+from stages.models import load_model, pick_device
+from stages.objectives.build import build_objective
+from stages.training.inputs import manifest_of_model
+from storage.sizes import weight
+
+_AIM = ("forward_kl", "ghost_kl", "cross_entropy")
+"""Objectives whose gradient may be held against that of the whole forward KL."""
+
+
+def measure(job: Job[Evaluate], directory: Path) -> dict[str, object]:
+    """Figures of the model in `directory`, by name.
+
+    Raises:
+        DataError: a set or a model cannot be read, or holds nothing out.
+        EngineError: a model whose head is not understood.
+    """
+    inputs, config = job.inputs, job.config
+    device = pick_device("auto")
+    model = load_model(directory, inputs["model"].dtype, device)
+    teacher = None
+    if "teacher" in inputs:
+        source = inputs["teacher"]
+        teacher = FullTeacher.load(local_directory(source), source.dtype, device)
+    out: dict[str, object] = {}
+    budget = config.run.tokens_per_batch
+    if "records" in inputs:
+        out |= score_held_out(model, inputs["records"].directory, tokens_per_batch=budget)
+    if "text" in inputs and config.text is not None:
+        limit, where = config.text.sequences, inputs["text"].directory
+        out |= score_text(model, where, teacher, sequences=limit, tokens_per_batch=budget)
+    objective = _objective(directory)
+    if "data" in inputs and objective is not None:
+        if config.gradient is not None and teacher is not None and objective.name in _AIM:
+            out |= _gradient(job, directory, teacher, objective)
+        if config.weight and objective.name != "cross_entropy":
+            one = weight(inputs["data"].directory)
+            out |= {"bytes": one.part, "record_bytes": one.record}
+    return out
+
+
+def _objective(directory: Path) -> Objective | None:
+    """What a student made here was trained on; None for other models."""
+    made_here = manifest_of_model(directory)
+    table = made_here.meta.get("objective") if made_here else None
+    return Objective.model_validate(table) if table else None
+
+
+def _gradient(
+    job: Job[Evaluate], directory: Path, teacher: FullTeacher, objective: Objective
+) -> dict[str, object]:
+    """The student's objective on its records, at its own weights or those of the one named."""
+    table = job.config.gradient
+    assert table is not None, "the caller has looked"
+    at = local_directory(job.inputs["at"]) if "at" in job.inputs else directory
+    setting = Measured(
+        model=load_model(at, "float32", teacher.model.device),
+        teacher=teacher,
+        batch_size=table.batch_size,
+        batches=table.batches,
+        tokens_per_batch=job.config.run.tokens_per_batch,
+    )
+    data = job.inputs["data"].directory
+    return compare_gradients(setting, data, build_objective(objective), job.seed)

@@ -1,0 +1,129 @@
+"""One pass of a model over held-out text: its loss, its calibration, and how close to the teacher.
+
+The text is the held-out split of a set of sequences. The teacher is run beside the model and its
+whole distribution is read, so every figure is exact on this text.
+
+Shape letters: T positions, C positions of a chunk, V real ids of the teacher, W rows of the head.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from stages.evaluation.averages import Calibration, ClusterMean
+from stages.full import FullTeacher
+from stages.models import lm_head, response_hidden
+from storage.batch import Batch
+from storage.errors import DataError
+from storage.stream import read_split
+
+ROWS_PER_CHUNK = 512
+"""Positions whose logits, of model and teacher, exist at the same time."""
+
+
+@torch.inference_mode()
+def score_text(
+    model: PreTrainedModel,
+    directory: Path,
+    teacher: FullTeacher | None,
+    *,
+    sequences: int | None,
+    tokens_per_batch: int,
+) -> dict[str, object]:
+    """What the model makes of the `holdout` split of a set of sequences.
+
+    Args:
+        model: In evaluation mode, on its device, in the type it is to be judged in.
+        directory: A committed set of sequences or records; only its tokens are read.
+        teacher: On the same device; None leaves out the comparison.
+        sequences: At most so many, from the first on; None reads all.
+        tokens_per_batch: Tokens in one forward pass, padding included.
+
+    Returns:
+        `text_loss` (-log q of the token, in nats), `text_ece` (confidence against hits, a share of
+        1; Guo et al. 2017, arXiv 1706.04599), and with a teacher `acceptance` (1 - TVD: the chance
+        that a token the model proposes passes speculative sampling, arXiv 2211.17192) and
+        `text_kl` (KL(p || q), nats); means over tokens, each with `..._se` over sequences, and
+        `text_tokens`.
+
+    Raises:
+        DataError: the set holds nothing out.
+    """
+    sums: dict[str, ClusterMean] = {}
+    calibration = Calibration()
+    tokens = 0
+    for batch in _batches(directory, sequences, tokens_per_batch):
+        found = _figures(model, batch, teacher)
+        calibration.add(found.pop("confidence"), found.pop("hit"))
+        sequence_T = np.repeat(batch.seq_id, np.diff(batch.tok_off))
+        for name, values_T in found.items():
+            sums.setdefault(name, ClusterMean()).add(values_T, sequence_T)
+        tokens += batch.tokens
+    if not tokens:
+        raise DataError(
+            f"{directory}: no held-out sequences to judge models on. Set `holdout` of the stage "
+            "that makes it, or leave [evaluate.text] out."
+        )
+    out: dict[str, object] = {"text_tokens": tokens, "text_ece": calibration.error()}
+    for name, mean in sums.items():
+        estimate = mean.estimate()
+        assert estimate is not None, "there were tokens"
+        out |= {name: estimate.mean, f"{name}_se": estimate.error}
+    return out
+
+
+def _batches(directory: Path, sequences: int | None, budget: int) -> Iterator[Batch]:
+    left = sequences
+    for group in read_split(directory, "holdout"):
+        batch = group if left is None else group.select(range(min(left, len(group))))
+        yield from batch.microbatches(budget)
+        if left is not None:
+            left -= len(batch)
+            if not left:
+                return
+
+
+def _figures(
+    model: PreTrainedModel, batch: Batch, teacher: FullTeacher | None
+) -> dict[str, np.ndarray]:
+    """[T] values of every figure."""
+    hidden_TD, head = response_hidden(model, batch), lm_head(model)
+    if hidden_TD.device.type == "cpu":
+        # A CPU would round the logits of a 16-bit model; a GPU keeps them in float32.
+        hidden_TD, head = hidden_TD.float(), head.in_float32()
+    tok_T = torch.from_numpy(batch.tok).to(model.device)
+    teacher_TD = None if teacher is None else teacher.hidden(batch)
+    parts: list[dict[str, Tensor]] = []
+    for start in range(0, len(tok_T), ROWS_PER_CHUNK):
+        chunk = slice(start, start + ROWS_PER_CHUNK)
+        logq_CW = head.logits(hidden_TD[chunk]).log_softmax(dim=-1)
+        part = _own(logq_CW, tok_T[chunk])
+        if teacher is not None and teacher_TD is not None:
+            part |= _against(logq_CW, teacher.logp(teacher_TD[chunk]))
+        parts.append(part)
+    names = parts[0] if parts else {}
+    return {
+        name: torch.cat([part[name] for part in parts]).double().cpu().numpy() for name in names
+    }
+
+
+def _own(logq_CW: Tensor, tok_C: Tensor) -> dict[str, Tensor]:
+    best_C, top_C = logq_CW.max(dim=-1)
+    return {
+        "text_loss": -logq_CW.gather(1, tok_C[:, None]).squeeze(1),
+        "confidence": best_C.exp(),
+        "hit": (top_C == tok_C).float(),
+    }
+
+
+def _against(logq_CW: Tensor, logp_CV: Tensor) -> dict[str, Tensor]:
+    """Against the teacher, which has no mass on the model's padding rows."""
+    p_CV, logq_CV = logp_CV.exp(), logq_CW[:, : logp_CV.shape[1]]
+    return {
+        "acceptance": torch.minimum(p_CV, logq_CV.exp()).sum(dim=-1),
+        "text_kl": (p_CV * (logp_CV - logq_CV)).sum(dim=-1),
+    }
