@@ -17,8 +17,9 @@ model head (`stages.head_loss`) serve them all.
     temper.py           records at another temperature than they were made at
     build.py            from the configuration to the function
     legality.py         the table: which record makes which objective exact, unbiased, a bound, ...
-    contract.py         the rules on top of the table, and what refusals say
+    rules.py            what lowers a cell: temperatures, sampling, capped weights
+    contract.py         table and rules held against a manifest, and what refusals say
 
-`legality` and `contract` import no torch: a configuration is judged before any model is loaded. For
-that reason this file re-exports nothing.
+`legality`, `rules` and `contract` import no torch: a configuration is judged before any model is
+loaded. For that reason this file re-exports nothing.
 """

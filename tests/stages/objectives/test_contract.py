@@ -7,8 +7,9 @@ import sys
 import pytest
 
 from stages.config import Objective, Record, Sampling
-from stages.objectives.contract import guarantee, row_of
+from stages.objectives.contract import guarantee
 from stages.objectives.legality import KINDS, NO_TEACHER, TABLE
+from stages.objectives.rules import row_of
 from storage.errors import ConfigError
 
 
