@@ -9,10 +9,15 @@ from torch import Tensor
 
 from stages.head_loss import head_loss, head_statistics
 from stages.models import Head
+from stages.objectives.f_divergence import JSD, TVD, GhostKL, SkewForwardKL, SkewReverseKL
 from stages.objectives.lightning import Lightning
 from stages.objectives.likelihood import CrossEntropy, ForwardKL
+from stages.objectives.mixture import Mixture, Part
+from stages.objectives.policy_gradient import PolicyGradient
 from stages.objectives.records import ObjectiveFunction, TorchRecords
 from stages.objectives.reverse_kl import ReverseKL
+from stages.objectives.taid import TAID
+from stages.objectives.temper import Tempered
 
 T, D, V = 11, 6, 13
 
@@ -27,11 +32,23 @@ OBJECTIVES = [
     ReverseKL(form="bucketed"),
     ReverseKL(form="residual_only"),
     ReverseKL(max_weight=0.5),
+    GhostKL(),
+    JSD(beta=0.3),
+    SkewForwardKL(temperature=0.8),
+    SkewReverseKL(),
+    TVD(),
+    TAID(progress=0.5),
+    PolicyGradient(),
+    Mixture(1.0, (Part("a", ForwardKL(), 0.3), Part("b", ReverseKL(), ((0.0, 2.0),)))),
+    Tempered(JSD(temperature=1.4), 1.0, normalised=True),
 ]
 
 
 def make_records(seed: int, dtype: torch.dtype = torch.float64, rows: int = T) -> TorchRecords:
-    """Head and tail records with 0 to 5 entries per position; the first position has none."""
+    """Head and tail records with 0 to 5 entries per position; the first position has none.
+
+    Of the second half of the positions, log p is kept on the tail too.
+    """
     rng = np.random.default_rng(seed)
     counts_T = rng.integers(0, 6, size=rows)
     counts_T[:1] = 0
@@ -40,6 +57,7 @@ def make_records(seed: int, dtype: torch.dtype = torch.float64, rows: int = T) -
     flat = np.concatenate([*ids, np.zeros(0, int)]).astype(np.int64)
     row_E = np.repeat(np.arange(rows), counts_T)
     exact_E = rng.random(len(flat)) < 0.7
+    known_E = exact_E | (row_E >= rows // 2)
     p_E = p_TV[row_E, flat]
     tok_T = rng.integers(0, V, size=rows)
     rest_T = 1.0 - np.bincount(row_E, weights=p_E * exact_E, minlength=rows)
@@ -53,12 +71,13 @@ def make_records(seed: int, dtype: torch.dtype = torch.float64, rows: int = T) -
         row_E=torch.from_numpy(row_E),
         ids_E=torch.from_numpy(flat),
         weight_E=real(p_E),
-        logp_E=real(np.where(exact_E, np.log(p_E), np.nan)),
+        logp_E=real(np.where(known_E, np.log(p_E), np.nan)),
         exact_E=torch.from_numpy(exact_E),
         rest_T=real(rest_T),
         lp_T=real(np.log(p_TV[np.arange(rows), tok_T])),
         ref_lp_T=real(np.log(rng.dirichlet(np.full(V, 2.0), size=rows)[:, 0])),
         ent_T=real(-(p_TV * np.log(p_TV)).sum(axis=1)),
+        lz_T=real(np.log((p_TV ** (1 / 1.4)).sum(axis=1))),
     )
 
 
@@ -118,7 +137,17 @@ def test_equals_autograd_over_full_logits(
 
 @pytest.mark.parametrize(
     "objective",
-    [CrossEntropy(), ForwardKL(), Lightning(clip=0.5), ReverseKL(form="bucketed")],
+    [
+        CrossEntropy(),
+        ForwardKL(),
+        Lightning(clip=0.5),
+        ReverseKL(form="bucketed"),
+        GhostKL(),
+        JSD(),
+        SkewForwardKL(),
+        SkewReverseKL(),
+        TVD(),
+    ],
     ids=str,
 )
 def test_gradient_is_the_slope_of_the_loss(objective: ObjectiveFunction) -> None:

@@ -14,6 +14,7 @@ from stages.config import Drift, Objective, Training
 from stages.job import Input
 from stages.models import load_model
 from stages.objectives.build import build_objective
+from stages.objectives.taid import TAID
 from stages.training import checkpoint
 from stages.training.drift import ratio_sums, summary
 from stages.training.loop import Outcome, Task, train
@@ -81,13 +82,22 @@ def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -
     return max(float((a[name] - b[name]).abs().max()) for name in a)
 
 
-@pytest.mark.parametrize("objective", ["cross_entropy", "forward_kl", "lightning", "reverse_kl"])
+@pytest.mark.parametrize(
+    "objective", ["cross_entropy", "forward_kl", "ghost_kl", "jsd", "lightning", "reverse_kl"]
+)
 def test_the_loss_falls(make: Make, objective: str) -> None:
     task = make(objective, steps=24, run={"log_every": 4})
     run(task)
     losses = [line["loss"] for line in read(task.directory / "metrics.jsonl")]
     assert len(losses) == 6
     assert float(losses[-1] or 0) < 0.7 * float(losses[0] or 0)
+
+
+def test_the_objective_of_each_step_is_that_of_its_progress(make: Make) -> None:
+    task = replace(make("jsd", steps=5), objective=TAID(start=0.2))
+    run(task)
+    shares = [line["teacher_share"] for line in read(task.directory / "metrics.jsonl")]
+    assert shares == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
 
 
 @pytest.mark.parametrize("objective", ["cross_entropy", "reverse_kl"])

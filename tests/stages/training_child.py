@@ -23,13 +23,21 @@ from tests.stages.training_cases import World, make_job
 
 
 def student_job(world: World, store: Path) -> Job[Student]:
-    """Eighteen steps with a checkpoint every four, and log lines out of step with them."""
+    """Eighteen steps with a checkpoint every four, and log lines out of step with them.
+
+    The objective changes from step to step, in its weights and in the target of one term.
+    """
+    terms = [
+        {"name": "reverse_kl", "weight": [[0.0, 0.2], [1.0, 1.0]]},
+        {"name": "taid", "weight": [[0.0, 1.0], [0.5, 0.3]]},
+    ]
     config = Student.model_validate(
         {
             "steps": 18,
             "batch_size": 8,
             "learning_rate": 3e-3,
             "warmup": 0.2,
+            "objective": {"name": "mixture", "terms": terms},
             "run": {"checkpoint_every": 4, "log_every": 5, "tokens_per_microbatch": 48},
         }
     )
