@@ -1,8 +1,9 @@
 """Teacher scoring: logits of the teacher in, sparse unbiased records out.
 
     philox          uniforms from (seed, sequence, position): the only randomness there is
-    kernels         numba: one row of logits -> one record
-    sampler         records of a block of rows on the CPU, and the columns they are stored in
+    kernels, order  numba: one row of logits -> the ids of one record
+    records         what a sampler returns: the columns records are stored in
+    sampler         records of a block of rows on the CPU
     torch_sampler   the same records in plain torch, for logits that live on a GPU
     score           hidden states -> head in chunks -> records of whole sequences
     scorer          a loaded teacher behind one interface, whatever runs it

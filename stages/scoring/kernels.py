@@ -1,9 +1,10 @@
 """Rows of logits -> records, in numba.
 
 Shape letters: R rows, V vocabulary, W >= V width of a row with its padding, C candidates, N draws,
-K room for entries; inside a row B blocks of BLOCK ids and G groups of GROUP blocks.
+M copies (independent records of the same row), K room for entries; inside a row B blocks of BLOCK
+ids and G groups of GROUP blocks.
 
-A row is read twice in a row and then never again: `_load_row` takes the maximum, then computes
+A row is read twice in a row and then never again: `_open_row` takes the maximum, then computes
 e = exp(z - max) with its sum per block of ids, keeping e in a scratch row that stays in the cache.
 All that follows (finding the head, the tail mass, inverting the distribution function at given
 thresholds) skips groups and blocks by their sums and looks at single ids only where it must.
@@ -17,7 +18,7 @@ function is in, but not of files it calls into.
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
@@ -27,19 +28,9 @@ from numba.extending import intrinsic
 BLOCK = 256
 GROUP = 16
 
-MOST_CANDIDATES = 64
-LEAST_TAU = 1 / 128
-"""Limits of `stages.config.Record`; together they bound the entries of a record."""
-
 ROOM = 200
 """Room for the entries of a `head_tail` record, at most 1 / tau + 1 + candidates = 193 of them:
 each of the h ids of p >= tau takes tau of the mass, and n - 1 < r / tau. One byte counts them."""
-
-OK, NOT_FINITE, IMPOSSIBLE = 0, 1, 2
-"""Status of a row: fine; NaN, +inf or nothing but -inf in it; the realised token has p = 0."""
-
-LOG_FLOOR = -1000.0
-"""Stored as log p of a candidate the teacher rules out (logit -inf): large, but finite."""
 
 REST_FLOOR = 1e-7
 """Tail mass below which no tail id is drawn; at the same time a bound on the bias this brings."""
@@ -47,7 +38,28 @@ REST_FLOOR = 1e-7
 _STEP = 32
 _LANES = 64
 _FAST = {"reassoc", "contract", "arcp", "nsz"}
+_ROUNDING = 1e-4  # bound on the relative error of e, with much to spare
 _LOWEST = -87.0  # exp of less is below the smallest normal float32: flushed to zero
+
+
+class Chunk(NamedTuple):
+    """What every kernel takes first: rows of logits, and what every record has."""
+
+    z_RW: Any
+    """[R, W] float32 logits, rows contiguous."""
+    V: int
+    """Only the first V columns of a row are looked at."""
+    scale: Any
+    """One over the record's temperature, float32."""
+    ratio: Any
+    """The record's temperature over the loss temperature, float32; 0 where there is none."""
+    lse_R: Any
+    """Receives log sum exp(scale * z), float64: log p of an id is scale * z - lse. NaN for a row
+    that holds NaN, +inf or nothing but -inf; nothing else is written for it."""
+    ent_R: Any
+    """Receives the entropy, in nats."""
+    lz_R: Any
+    """Receives log sum p^ratio; never touched where `ratio` is 0."""
 
 
 @intrinsic
@@ -117,34 +129,22 @@ def _exp_block(z: Any, top: Any, scale: Any, e: Any) -> Any:
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
+def _power_sum(z: Any, top: Any, scale: Any) -> Any:
+    """Sum of exp((z - top) * scale) over one block."""
+    mass = np.float32(0.0)
+    for i in range(z.shape[0]):
+        v: Any = _exp((z[i] - top) * scale)
+        mass += v
+    return mass
+
+
+@njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
 def _sum(x: Any) -> Any:
     """Sum of float32 values in float64."""
     total = 0.0
     for i in range(x.shape[0]):
         total += x[i]
     return total
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def _load_row(z_V: Any, scale: Any, e_V: Any, block_B: Any, group_G: Any) -> Any:
-    """Fill the scratch arrays from a row of logits times `scale`.
-
-    Returns:
-        (top, Z, dot): the largest logit, sum of e, sum of e * log e, with e relative to the top.
-        Z is NaN where the row holds NaN; `top` is infinite where it holds +inf or only -inf.
-    """
-    top = _row_max(z_V)
-    if math.isinf(top):
-        return top, 0.0, 0.0
-    entropy = 0.0
-    for b in range(block_B.shape[0]):
-        lo = b * BLOCK
-        mass, dot = _exp_block(z_V[lo : lo + BLOCK], top, scale, e_V[lo : lo + BLOCK])
-        block_B[b] = mass
-        entropy += dot
-    for g in range(group_G.shape[0]):
-        group_G[g] = _sum(block_B[g * GROUP : (g + 1) * GROUP])
-    return top, _total(group_G), entropy
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -301,148 +301,160 @@ def _scratch(V: int) -> Any:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _status(top: float, Z: float, z_realised: float) -> int:
-    if math.isinf(top) or math.isnan(Z):
-        return NOT_FINITE
-    return IMPOSSIBLE if z_realised == -np.inf else OK
+def _open_row(rows: Any, r: int, e_V: Any, block_B: Any, group_G: Any) -> Any:
+    """Fill the scratch arrays from row r and write what every record has.
+
+    Returns:
+        (z_V, Z): the row without its padding, and the sum of e, which is relative to the largest
+        logit. Z is NaN where the row holds NaN or +inf, or nothing but -inf.
+    """
+    z_V = rows.z_RW[r][: rows.V]
+    top = _row_max(z_V)
+    dot, power = 0.0, 0.0
+    for b in range(block_B.shape[0]):
+        z_B = z_V[b * BLOCK : (b + 1) * BLOCK]
+        block_B[b], block_dot = _exp_block(z_B, top, rows.scale, e_V[b * BLOCK : (b + 1) * BLOCK])
+        dot += block_dot
+        if rows.ratio > 0:
+            power += _power_sum(z_B, top, rows.scale * rows.ratio)
+    for g in range(group_G.shape[0]):
+        group_G[g] = _sum(block_B[g * GROUP : (g + 1) * GROUP])
+    Z = _total(group_G)
+    log_Z = math.log(Z)
+    rows.lse_R[r] = np.float64(top) * rows.scale + log_Z
+    rows.ent_R[r] = log_Z - dot / Z
+    if rows.ratio > 0:
+        rows.lz_R[r] = math.log(power) - rows.ratio * log_Z
+    return z_V, Z
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _by_logit(z_V: Any, id_K: Any, n: int) -> None:
-    """Sort id_K[:n] by descending logit, equal ones by ascending id; n is small."""
-    for a in range(1, n):
-        i = id_K[a]
-        m = a
-        while m > 0 and (
-            z_V[id_K[m - 1]] < z_V[i] or (z_V[id_K[m - 1]] == z_V[i] and id_K[m - 1] > i)
-        ):
-            id_K[m] = id_K[m - 1]
-            m -= 1
-        id_K[m] = i
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def _by_count(id_K: Any, cnt_K: Any, n: int) -> None:
-    """Sort id_K[:n], ascending so far, by descending count; stable."""
-    for a in range(1, n):
-        i, c = id_K[a], cnt_K[a]
-        m = a
-        while m > 0 and cnt_K[m - 1] < c:
-            id_K[m], cnt_K[m] = id_K[m - 1], cnt_K[m - 1]
-            m -= 1
-        id_K[m], cnt_K[m] = i, c
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def sampled_rows(
-    z_RW: Any, V: int, scale: Any, tok_R: Any, lp_R: Any, ent_R: Any, status_R: Any
-) -> None:
-    """Log p of the realised token and entropy of each row.
+def counts_rows(rows: Chunk, u_RMN: Any, nu_RM: Any, ids_RK: Any, cnt_RK: Any) -> None:
+    """Ids and counts of N draws from each row, M times over; M may be 0.
 
     Args:
-        z_RW: [R, W] float32 logits, rows contiguous; only the first V of a row are looked at.
-        scale: One over the temperature, float32.
-        tok_R: [R] realised ids, below V.
-        lp_R, ent_R: Receive log p of the realised id and the entropy, in nats.
-        status_R: Receives OK, NOT_FINITE or IMPOSSIBLE; other outputs of a bad row are undefined.
+        rows: See `Chunk`.
+        u_RMN: Ascending in the last axis, in [0, 1]: where the distribution function is inverted.
+        nu_RM: Receives the number of distinct ids of each copy.
+        ids_RK, cnt_RK: Receive them and their counts, which sum to N, copy after copy, each by
+            ascending id; M * N places.
     """
-    e_V, block_B, group_G = _scratch(V)
-    for r in range(z_RW.shape[0]):
-        z_V = z_RW[r][:V]
-        top, Z, dot = _load_row(z_V, scale, e_V, block_B, group_G)
-        status_R[r] = _status(top, Z, z_V[tok_R[r]])
-        if status_R[r] == OK:
-            log_Z = math.log(Z)
-            lp_R[r] = (np.float64(z_V[tok_R[r]]) - top) * scale - log_Z
-            ent_R[r] = log_Z - dot / Z
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def counts_rows(
-    z_RW: Any, V: int, scale: Any, tok_R: Any, u_RU: Any, draws: int,
-    lp_R: Any, ent_R: Any, status_R: Any, nu_R: Any, ids_RK: Any, cnt_RK: Any,
-) -> None:  # fmt: skip
-    """Ids and counts of `draws` draws from each row.
-
-    Args:
-        z_RW, V, scale, tok_R, lp_R, ent_R, status_R: As for `sampled_rows`.
-        u_RU: Uniforms: [R, 1] draws systematically, at (k + u) / N; [R, N], each row ascending,
-            draws independently.
-        draws: N.
-        nu_R: Receives the number of distinct ids.
-        ids_RK, cnt_RK: Receive them and their counts, which sum to N, by descending count and
-            then ascending id.
-    """
-    e_V, block_B, group_G = _scratch(V)
-    threshold_N = np.empty(draws, np.float64)
-    for r in range(z_RW.shape[0]):
-        z_V = z_RW[r][:V]
-        top, Z, dot = _load_row(z_V, scale, e_V, block_B, group_G)
-        status_R[r] = _status(top, Z, z_V[tok_R[r]])
-        if status_R[r] != OK:
+    e_V, block_B, group_G = _scratch(rows.V)
+    for r in range(rows.z_RW.shape[0]):
+        _, Z = _open_row(rows, r, e_V, block_B, group_G)
+        if math.isnan(Z):
             continue
-        log_Z = math.log(Z)
-        lp_R[r] = (np.float64(z_V[tok_R[r]]) - top) * scale - log_Z
-        ent_R[r] = log_Z - dot / Z
-        if u_RU.shape[1] == 1:
-            for k in range(draws):
-                threshold_N[k] = (k + u_RU[r, 0]) * Z / draws
-        else:
-            threshold_N[:] = u_RU[r] * Z
-        n = _locate(e_V, block_B, group_G, threshold_N, False, ids_RK[r], cnt_RK[r])
-        _by_count(ids_RK[r], cnt_RK[r], n)
-        nu_R[r] = n
+        end = 0
+        for m in range(u_RMN.shape[1]):
+            ids_K, cnt_K = ids_RK[r, end:], cnt_RK[r, end:]
+            n = _locate(e_V, block_B, group_G, u_RMN[r, m] * Z, False, ids_K, cnt_K)
+            nu_RM[r, m] = n
+            end += n
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def head_tail_rows(
-    z_RW: Any, V: int, scale: Any, tok_R: Any, cand_RC: Any, tau: float, u_RU: Any,
-    lp_R: Any, ent_R: Any, status_R: Any, nu_R: Any, nh_R: Any, rest_R: Any,
-    ids_RK: Any, hlp_RK: Any,
+    rows: Chunk, cand_RC: Any, tau: float, u_RM: Any, nu_RM: Any, nh_R: Any, rest_R: Any,
+    ids_RK: Any,
 ) -> None:  # fmt: skip
-    """The ids of p >= tau exactly, and a systematic sample of the rest, of each row.
+    """The ids of p >= tau exactly, and M systematic samples of the rest, of each row.
 
     With H the head and r = p(not H): n = ceil(r / tau) ids are drawn from the tail, each of weight
     t = r / n. Ids with p > t join the head, which changes r, n and t, until there are none. Then
     every tail id has p <= t and is drawn with probability p / t by one uniform, at most once.
 
     Args:
-        z_RW, V, scale, tok_R, lp_R, ent_R, status_R: As for `sampled_rows`.
-        cand_RC: Ids forced into the head, whatever their p; at most MOST_CANDIDATES of them,
+        rows: See `Chunk`.
+        cand_RC: Ids forced into the head, whatever their p; at most 64 of them,
             repetitions are ignored.
-        tau: Probability from which an id is stored exactly, at least LEAST_TAU.
-        u_RU: [R, 1] uniforms.
-        nu_R, nh_R: Receive the number of entries, and of those in the head.
+        tau: Probability from which an id is stored exactly, at least 1 / 128.
+        u_RM: Uniforms, one for each copy.
+        nu_RM, nh_R: Receive the number of entries of each copy, and of those in the head.
         rest_R: Receives r, summed over the tail.
-        ids_RK: Receives the head by descending p, then the tail ascending.
-        hlp_RK: Receives log p of the head.
+        ids_RK: Receives the head, then the tail of each copy ascending; M * ROOM places.
     """
-    e_V, block_B, group_G = _scratch(V)
+    e_V, block_B, group_G = _scratch(rows.V)
     head_K = np.empty(ROOM, np.int64)
     threshold_K = np.empty(ROOM, np.float64)
     once_K = np.empty(ROOM, np.uint8)
-    for r in range(z_RW.shape[0]):
-        z_V = z_RW[r][:V]
-        top, Z, dot = _load_row(z_V, scale, e_V, block_B, group_G)
-        status_R[r] = _status(top, Z, z_V[tok_R[r]])
-        if status_R[r] != OK:
+    for r in range(rows.z_RW.shape[0]):
+        _, Z = _open_row(rows, r, e_V, block_B, group_G)
+        if math.isnan(Z):
             continue
-        log_Z = math.log(Z)
-        lp_R[r] = (np.float64(z_V[tok_R[r]]) - top) * scale - log_Z
-        ent_R[r] = log_Z - dot / Z
         h = _force(e_V, block_B, group_G, cand_RC[r], head_K)
         h = _remove_from(e_V, block_B, group_G, tau * Z, head_K, h)
         h, n = _settle(e_V, block_B, group_G, tau * Z, REST_FLOOR * Z, head_K, h)
         mass = _total(group_G)
-        _by_logit(z_V, head_K, h)
-        for m in range(h):
-            ids_RK[r, m] = head_K[m]
-            log_p = (np.float64(z_V[head_K[m]]) - top) * scale - log_Z
-            hlp_RK[r, m] = log_p if log_p > LOG_FLOOR else LOG_FLOOR
-        for k in range(n):
-            threshold_K[k] = (k + u_RU[r, 0]) * mass / n
-        n = _locate(e_V, block_B, group_G, threshold_K[:n], True, ids_RK[r, h:], once_K)
-        nu_R[r], nh_R[r], rest_R[r] = h + n, h, min(1.0, mass / Z)
+        nh_R[r], rest_R[r] = h, min(1.0, mass / Z)
+        for k in range(h):
+            ids_RK[r, k] = head_K[k]
+        end = h
+        for m in range(u_RM.shape[1]):
+            for k in range(n):
+                threshold_K[k] = (k + u_RM[r, m]) * mass / n
+            drawn = _locate(e_V, block_B, group_G, threshold_K[:n], True, ids_RK[r, end:], once_K)
+            nu_RM[r, m] = h + drawn
+            end += drawn
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def top_k_rows(rows: Chunk, rest_R: Any, ids_RK: Any) -> None:
+    """The K likeliest ids of each row, at most V, and the mass outside, summed there.
+
+    Args:
+        rows: See `Chunk`.
+        rest_R: Receives the mass.
+        ids_RK: Receives the ids by descending logit, equal ones by ascending id.
+    """
+    e_V, block_B, group_G = _scratch(rows.V)
+    top_K = np.empty(ids_RK.shape[1], np.int64)
+    for r in range(rows.z_RW.shape[0]):
+        z_V, Z = _open_row(rows, r, e_V, block_B, group_G)
+        if math.isnan(Z):
+            continue
+        _find_top(z_V, e_V, block_B, top_K)
+        for k in range(top_K.shape[0]):
+            ids_RK[r, k] = top_K[k]
+            _remove(e_V, block_B, group_G, top_K[k])
+        rest_R[r] = min(1.0, _total(group_G) / Z)
+
+
+# ---------------------------------------------------------------------------------------------
+# Heads
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _find_top(z_V: Any, e_V: Any, block_B: Any, top_K: Any) -> None:
+    """Fill top_K with the ids of the largest logits, descending, equal ones by ascending id.
+
+    Ids come in ascending order, so one that equals the last place never displaces it.
+    """
+    K, n, bar = top_K.shape[0], 0, 0.0  # n places are filled; e must reach bar to enter
+    z_K = np.full(K, -np.inf, np.float32)
+    for b in range(block_B.shape[0]):
+        z_B = z_V[b * BLOCK : (b + 1) * BLOCK]
+        if block_B[b] < bar or (n == K and not _any_above(z_B, z_K[K - 1])):
+            continue
+        for i in range(z_B.shape[0]):
+            if n == K and z_B[i] <= z_K[K - 1]:
+                continue
+            m = n if n < K else K - 1
+            while m > 0 and z_K[m - 1] < z_B[i]:
+                z_K[m], top_K[m] = z_K[m - 1], top_K[m - 1]
+                m -= 1
+            z_K[m], top_K[m] = z_B[i], b * BLOCK + i
+            n = min(n + 1, K)
+        if n == K:
+            bar = (1 - _ROUNDING) * e_V[top_K[K - 1]]
+
+
+@njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
+def _any_above(z: Any, bar: Any) -> Any:
+    """Whether any value is above; counted without a branch, which vectorises."""
+    above = np.int32(0)
+    for i in range(z.shape[0]):
+        above += np.int32(z[i] > bar)
+    return above > 0
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

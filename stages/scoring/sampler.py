@@ -1,15 +1,14 @@
-"""Records of a block of rows on the CPU, and the columns they are stored in.
+"""Records of a block of rows on the CPU.
 
 What a record is and why it is unbiased is in the docstrings of `kernels`; this module picks the
 kernel, spreads rows over threads (the kernels release the GIL) and packs the result.
 
 Shape letters: R rows (positions), W width of a row of logits with its padding, C candidates, U
-uniforms, E entries over all rows, H head entries over all rows, K room for the entries of one row.
+uniforms, M copies, N draws, E entries over all rows, K room for the entries of one row.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -18,73 +17,22 @@ from numpy.typing import NDArray
 
 from stages.config import Record
 from stages.scoring import kernels
-from storage.errors import EngineError
+from stages.scoring.order import order_counts, order_heads
+from stages.scoring.records import (
+    LOG_FLOOR,
+    BadRow,
+    Records,
+    check_limits,
+    check_rows,
+    concat,
+    known_tau,
+    power_ratio,
+    uniforms_needed,
+)
+
+__all__ = ["BadRow", "Records", "concat", "sample", "uniforms_needed"]
 
 Array = NDArray[Any]
-
-
-class BadRow(EngineError):
-    """A row of logits that no record can be made of."""
-
-    def __init__(self, row: int, reason: str) -> None:
-        super().__init__(f"row {row}: {reason}")
-        self.row = row
-        self.reason = reason
-
-
-@dataclass(frozen=True)
-class Records:
-    """Records of R positions, entries of all positions one after the other."""
-
-    lp_R: Array
-    """Log p of the realised token, float32, nats."""
-    ent_R: Array
-    """Entropy, float32, nats."""
-    nu_R: Array | None = None
-    """Entries per position."""
-    nh_R: Array | None = None
-    """Entries of the head per position; these come first."""
-    rest_R: Array | None = None
-    """Teacher mass outside the head, float32."""
-    ids_E: Array | None = None
-    cnt_E: Array | None = None
-    """How often each id was drawn."""
-    hlp_H: Array | None = None
-    """Log p of the head, float32."""
-
-    def columns(self) -> dict[str, Array]:
-        """The columns present, under their names in storage."""
-        named = {
-            "lp": self.lp_R,
-            "ent": self.ent_R,
-            "nu": self.nu_R,
-            "nh": self.nh_R,
-            "rest": self.rest_R,
-            "ids": self.ids_E,
-            "cnt": self.cnt_E,
-            "hlp": self.hlp_H,
-        }
-        return {name: value for name, value in named.items() if value is not None}
-
-
-def concat(blocks: Sequence[Records]) -> Records:
-    """The positions of all blocks, one block after the other; at least one block."""
-    if len(blocks) == 1:
-        return blocks[0]
-    names = [name for name, value in vars(blocks[0]).items() if value is not None]
-    parts: dict[str, Any] = {
-        name: np.concatenate([getattr(block, name) for block in blocks]) for name in names
-    }
-    return Records(**parts)
-
-
-def uniforms_needed(record: Record) -> int:
-    """Uniforms a position needs: one for systematic sampling, N for independent draws."""
-    if record.kind == "sampled":
-        return 0
-    if record.kind == "counts" and record.sampler == "multinomial":
-        return record.draws
-    return 1
 
 
 def sample(
@@ -111,14 +59,12 @@ def sample(
         BadRow: a row holds NaN or +inf, is -inf throughout, or gives the realised token p = 0.
     """
     check_limits(record, cand_RC.shape[1])
-    build = {"sampled": _sampled, "counts": _counts, "head_tail": _head_tail}[record.kind]
-    scale = np.float32(1.0 / record.temperature)
     tok_R = tok_R.astype(np.int64)
     cand_RC = cand_RC.astype(np.int64)
 
     def run(rows: slice) -> tuple[Records, Array]:
-        logits = _Logits(z_RW[rows], vocab_size, scale, tok_R[rows])
-        return build(logits, cand_RC[rows], u_RU[rows], record)
+        given = _Given(z_RW[rows], vocab_size, tok_R[rows], cand_RC[rows], u_RU[rows])
+        return _sample(given, record)
 
     slices = list(_slices(len(z_RW), threads))
     if len(slices) == 1:
@@ -126,45 +72,9 @@ def sample(
     else:
         with ThreadPoolExecutor(len(slices)) as pool:
             done = list(pool.map(run, slices))
-    check_status(np.concatenate([status_R for _, status_R in done]))
-    return concat([records for records, _ in done])
-
-
-def check_limits(record: Record, candidates: int) -> None:
-    """Refuse parameters whose records the kernels have no room for.
-
-    Raises:
-        ValueError: `tau` or the number of candidates is outside what `Record` allows.
-    """
-    if record.kind != "head_tail":
-        return
-    if known_tau(record) < kernels.LEAST_TAU or candidates > kernels.MOST_CANDIDATES:
-        raise ValueError(
-            f"tau = {record.tau} with {candidates} candidates: at least {kernels.LEAST_TAU} and at "
-            f"most {kernels.MOST_CANDIDATES} are possible"
-        )
-
-
-def known_tau(record: Record) -> float:
-    """tau of a `head_tail` record.
-
-    Raises:
-        ValueError: the record asks for a number of entries and has not been calibrated yet.
-    """
-    if record.tau is None:
-        raise ValueError(f"tau for {record.entries} entries is unknown: calibrate the record first")
-    return record.tau
-
-
-def check_status(status_R: Array) -> None:
-    """Raise `BadRow` for the first row whose status is not OK."""
-    bad = np.flatnonzero(status_R != kernels.OK)
-    if len(bad):
-        reason = {
-            kernels.NOT_FINITE: "the logits hold NaN or +inf, or nothing but -inf",
-            kernels.IMPOSSIBLE: "the realised token has logit -inf, that is probability zero",
-        }[int(status_R[bad[0]])]
-        raise BadRow(int(bad[0]), reason)
+    records = concat([one for one, _ in done])
+    check_rows(np.concatenate([lse_R for _, lse_R in done]), records.lp_R)
+    return records
 
 
 def _slices(rows: int, threads: int) -> Iterator[slice]:
@@ -174,60 +84,113 @@ def _slices(rows: int, threads: int) -> Iterator[slice]:
         yield slice(int(low), int(high))
 
 
-class _Logits(NamedTuple):
-    """What every kernel takes first."""
+class _Given(NamedTuple):
+    """The rows of one thread."""
 
     z_RW: Array
     vocab_size: int
-    scale: np.float32
     tok_R: Array
+    cand_RC: Array
+    u_RU: Array
 
 
-def _outputs(rows: int) -> tuple[Array, Array, Array]:
-    return np.empty(rows, np.float32), np.empty(rows, np.float32), np.zeros(rows, np.uint8)
-
-
-def _sampled(logits: _Logits, cand_RC: Array, u_RU: Array, record: Record) -> tuple[Records, Array]:
-    lp_R, ent_R, status_R = _outputs(len(u_RU))
-    kernels.sampled_rows(*logits, lp_R, ent_R, status_R)
-    return Records(lp_R, ent_R), status_R
-
-
-def _counts(logits: _Logits, cand_RC: Array, u_RU: Array, record: Record) -> tuple[Records, Array]:
-    rows = len(u_RU)
-    lp_R, ent_R, status_R = _outputs(rows)
-    nu_R = np.zeros(rows, np.uint8)
-    ids_RK = np.empty((rows, record.draws), np.uint32)
-    cnt_RK = np.empty((rows, record.draws), np.uint8)
-    kernels.counts_rows(
-        *logits, np.sort(u_RU, axis=1), record.draws, lp_R, ent_R, status_R, nu_R, ids_RK, cnt_RK
+def _sample(given: _Given, record: Record) -> tuple[Records, Array]:
+    """Records of some rows, and the log of the normaliser of each; bad rows have no entries."""
+    R, ratio = len(given.z_RW), power_ratio(record)
+    chunk = kernels.Chunk(
+        given.z_RW,
+        given.vocab_size,
+        np.float32(1.0 / record.temperature),
+        np.float32(ratio),
+        lse_R=np.empty(R, np.float64),
+        ent_R=np.empty(R, np.float32),
+        lz_R=np.empty(R if ratio else 0, np.float32),
     )
-    used_RK = np.arange(record.draws) < nu_R[:, None]
-    records = Records(lp_R, ent_R, nu_R=nu_R, ids_E=ids_RK[used_RK], cnt_E=cnt_RK[used_RK])
-    return records, status_R
-
-
-def _head_tail(
-    logits: _Logits, cand_RC: Array, u_RU: Array, record: Record
-) -> tuple[Records, Array]:
-    rows = len(u_RU)
-    lp_R, ent_R, status_R = _outputs(rows)
-    nu_R, nh_R = np.zeros(rows, np.uint8), np.zeros(rows, np.uint8)
-    rest_R = np.empty(rows, np.float32)
-    ids_RK = np.empty((rows, kernels.ROOM), np.uint32)
-    hlp_RK = np.empty((rows, kernels.ROOM), np.float32)
-    kernels.head_tail_rows(
-        *logits, cand_RC, known_tau(record), u_RU,
-        lp_R, ent_R, status_R, nu_R, nh_R, rest_R, ids_RK, hlp_RK,
-    )  # fmt: skip
-    slots_K = np.arange(kernels.ROOM)
+    build = {"counts": _counts, "head_tail": _head_tail, "top_k": _top_k, "sampled": _sampled}
+    entries = build[record.kind](chunk, given, record)
+    log_p_R = _log_p(chunk, np.arange(R), given.tok_R)
     records = Records(
-        lp_R,
-        ent_R,
-        nu_R=nu_R,
-        nh_R=nh_R,
-        rest_R=rest_R,
-        ids_E=ids_RK[slots_K < nu_R[:, None]],
-        hlp_H=hlp_RK[slots_K < nh_R[:, None]],
+        log_p_R.astype(np.float32), chunk.ent_R, chunk.lz_R if ratio else None, **entries
     )
-    return records, status_R
+    return records, chunk.lse_R
+
+
+def _sampled(chunk: kernels.Chunk, given: _Given, record: Record) -> dict[str, Array]:
+    """No entries."""
+    R = len(given.z_RW)
+    no_ids, no_counts = np.empty((R, 0), np.uint32), np.empty((R, 0), np.uint8)
+    kernels.counts_rows(chunk, np.empty((R, 0, 0)), np.empty((R, 0), np.uint8), no_ids, no_counts)
+    return {}
+
+
+def _counts(chunk: kernels.Chunk, given: _Given, record: Record) -> dict[str, Array]:
+    R, M, N = len(given.z_RW), record.copies, record.draws
+    u_RMN = given.u_RU.reshape(R, M, given.u_RU.shape[1] // M)
+    systematic = record.sampler == "systematic"
+    u_RMN = (np.arange(N) + u_RMN) / N if systematic else np.sort(u_RMN, axis=2)
+    nu_RM = np.zeros((R, M), np.uint8)
+    ids_RK, cnt_RK = np.empty((R, M * N), np.uint32), np.empty((R, M * N), np.uint8)
+    kernels.counts_rows(chunk, u_RMN, nu_RM, ids_RK, cnt_RK)
+    order_counts(nu_RM, ids_RK, cnt_RK)
+    row_E, slot_E = _used(nu_RM.sum(axis=1, dtype=np.int64))
+    ids_E = ids_RK[row_E, slot_E]
+    entries = {"nu_RM": nu_RM, "ids_E": ids_E, "cnt_E": cnt_RK[row_E, slot_E]}
+    return entries | _drawn_log_p(chunk, record, row_E, ids_E)
+
+
+def _head_tail(chunk: kernels.Chunk, given: _Given, record: Record) -> dict[str, Array]:
+    R, M = len(given.z_RW), record.copies
+    nu_RM, nh_R = np.zeros((R, M), np.uint8), np.zeros(R, np.uint8)
+    rest_R = np.empty(R, np.float32)
+    ids_RK = np.empty((R, M * kernels.ROOM), np.uint32)
+    kernels.head_tail_rows(
+        chunk, given.cand_RC, known_tau(record), given.u_RU, nu_RM, nh_R, rest_R, ids_RK
+    )
+    order_heads(given.z_RW, nh_R, ids_RK)
+    row_E, slot_E = _used(nu_RM.sum(axis=1, dtype=np.int64) - (M - 1) * nh_R.astype(np.int64))
+    ids_E = ids_RK[row_E, slot_E]
+    head_E = slot_E < nh_R[row_E]
+    hlp_H = _stored_log_p(chunk, row_E[head_E], ids_E[head_E])
+    entries = {"nu_RM": nu_RM, "nh_R": nh_R, "rest_R": rest_R, "ids_E": ids_E, "hlp_H": hlp_H}
+    return entries | _drawn_log_p(chunk, record, row_E[~head_E], ids_E[~head_E])
+
+
+def _top_k(chunk: kernels.Chunk, given: _Given, record: Record) -> dict[str, Array]:
+    R, K = len(given.z_RW), min(record.k, given.vocab_size)
+    rest_R, ids_RK = np.empty(R, np.float32), np.zeros((R, K), np.uint32)
+    kernels.top_k_rows(chunk, rest_R, ids_RK)
+    full_R = np.full(R, K, np.uint8)
+    hlp_H = _stored_log_p(chunk, np.repeat(np.arange(R), K), ids_RK.ravel())
+    return {
+        "nu_RM": full_R[:, None],
+        "nh_R": full_R,
+        "rest_R": rest_R,
+        "ids_E": ids_RK.ravel(),
+        "hlp_H": hlp_H,
+    }
+
+
+# ---------------------------------------------------------------------------------------------
+
+
+def _used(count_R: Array) -> tuple[Array, Array]:
+    """Row and slot of every entry: the first count[r] slots of row r."""
+    row_E = np.repeat(np.arange(len(count_R)), count_R)
+    first_R = np.cumsum(count_R) - count_R
+    return row_E, np.arange(len(row_E)) - first_R[row_E]
+
+
+def _log_p(chunk: kernels.Chunk, row_E: Array, ids_E: Array) -> Array:
+    """Log p of an id in a row, [E] float64."""
+    return chunk.z_RW[row_E, ids_E].astype(np.float64) * chunk.scale - chunk.lse_R[row_E]
+
+
+def _stored_log_p(chunk: kernels.Chunk, row_E: Array, ids_E: Array) -> Array:
+    """The same as it is stored: float32, and finite."""
+    return np.maximum(_log_p(chunk, row_E, ids_E), LOG_FLOOR).astype(np.float32)
+
+
+def _drawn_log_p(
+    chunk: kernels.Chunk, record: Record, row_S: Array, ids_S: Array
+) -> dict[str, Array]:
+    return {"tlp_S": _stored_log_p(chunk, row_S, ids_S)} if record.logp else {}

@@ -22,7 +22,7 @@ from stages.config import Record
 from stages.models import Head, check_head, context_length, lm_head, response_hidden
 from stages.scoring import sampler, torch_sampler
 from stages.scoring.philox import torch_uniforms, uniforms
-from stages.scoring.sampler import BadRow, Records, concat, uniforms_needed
+from stages.scoring.records import BadRow, Records, concat, uniforms_needed
 from storage.errors import ConfigError, DataError, EngineError
 from storage.rows import Rows, gather
 

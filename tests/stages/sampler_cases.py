@@ -10,6 +10,7 @@ Shape letters: R rows, V vocabulary, E entries.
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ import torch
 
 from stages.config import Record
 from stages.scoring import sampler, torch_sampler
-from stages.scoring.sampler import Records
+from stages.scoring.records import Records
 
 EXACT = 5e-6
 Draw = Callable[..., Records]
@@ -48,31 +49,88 @@ def no_candidates(rows: int) -> np.ndarray:
     return np.zeros((rows, 0), np.int64)
 
 
-def weights(records: Records, record: Record, V: int) -> np.ndarray:
-    """[R, V] weight of every id, as a reader forms it."""
-    assert records.nu_R is not None
+def entries(records: Records) -> np.ndarray:
+    """[R] entries of each position; of records with one copy."""
+    assert records.nu_RM is not None
+    assert records.nu_RM.shape[1] == 1
+    return records.nu_RM[:, 0].astype(np.int64)
+
+
+def head(records: Records) -> np.ndarray:
+    """[R] entries of each head."""
+    assert records.nu_RM is not None
+    nh_R = np.zeros(len(records.nu_RM)) if records.nh_R is None else records.nh_R
+    return nh_R.astype(np.int64)
+
+
+def ids(records: Records) -> np.ndarray:
     assert records.ids_E is not None
-    row_E = np.repeat(np.arange(len(records.nu_R)), records.nu_R)
-    out = np.zeros((len(records.nu_R), V))
+    return records.ids_E.astype(np.int64)
+
+
+def copy_of(records: Records, m: int) -> Records:
+    """The records as if only copy m had been kept."""
+    assert records.nu_RM is not None
+    nh_R = head(records)
+    drawn_RM = records.nu_RM.astype(np.int64) - nh_R[:, None]
+    of_M = np.arange(drawn_RM.shape[1]) == m
+    drawn = [np.repeat(of_M, drawn_M) for drawn_M in drawn_RM]
+    kept_E = np.concatenate(
+        [np.r_[np.ones(nh, bool), one] for nh, one in zip(nh_R, drawn, strict=True)]
+    )
+    return replace(
+        records,
+        nu_RM=records.nu_RM[:, m : m + 1],
+        ids_E=ids(records)[kept_E],
+        cnt_E=None if records.cnt_E is None else records.cnt_E[kept_E],
+        tlp_S=None if records.tlp_S is None else records.tlp_S[np.concatenate(drawn)],
+    )
+
+
+def split(records: Records) -> list[Records]:
+    """One `Records` per row."""
+    out: list[Records] = []
+    e = h = s = 0
+    for r in range(len(records.lp_R)):
+        nh = 0 if records.nh_R is None else int(records.nh_R[r])
+        drawn = 0 if records.nu_RM is None else int((records.nu_RM[r].astype(int) - nh).sum())
+        cuts = {
+            "_R": slice(r, r + 1),
+            "_RM": slice(r, r + 1),
+            "_E": slice(e, e + nh + drawn),
+            "_H": slice(h, h + nh),
+            "_S": slice(s, s + drawn),
+        }
+        cut = {
+            name: values[cuts[name[name.index("_") :]]]
+            for name, values in vars(records).items()
+            if values is not None
+        }
+        out.append(Records(**cut))
+        e, h, s = e + nh + drawn, h + nh, s + drawn
+    return out
+
+
+def weights(records: Records, record: Record, V: int) -> np.ndarray:
+    """[R, V] weight of every id, as a reader forms it; of records with one copy."""
+    nu_R, nh_R = entries(records), head(records)
+    row_E = np.repeat(np.arange(len(nu_R)), nu_R)
+    out = np.zeros((len(nu_R), V))
     if record.kind == "counts":
         assert records.cnt_E is not None
-        np.add.at(out, (row_E, records.ids_E), records.cnt_E / record.draws)
+        np.add.at(out, (row_E, ids(records)), records.cnt_E / record.draws)
         return out
-    assert records.nh_R is not None
     assert records.rest_R is not None
     assert records.hlp_H is not None
-    nu_R, nh_R = records.nu_R.astype(int), records.nh_R.astype(int)
     weight_E = (records.rest_R / np.maximum(nu_R - nh_R, 1))[row_E].astype(np.float64)
     weight_E[in_head(records)] = np.exp(records.hlp_H.astype(np.float64))
-    np.add.at(out, (row_E, records.ids_E), weight_E)
+    np.add.at(out, (row_E, ids(records)), weight_E)
     return out
 
 
 def in_head(records: Records) -> np.ndarray:
-    """[E] whether an entry belongs to the head."""
-    assert records.nu_R is not None
-    assert records.nh_R is not None
-    slots = [np.arange(nu) < nh for nu, nh in zip(records.nu_R, records.nh_R, strict=True)]
+    """[E] whether an entry belongs to the head; of records with one copy."""
+    slots = [np.arange(n) < h for n, h in zip(entries(records), head(records), strict=True)]
     return np.concatenate(slots)
 
 
@@ -101,12 +159,9 @@ def mean_weight(
     cand_RC = np.array([candidates], np.int64)
     tok_R = np.array([int(z_V.argmax())])
     one = draw(z_V[None], V, tok_R, cand_RC, np.array([[0.5]]), record)
-    assert one.ids_E is not None
-    assert one.nu_R is not None
-    assert one.nh_R is not None
     tail_V = p_V.copy()
-    tail_V[one.ids_E[: one.nh_R[0]]] = 0
-    draws = int(one.nu_R[0]) - int(one.nh_R[0])
+    tail_V[ids(one)[: head(one)[0]]] = 0
+    draws = int(entries(one)[0] - head(one)[0])
     edges_V = np.cumsum(tail_V) * (draws / tail_V.sum() if draws else 0)
     middles, widths = intervals(edges_V)
     return widths @ at(middles[:, None])

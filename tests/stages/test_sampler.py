@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from stages.config import Record
-from stages.scoring import kernels, sampler
+from stages.scoring import sampler
 from stages.scoring.philox import uniforms
-from stages.scoring.sampler import BadRow, Records, uniforms_needed
+from stages.scoring.records import LOG_FLOOR, BadRow, Records, uniforms_needed
 from tests.stages.sampler_cases import (
     ROWS,
     Draw,
@@ -15,10 +15,13 @@ from tests.stages.sampler_cases import (
     both,
     draw_numba,
     draw_torch,
+    entries,
+    ids,
     in_head,
     mean_weight,
     no_candidates,
     softmax,
+    split,
     weights,
 )
 
@@ -79,7 +82,13 @@ def renormalised_top_k(
     full = np.full(len(z_RW), ids_RK.shape[1], np.uint8)
     zero = np.zeros(len(z_RW), np.float32)
     return Records(
-        zero, zero, full, full, zero, ids_RK.ravel(), hlp_H=hlp_RK.ravel().astype(np.float32)
+        zero,
+        zero,
+        nu_RM=full[:, None],
+        nh_R=full,
+        rest_R=zero,
+        ids_E=ids_RK.ravel(),
+        hlp_H=hlp_RK.ravel().astype(np.float32),
     )
 
 
@@ -149,28 +158,6 @@ def test_records_do_not_depend_on_batching_order_or_threads(kind: str) -> None:
             np.testing.assert_array_equal(values, one.columns()[name])
 
 
-def split(records: Records) -> list[Records]:
-    """One `Records` per row."""
-    out: list[Records] = []
-    e = h = 0
-    for r in range(len(records.lp_R)):
-        nu = 0 if records.nu_R is None else int(records.nu_R[r])
-        nh = 0 if records.nh_R is None else int(records.nh_R[r])
-        cut = {
-            name: values[r : r + 1]
-            for name, values in vars(records).items()
-            if values is not None and name.endswith("_R")
-        }
-        for name in ("ids_E", "cnt_E"):
-            if (values := getattr(records, name)) is not None:
-                cut[name] = values[e : e + nu]
-        if records.hlp_H is not None:
-            cut["hlp_H"] = records.hlp_H[h : h + nh]
-        out.append(Records(**cut))
-        e, h = e + nu, h + nh
-    return out
-
-
 @both
 @pytest.mark.parametrize("kind", ["sampled", "counts", "head_tail"])
 def test_log_p_and_entropy(draw: Draw, kind: str) -> None:
@@ -189,15 +176,10 @@ def test_log_p_and_entropy(draw: Draw, kind: str) -> None:
     np.testing.assert_allclose(records.lp_R, log_p_RV[np.arange(R), tok_R], atol=2e-5)
     np.testing.assert_allclose(records.ent_R, entropy_R, atol=2e-5)
     if records.hlp_H is not None:
-        assert records.nu_R is not None
-        assert records.ids_E is not None
-        row_E = np.repeat(np.arange(R), records.nu_R)
-        head = in_head(records)
-        expected = log_p_RV[row_E[head], records.ids_E[head].astype(int)]
+        row_E, head_E = np.repeat(np.arange(R), entries(records)), in_head(records)
+        expected = log_p_RV[row_E[head_E], ids(records)[head_E]]
         assert np.isinf(expected).any()
-        np.testing.assert_allclose(
-            records.hlp_H, np.maximum(expected, kernels.LOG_FLOOR), atol=2e-5
-        )
+        np.testing.assert_allclose(records.hlp_H, np.maximum(expected, LOG_FLOOR), atol=2e-5)
 
 
 # ---------------------------------------------------------------------------------------------

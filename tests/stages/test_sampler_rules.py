@@ -8,13 +8,16 @@ from hypothesis import strategies as st
 from stages.config import Record
 from stages.scoring import kernels
 from stages.scoring.philox import uniforms
-from stages.scoring.sampler import Records, uniforms_needed
+from stages.scoring.records import Records, known_tau, uniforms_needed
 from tests.stages.sampler_cases import (
     ROWS,
     Draw,
     assert_unbiased,
     both,
     draw_numba,
+    entries,
+    head,
+    ids,
     mean_weight,
     no_candidates,
     softmax,
@@ -25,34 +28,36 @@ from tests.stages.sampler_cases import (
 def check_rules(
     z_RW: np.ndarray, V: int, cand_RC: np.ndarray, record: Record, records: Records
 ) -> None:
-    assert records.nu_R is not None
-    assert records.ids_E is not None
-    assert int(records.nu_R.min()) >= 1
+    nu_R = entries(records)
+    assert int(nu_R.min()) >= 1
     total_R = weights(records, record, V).sum(axis=1)
     np.testing.assert_allclose(total_R, 1, atol=2e-6 if record.kind == "head_tail" else 1e-12)
     p_RV = softmax(z_RW[:, :V] / record.temperature)
-    stop_R = np.cumsum(records.nu_R.astype(np.int64))
+    stop_R = np.cumsum(nu_R)
     for r, (p_V, stop) in enumerate(zip(p_RV, stop_R, strict=True)):
-        ids = records.ids_E[stop - int(records.nu_R[r]) : stop].astype(np.int64)
-        assert len(set(ids)) == len(ids)
-        assert ids.max() < V
+        ids_K = ids(records)[stop - nu_R[r] : stop]
+        assert len(set(ids_K)) == len(ids_K)
+        assert ids_K.max() < V
         if record.kind == "head_tail":
-            check_head_tail(p_V, set(cand_RC[r]), ids, int(records.nh_R[r]), record)  # type: ignore[reportOptionalSubscript]
+            check_head_tail(p_V, set(cand_RC[r]), ids_K, int(head(records)[r]), record)
 
 
-def check_head_tail(p_V: np.ndarray, forced: set, ids: np.ndarray, nh: int, record: Record) -> None:
-    head, tail = ids[:nh], ids[nh:]
-    assert np.all(np.diff(p_V[head]) <= 1e-9)
+def check_head_tail(
+    p_V: np.ndarray, forced: set, ids_K: np.ndarray, nh: int, record: Record
+) -> None:
+    first, tail = ids_K[:nh], ids_K[nh:]
+    tau = known_tau(record)
+    assert np.all(np.diff(p_V[first]) <= 1e-9)
     assert np.all(np.diff(tail) > 0)
-    assert forced <= set(head)
-    assert set(np.flatnonzero(p_V >= record.tau * (1 + 1e-5))) <= set(head)
-    assert len(ids) <= 1 / record.tau + 1 + len(forced)
-    rest = np.delete(p_V, head).sum()
+    assert forced <= set(first)
+    assert set(np.flatnonzero(p_V >= tau * (1 + 1e-5))) <= set(first)
+    assert len(ids_K) <= 1 / tau + 1 + len(forced)
+    rest = np.delete(p_V, first).sum()
     if len(tail):
         t = rest / len(tail)
-        assert t <= record.tau * (1 + 1e-5)
-        assert np.all(np.delete(p_V, head) <= t * (1 + 1e-5))
-        assert np.all(p_V[[i for i in head if i not in forced]] > t * (1 - 1e-5))
+        assert t <= tau * (1 + 1e-5)
+        assert np.all(np.delete(p_V, first) <= t * (1 + 1e-5))
+        assert np.all(p_V[[i for i in first if i not in forced]] > t * (1 - 1e-5))
         assert np.all(p_V[tail] > 0)
     else:
         assert rest <= 2 * kernels.REST_FLOOR
@@ -120,10 +125,8 @@ def test_probability_equal_to_the_tail_weight(draw: Draw, u: float) -> None:
         records = draw(
             z_V[None], 44, np.array([3]), no_candidates(1), np.array([[u]]), Record(candidates=0)
         )
-        assert records.nh_R is not None
-        assert records.ids_E is not None
-        assert int(records.nh_R[0]) in (0, 44)  # ties move together
-        assert sorted(records.ids_E.tolist()) == list(range(44))
+        assert int(head(records)[0]) in (0, 44)  # ties move together
+        assert sorted(ids(records).tolist()) == list(range(44))
 
 
 @both
@@ -134,8 +137,7 @@ def test_the_largest_records_fit(draw: Draw) -> None:
     z_V[200:600] = np.log(0.5 / 400)
     record = Record(tau=1 / 128, candidates=64)
     records = draw(z_V[None], 900, np.array([100]), np.arange(64)[None], np.array([[0.9]]), record)
-    assert records.nu_R is not None
-    assert 190 <= int(records.nu_R[0]) <= 193
+    assert 190 <= int(entries(records)[0]) <= 193
     assert_unbiased(mean_weight(draw, z_V, record, tuple(range(64))), softmax(z_V))
 
 
@@ -154,8 +156,7 @@ def test_counts_are_sorted_by_count_then_id(draw: Draw) -> None:
     record = Record(kind="counts", draws=60)
     records = draw(z_V[None], len(z_V), np.array([0]), no_candidates(1), np.array([[0.4]]), record)
     assert records.cnt_E is not None
-    assert records.ids_E is not None
-    pairs = list(zip((-records.cnt_E.astype(int)).tolist(), records.ids_E.tolist(), strict=True))
+    pairs = list(zip((-records.cnt_E.astype(int)).tolist(), ids(records).tolist(), strict=True))
     assert pairs == sorted(pairs)
     assert len({count for count, _ in pairs}) > 2
 
@@ -171,15 +172,12 @@ def test_rest_is_accurate_however_small(draw: Draw) -> None:
             z_V[None], 5000, np.array([10]), no_candidates(1), np.array([[0.5]]), Record()
         )
         assert records.rest_R is not None
-        assert records.nh_R is not None
         e_V = np.exp(z_V.astype(np.float64) - gap)
-        head = records.ids_E[: records.nh_R[0]]  # type: ignore[reportOptionalSubscript]
-        expected = np.delete(e_V, head).sum() / e_V.sum()
+        expected = np.delete(e_V, ids(records)[: head(records)[0]]).sum() / e_V.sum()
         assert records.rest_R[0] == pytest.approx(expected, rel=1e-5)
         assert records.rest_R[0] > 0
         if expected < kernels.REST_FLOOR:
-            assert records.nu_R is not None
-            assert records.nu_R[0] == records.nh_R[0]
+            assert entries(records)[0] == head(records)[0]
 
 
 def test_systematic_counts_vary_less_than_independent_ones() -> None:
