@@ -59,8 +59,8 @@ def sample(
         BadRow: a row holds NaN or +inf, is -inf throughout, or gives the realised token p = 0.
     """
     check_limits(record, cand_RC.shape[1])
-    tok_R = tok_R.astype(np.int64)
-    cand_RC = cand_RC.astype(np.int64)
+    tok_R, cand_RC = tok_R.astype(np.int64), np.ascontiguousarray(cand_RC, np.int64)
+    u_RU = np.ascontiguousarray(u_RU)
 
     def run(rows: slice) -> tuple[Records, Array]:
         given = _Given(z_RW[rows], vocab_size, tok_R[rows], cand_RC[rows], u_RU[rows])

@@ -76,7 +76,8 @@ class LiveSource:
         self._head = scoring_head(teacher)
         drawn = meta.get("sampling")
         self._sampling = Sampling.model_validate(drawn) if drawn else None
-        self._record = Record.stored(meta["record"])
+        # No position is seen twice, so one draw of it will do.
+        self._record = Record.stored(meta["record"]).model_copy(update={"copies": 1})
         self._plain = plain
         forced = self._record.kind == "head_tail" and not plain
         self._candidates = self._record.candidates if forced else 0

@@ -13,6 +13,7 @@ from tests.stages.sampler_cases import (
     Draw,
     assert_unbiased,
     both,
+    copy_of,
     draw_numba,
     draw_torch,
     entries,
@@ -105,15 +106,13 @@ def test_negative_control_renormalised_top_k_is_found_biased(name: str) -> None:
 
 
 @pytest.mark.parametrize(("V", "pad"), [(1, 0), (17, 0), (256, 3), (5000, 9), (151_669, 267)])
-@pytest.mark.parametrize("kind", ["sampled", "counts", "multinomial", "head_tail"])
+@pytest.mark.parametrize("kind", ["sampled", "counts", "multinomial", "head_tail", "top_k"])
 def test_numba_and_torch_make_the_same_records(V: int, pad: int, kind: str) -> None:
     rng = np.random.default_rng(V)
     R = 12
-    record = (
-        Record(kind="counts", sampler="multinomial", temperature=1.3)
-        if kind == "multinomial"
-        else Record.model_validate({"kind": kind, "temperature": 1.3})
-    )
+    own = {"kind": "counts", "sampler": "multinomial"} if kind == "multinomial" else {"kind": kind}
+    more = {"temperature": 1.3, "loss_temperature": 2.0, "logp": True, "copies": 2}
+    record = Record.model_validate(own | more)
     scale_R1 = rng.choice([0.0, 0.5, 4.0, 10.0], (R, 1))
     z_RW = (scale_R1 * rng.standard_normal((R, V + pad))).astype(np.float32)
     tok_R, cand_RC = rng.integers(0, V, R), rng.integers(0, V, (R, record.candidates))
@@ -122,23 +121,28 @@ def test_numba_and_torch_make_the_same_records(V: int, pad: int, kind: str) -> N
     theirs = draw_torch(z_RW, V, tok_R, cand_RC, u_RU, record)
     assert ours.columns().keys() == theirs.columns().keys()
     for name, values in ours.columns().items():
+        if name == "tlp" and V > 10_000:
+            continue  # of neighbouring ids here and there
         if values.dtype.kind == "f":
             found = theirs.columns()[name]
             np.testing.assert_allclose(values, found, atol=1e-5, rtol=1e-5, err_msg=name)
         elif V < 10_000:
             np.testing.assert_array_equal(values, theirs.columns()[name], err_msg=name)
-    if kind != "sampled" and V > 10_000:
+    for m in range(record.copies if kind not in ("sampled", "top_k") and V > 10_000 else 0):
         # ids of p = 1 / V are no wider than what rounding does to a running sum of V terms
-        moved_RV = np.abs(weights(ours, record, V) - weights(theirs, record, V))
-        assert moved_RV.sum(axis=1).max() <= 4 / record.draws
-        assert np.median(moved_RV.sum(axis=1)) < 1e-5
+        one, other = (weights(copy_of(records, m), record, V) for records in (ours, theirs))
+        moved_R = np.abs(one - other).sum(axis=1)
+        assert moved_R.max() <= 4 / record.draws
+        assert np.median(moved_R) < 1e-5
 
 
-@pytest.mark.parametrize("kind", ["sampled", "counts", "head_tail"])
+@pytest.mark.parametrize("kind", ["sampled", "counts", "head_tail", "top_k"])
 def test_records_do_not_depend_on_batching_order_or_threads(kind: str) -> None:
     rng = np.random.default_rng(2)
     R, V = 40, 900
-    record = Record.model_validate({"kind": kind})
+    record = Record.model_validate(
+        {"kind": kind, "copies": 3, "logp": True, "loss_temperature": 0.5}
+    )
     z_RV = (3 * rng.standard_normal((R, V))).astype(np.float32)
     tok_R, cand_RC = rng.integers(0, V, R), rng.integers(0, V, (R, 4))
     seq_R, position_R = rng.integers(0, 9, R), rng.integers(0, 500, R)
@@ -187,7 +191,7 @@ def test_log_p_and_entropy(draw: Draw, kind: str) -> None:
 
 
 @both
-@pytest.mark.parametrize("kind", ["sampled", "counts", "head_tail"])
+@pytest.mark.parametrize("kind", ["sampled", "counts", "head_tail", "top_k"])
 @pytest.mark.parametrize("where", [0, 1, 63, 64, 299])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_nan_and_infinity_are_refused_with_their_row(

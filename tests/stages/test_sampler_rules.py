@@ -14,10 +14,12 @@ from tests.stages.sampler_cases import (
     Draw,
     assert_unbiased,
     both,
+    copy_of,
     draw_numba,
     entries,
     head,
     ids,
+    in_head,
     mean_weight,
     no_candidates,
     softmax,
@@ -28,11 +30,25 @@ from tests.stages.sampler_cases import (
 def check_rules(
     z_RW: np.ndarray, V: int, cand_RC: np.ndarray, record: Record, records: Records
 ) -> None:
+    for m in range(record.copies):
+        check_copy(z_RW, V, cand_RC, record, copy_of(records, m))
+
+
+def check_copy(
+    z_RW: np.ndarray, V: int, cand_RC: np.ndarray, record: Record, records: Records
+) -> None:
     nu_R = entries(records)
     assert int(nu_R.min()) >= 1
     total_R = weights(records, record, V).sum(axis=1)
     np.testing.assert_allclose(total_R, 1, atol=2e-6 if record.kind == "head_tail" else 1e-12)
     p_RV = softmax(z_RW[:, :V] / record.temperature)
+    if records.lz_R is not None:
+        power_R = (p_RV ** (record.temperature / 2.0)).sum(axis=1)
+        np.testing.assert_allclose(records.lz_R, np.log(power_R), atol=3e-5)
+    if records.tlp_S is not None:
+        row_S = np.repeat(np.arange(len(nu_R)), nu_R - head(records))
+        drawn_S = ids(records)[~in_head(records)]
+        np.testing.assert_allclose(np.exp(records.tlp_S), p_RV[row_S, drawn_S], rtol=1e-4)
     stop_R = np.cumsum(nu_R)
     for r, (p_V, stop) in enumerate(zip(p_RV, stop_R, strict=True)):
         ids_K = ids(records)[stop - nu_R[r] : stop]
@@ -90,6 +106,9 @@ def cases(draw: st.DrawFn, sizes: st.SearchStrategy[int]) -> tuple:
             "tau": draw(st.sampled_from([1 / 128, 0.023, 0.3, 0.9])),
             "candidates": draw(st.sampled_from([0, 1, 4, 64])),
             "temperature": draw(st.sampled_from([1.0, 0.6, 3.0])),
+            "loss_temperature": draw(st.sampled_from([None, 2.0])),
+            "copies": draw(st.sampled_from([1, 1, 3, 16])),
+            "logp": draw(st.booleans()),
         }
     )
     cand_RC = rng.integers(0, V, (R, record.candidates))

@@ -21,6 +21,8 @@ RECORDS = {
     "systematic": Record(kind="counts", draws=20),
     "multinomial": Record(kind="counts", draws=20, sampler="multinomial"),
     "head_tail": Record(kind="head_tail", tau=0.05),
+    "top_k": Record(kind="top_k", k=9),
+    "copies": Record(tau=0.05, copies=3, logp=True, loss_temperature=2.0),
 }
 every_record = pytest.mark.parametrize("record", RECORDS.values(), ids=RECORDS)
 
