@@ -374,6 +374,9 @@ class TeacherLogits(Table):
 
     source: Named = "rollouts"
     """`rollouts`, `sft-data`, `corpus`, or the directory of a set made elsewhere."""
+    limit: Positive | None = None
+    """Training sequences that are scored, from the first on; default all. What the source holds
+    out is scored in any case."""
     record: Record = Record()
     consistency: Literal["refuse", "warn"] = "refuse"
     """What to do when the sequences descend from another teacher."""

@@ -1,7 +1,8 @@
 """`teacher-logits`: the teacher scores every position of a set of sequences, once.
 
-Part i of the records holds the sequences of part i of the source, in their order and split, with
-everything a trainer needs: prompt, response, log pi_ref and the record. The source may be rollouts,
+Each part of the records holds the sequences of one part of the source, in their order and split,
+with everything a trainer needs: prompt, response, log pi_ref and the record. With a `limit` the
+first training sequences alone are scored, and all that are held out. The source may be rollouts,
 the teacher's own answers, or a text corpus (no candidates, no log pi_ref).
 
 Before the teacher is loaded, its identity and its tokenizer are compared with those the sequences
@@ -48,7 +49,7 @@ class Teacher:
 
 
 def plan(job: Job[TeacherLogits]) -> list[ShardSpec]:
-    """One part for each part of the source, of the same index, size and split.
+    """One part for each part of the source that is scored, of the same split.
 
     Raises:
         DataError: the source is no committed set of sequences.
@@ -56,9 +57,9 @@ def plan(job: Job[TeacherLogits]) -> list[ShardSpec]:
     """
     specs: list[ShardSpec] = []
     first = 0
-    for index, part in enumerate(_source(job).parts):
-        specs.append(ShardSpec(index, first, part.sequences, part.split))
-        first += part.sequences
+    for index, (part, count) in enumerate(_scored(job)):
+        specs.append(ShardSpec(index, first, count, part.split))
+        first += count
     return specs
 
 
@@ -90,8 +91,9 @@ def run_shard(job: Job[TeacherLogits], spec: ShardSpec, engine: Teacher) -> Part
         RetryError: the disk refused.
     """
     run, record = job.config.run, job.config.record
-    part = _source(job).parts[spec.index]
-    progress = _Progress(f"{job.name}, part {spec.index}", part.tokens)
+    part, _ = _scored(job)[spec.index]
+    positions = part.tokens * spec.count // max(part.sequences, 1)
+    progress = _Progress(f"{job.name}, part {spec.index}", positions)
     meta = SetMeta(
         stage=job.stage,
         key=job.key,
@@ -103,7 +105,7 @@ def run_shard(job: Job[TeacherLogits], spec: ShardSpec, engine: Teacher) -> Part
         teacher=engine.identity,
     )
     with PartWriter(job.directory, spec.index, meta, spec.split) as writer:
-        groups = read_rows(job.inputs["sequences"].directory / part.file)
+        groups = _first(read_rows(job.inputs["sequences"].directory / part.file), spec.count)
         for rows in _windows(groups, _BATCHES * run.tokens_per_batch):
             writer.write(engine.scorer.score(rows, record, job.seed, progress.advance))
     progress.log()
@@ -120,7 +122,7 @@ def commit(job: Job[TeacherLogits]) -> Manifest:
     directory, identity = _identity(job)
     manifest = commit_parts(
         job.directory,
-        len(source.parts),
+        len(plan(job)),
         **job.identity,
         kind="records",
         teacher=identity,
@@ -152,6 +154,29 @@ def _source(job: Job[TeacherLogits]) -> Manifest:
             f"rollouts.candidates = {record.candidates}."
         )
     return manifest
+
+
+def _scored(job: Job[TeacherLogits]) -> list[tuple[Part, int]]:
+    """The parts of the source to score, and how many sequences of each, from its first on."""
+    left = job.config.limit
+    out: list[tuple[Part, int]] = []
+    for part in _source(job).parts:
+        count = part.sequences
+        if left is not None and part.split == "train":
+            count = min(left, count)
+            left -= count
+        if count or not part.sequences:
+            out.append((part, count))
+    return out
+
+
+def _first(groups: Iterator[Rows], count: int) -> Iterator[Rows]:
+    """The row groups of a part up to the first `count` sequences."""
+    for rows in groups:
+        yield rows if count >= len(rows) else rows.take(range(count))
+        count -= len(rows)
+        if count <= 0:
+            return
 
 
 def _identity(job: Job[TeacherLogits]) -> tuple[Path, dict[str, Any]]:

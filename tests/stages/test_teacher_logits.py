@@ -142,6 +142,25 @@ def test_parts_map_one_to_one(
         assert "cand" not in scored
 
 
+@pytest.mark.parametrize(("limit", "counts"), [(50, [40, 10, 7]), (37, [37, 7]), (999, [*SIZES])])
+def test_a_limit_scores_the_first_sequences_and_all_held_out(
+    tmp_path: Path, teacher: Path, source: Path, limit: int, counts: list[int]
+) -> None:
+    jobs = [
+        make_job(tmp_path / str(index), teacher, source, **options)
+        for index, options in enumerate(({}, {"limit": limit}))
+    ]
+    whole, some = (run(job) for job in jobs)
+    assert [part.sequences for part in some.parts] == counts
+    for split in ("train", "holdout"):
+        every, first = (
+            Rows.concat([read_all(job.directory, p) for p in made.parts if p.split == split])
+            for job, made in zip(jobs, (whole, some), strict=True)
+        )
+        for name, values in every.slice(0, len(first)).columns.items():
+            np.testing.assert_allclose(first[name], values, rtol=2e-3, err_msg=name)
+
+
 def test_stored_log_p_is_within_a_thousandth_of_a_plain_forward(
     tmp_path: Path, teacher: Path, source: Path, parts: list[Rows]
 ) -> None:
