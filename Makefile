@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 AFTERGLOW := $(BIN)/afterglow
 SOURCE = $(if $(CONFIG),$(addprefix --config ,$(CONFIG)),--recipe $(RECIPE))
 CODE := benchmarks pipeline stages storage tests tools
-STAGES := corpus pretrain sft-data sft rollouts teacher-logits train evaluate report
+STAGES := corpus pretrain sft-data sft rollouts teacher-logits residualize train evaluate report
 
 # A dozen short processes import large libraries: without cached bytecode each pays seconds to compile
 # them. One folder holds the cache, so that the sources stay clean.
@@ -34,6 +34,7 @@ export PYTHONPYCACHEPREFIX := $(CURDIR)/.pycache
 # sft             fine-tune the student on the answers: the reference policy
 # rollouts        the reference policy answers the OPD prompts
 # teacher-logits  the teacher scores every position once
+# residualize     correct the records of a teacher that the student did not learn from
 # train           train the students, then print the table of `report`
 # evaluate        judge every model
 # report          one table over everything

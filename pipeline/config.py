@@ -13,6 +13,7 @@ from stages.config import (
     Pretrain,
     RecordSets,
     Report,
+    Residualize,
     Rollouts,
     Sft,
     SftData,
@@ -46,6 +47,7 @@ class Recipe(Table):
     sft: Sft | None = None
     rollouts: Rollouts | None = None
     teacher_logits: RecordSets = Field(default=RecordSets(), alias="teacher-logits")
+    residualize: Residualize | None = None
     train: Train
     evaluate: Evaluate | None = None
     report: Report = Report()

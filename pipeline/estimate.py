@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pipeline.config import Recipe
 from pipeline.plan import Node
-from stages.config import Corpus, Generate, PromptSource, Record, TeacherLogits
+from stages.config import Corpus, Generate, PromptSource, Record, Residualize, TeacherLogits
 from stages.prompts import count_prompts
 
 _ID = 2.0
@@ -37,6 +37,8 @@ def estimate(recipe: Recipe, node: Node) -> Size | None:
     if isinstance(node.config, TeacherLogits):
         entries = _ENTRIES.get(node.config.source, _ENTRIES["rollouts"])
         return Size(tokens, round(tokens * bytes_per_position(node.config.record, entries)))
+    if isinstance(node.config, Residualize):
+        return Size(tokens, round(tokens * bytes_per_position(Record(kind="sampled"), 0.0)))
     candidates = int(getattr(node.config, "candidates", 0))
     logp = 0.0 if isinstance(node.config, Corpus) else _LOGP32
     return Size(tokens, round(tokens * (_ID * (1 + candidates) + logp)))
@@ -73,6 +75,8 @@ def _tokens(recipe: Recipe, node: Node) -> int | None:
     if isinstance(config, TeacherLogits):
         sources = [source for source in node.upstream() if source.stage.name == config.source]
         return _tokens(recipe, sources[0]) if sources else None
+    if isinstance(config, Residualize):
+        return next((_tokens(recipe, source) for source in node.upstream()), None)
     if isinstance(config, Corpus) and config.task:
         return config.count * config.sequence_length
     return None

@@ -43,8 +43,16 @@ STAGES: tuple[Stage, ...] = (
         "the same teacher scores every position once",
     ),
     Stage(
+        "residualize",
+        ("teacher-logits",),
+        True,
+        False,
+        1,
+        "take what recurs out of the scores of another teacher",
+    ),
+    Stage(
         "train",
-        ("pretrain", "sft-data", "sft", "rollouts", "teacher-logits"),
+        ("pretrain", "sft-data", "sft", "rollouts", "teacher-logits", "residualize"),
         False,
         True,
         1,

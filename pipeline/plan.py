@@ -144,6 +144,9 @@ class _Builder:
         if recipe.rollouts is not None and reference is not None:
             self._add("rollouts", "", recipe.rollouts, model=reference)
         self._teacher_logits(teacher)
+        if recipe.residualize is not None:
+            records = self._set(recipe.residualize.source, "residualize.source")
+            self._add("residualize", "", recipe.residualize, records=records)
         rows = self._students(teacher, reference)
         self._evaluations(teacher, rows)
         return list(self.made.values())
@@ -188,6 +191,8 @@ class _Builder:
             if table.source == "rollouts" and self.recipe.rollouts is None:
                 continue  # the students train on a set given by its directory
             sequences = self._set(table.source, "teacher-logits.source")
+            if self.recipe.residualize and self.recipe.residualize.source == _set_name(variant):
+                table = table.model_copy(update={"consistency": "warn"})
             self._add("teacher-logits", variant, table, teacher=teacher, sequences=sequences)
 
     def _students(self, teacher: Ref, reference: Ref | None) -> dict[str, Ref]:
@@ -251,6 +256,11 @@ def _records_of(model: Ref) -> Ref | None:
     if data is None or isinstance(data.source, External):
         return data
     return data if data.source.stage.name == "teacher-logits" else None
+
+
+def _set_name(variant: str) -> str:
+    """How a table names a record set of the recipe."""
+    return f"teacher-logits:{variant}" if variant else "teacher-logits"
 
 
 def select(nodes: list[Node], targets: list[str]) -> list[Node]:

@@ -379,8 +379,13 @@ class TeacherLogits(Table):
     out is scored in any case."""
     record: Record = Record()
     consistency: Literal["refuse", "warn"] = "refuse"
-    """What to do when the sequences descend from another teacher."""
+    """What to do when the sequences descend from another teacher. A set that `[residualize]` reads
+    may be scored by another one in any case."""
     run: ScoreRun = ScoreRun()
+
+    def unused(self) -> frozenset[str]:
+        """A check decides whether there is a set, not what is in it."""
+        return frozenset({"consistency"})
 
 
 class RecordSets(TeacherLogits):
@@ -404,6 +409,26 @@ class RecordSets(TeacherLogits):
         own = self.model_dump(exclude={"compare"})
         tables = {name: merge(own, table) for name, table in self.compare.items()}
         return {name: TeacherLogits.model_validate(t) for name, t in {"": own, **tables}.items()}
+
+
+class Residualize(Table):
+    """Cross-teacher correction of a record set (arXiv 2607.28449); absent: no such set is made.
+
+    A student reads it by `data = "residualize"`.
+    """
+
+    source: Named = "teacher-logits"
+    """`teacher-logits`, `teacher-logits:<name>`, or the directory of a set of records."""
+    folds: Annotated[int, Field(ge=2, le=64)] = 5
+    """Prompts are split into so many folds; each is corrected by what the others show."""
+    token_share: Fraction = 0.5
+    """Weight of the mean by token id; the rest is that of the mean by position and surprisal."""
+    pseudo_count: Annotated[float, Field(ge=0.0)] = 20.0
+    """Tokens' worth of the overall mean mixed into every mean."""
+    position_bins: Positive = 16
+    """Positions are binned by powers of two, the last bin taking all that follow."""
+    surprisal_bins: Positive = 8
+    """pi_ref's surprisals are binned by quantiles."""
 
 
 class Drift(Table):
@@ -524,8 +549,8 @@ class Student(Training):
     init: Named = "sft"
     """`sft` (pi_ref), `scratch`, a directory or Hub id, or `pretrain:<name>`."""
     data: Named = "teacher-logits"
-    """`teacher-logits`, `teacher-logits:<name>` for one made by a comparison table, `sft-data`,
-    `live` (teacher in the loop), or the directory of a set."""
+    """`teacher-logits`, `teacher-logits:<name>` for one made by a comparison table,
+    `residualize`, `sft-data`, `live` (teacher in the loop), or the directory of a set."""
     live: Literal["record", "full"] = "record"
     """`data = "live"`: whether the objective reads a record of the teacher, drawn like those of
     the set, or its `full` distribution (`forward_kl` only): what records are estimates of."""

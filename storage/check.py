@@ -70,7 +70,8 @@ def check_rows(rows: Rows, meta: SetMeta) -> None:
             _refuse(rows, name, values >= meta.vocab_size, f"vocab_size is {meta.vocab_size}")
         elif column.dtype.kind == "f":
             _refuse(rows, name, ~np.isfinite(values), "only finite numbers are stored")
-        if name in ("ref_lp", "lp", "hlp", "tlp"):
+        score = name == "lp" and bool(meta.record_params.get("correction"))
+        if name in ("ref_lp", "lp", "hlp", "tlp") and not score:
             _refuse(rows, name, values > _SLACK, "a log-probability is at most 0")
         elif name == "ent":
             _refuse(rows, name, values < -_SLACK, "an entropy is at least 0")

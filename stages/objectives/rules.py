@@ -141,6 +141,16 @@ def _uncapped(case: Case) -> Guarantee | None:
     return Guarantee("biased", f"importance weights are capped at {own}; the log says how often")
 
 
+def _scores_of_the_teacher(case: Case) -> Guarantee | None:
+    if case.row not in READ_THE_REALISED_TOKEN or not case.record.get("correction"):
+        return None
+    return Guarantee(
+        "biased",
+        "the scores are corrected for a foreign teacher (arXiv 2607.28449), so what is followed is "
+        "no divergence from that teacher",
+    )
+
+
 RULES = (
     Rule(
         "At another temperature than the record's, `forward_kl` needs log p of the drawn ids: "
@@ -166,6 +176,11 @@ RULES = (
     Rule(
         "They are biased where the weight is capped (`max_weight`, `truncation`).",
         _uncapped,
+    ),
+    Rule(
+        "They are biased on scores corrected for a foreign teacher (`residualize`): those are no "
+        "log-probabilities of any model. `lightning` is then the objective of arXiv 2607.28449.",
+        _scores_of_the_teacher,
     ),
 )
 """Applied to every row except `cross_entropy`, which reads no teacher; the weakest result counts.

@@ -17,6 +17,7 @@ STAGE_TABLES: list[Table] = [
     tables.Sft(steps=3),
     tables.Rollouts(prompts=tables.PromptSource(task="addition", limit=3)),
     tables.TeacherLogits(),
+    tables.Residualize(),
     tables.Student(steps=3),
     tables.Evaluate(prompts=tables.PromptSource(task="addition", limit=3)),
     tables.Report(),

@@ -222,3 +222,52 @@ def test_an_evaluation_reads_what_its_table_asks_for(tmp_path: Path) -> None:
 def test_gradients_are_compared_at_a_student_there_is(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="`nobody`, which is no student; there are fine, full"):
         scratch(tmp_path, "evaluate.gradient.at=nobody")
+
+
+CORRECTED = ("residualize.folds=5", "train.compare.two.data=residualize")
+
+
+def test_a_corrected_set_is_made_where_the_recipe_asks_for_it(tmp_path: Path) -> None:
+    alone, more = planned(tmp_path), planned(tmp_path, *CORRECTED)
+    assert "residualize" not in alone
+    assert set(more) - set(alone) >= {"residualize", "train.two"}
+    assert more["residualize"].inputs["records"].key == more["teacher-logits"].key
+    assert more["train.two"].inputs["data"].key == more["residualize"].key
+    with pytest.raises(ConfigError, match=r"has no \[residualize\] table"):
+        planned(tmp_path, CORRECTED[1])
+
+
+def test_another_teacher_may_score_what_will_be_corrected_and_no_key_changes(
+    tmp_path: Path,
+) -> None:
+    other = (SYSTEMATIC, 'residualize.source="teacher-logits:systematic"')
+    alone, more = planned(tmp_path, SYSTEMATIC), planned(tmp_path, *other)
+    assert {name: p.key for name, p in more.items() if name in alone} == {
+        name: p.key for name, p in alone.items()
+    }
+
+    def consistency(nodes: dict[str, Planned], name: str) -> object:
+        return getattr(nodes[name].node.config, "consistency", None)
+
+    assert consistency(more, "teacher-logits.systematic") == "warn"
+    assert consistency(more, "teacher-logits") == "refuse"
+    assert consistency(alone, "teacher-logits.systematic") == "refuse"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "residualize.folds=4",
+        "residualize.token_share=0.4",
+        "residualize.pseudo_count=10.0",
+        "residualize.position_bins=4",
+        "residualize.surprisal_bins=4",
+        "teacher-logits.record.tau=0.05",
+    ],
+)
+def test_each_parameter_and_the_source_decide_the_key_of_a_corrected_set(
+    tmp_path: Path, change: str
+) -> None:
+    before, after = planned(tmp_path, *CORRECTED), planned(tmp_path, *CORRECTED, change)
+    assert before["residualize"].key != after["residualize"].key
+    assert before["train.two"].key != after["train.two"].key

@@ -152,6 +152,16 @@ def test_a_vocabulary_smaller_than_k() -> None:
     check_rows(rows, meta)
 
 
+def test_only_corrected_scores_may_be_above_zero() -> None:
+    meta = meta_of("sampled")
+    rows = random_rows(meta, 3)
+    above = Rows(rows.columns | {"lp": rows["lp"] + 50}, rows.offsets)
+    with pytest.raises(DataError, match="a log-probability is at most 0"):
+        check_rows(above, meta)
+    record = {**(meta.record or {}), "correction": {"folds": 5}}
+    check_rows(above, replace(meta, record=record))
+
+
 def test_the_last_id_of_the_vocabulary_is_allowed() -> None:
     meta = meta_of("sequences", vocab_size=1000)
     rows = random_rows(meta, 2)

@@ -243,6 +243,21 @@ def test_what_further_passes_repeat(
     assert ("note" in found.to_json()) == bool(says)
 
 
+@pytest.mark.parametrize(
+    ("objective", "level"),
+    [
+        ({"name": "lightning"}, "exact"),
+        ({"name": "cross_entropy"}, "exact"),
+        ({"name": "reverse_kl"}, "biased"),
+        ({"name": "policy_gradient"}, "biased"),
+        ({"name": "mixture", "terms": [{"name": "lightning"}, {"name": "reverse_kl"}]}, "biased"),
+    ],
+)
+def test_corrected_scores_are_no_teacher_of_a_divergence(objective: dict, level: str) -> None:
+    corrected = {**meta(), "record": record("sampled") | {"correction": {"folds": 5}}}
+    assert guarantee(wanted(**objective), corrected).level == level
+
+
 def test_contract_imports_no_torch() -> None:
     code = "import sys, stages.objectives.contract; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,172 @@
+"""`residualize`: records of a teacher that pi_ref did not learn from, made fit to train on.
+
+Offline distillation wants one teacher in both places (arXiv 2604.13010, theorem 3.8). Where another
+one has scored the rollouts, this stage takes the recurring part of the difference between its
+log-probabilities and pi_ref's out of them (`stages.cross_teacher`, arXiv 2607.28449) and writes a
+new set: the sequences as they are, `lp` corrected, nothing of the vocabulary. The correction is
+defined for the realised token only, so head, draws and `rest` of the source are left behind and the
+set is of kind `sampled`; the contract then admits sampled-token objectives alone. A corrected score
+is no log-probability and may exceed zero. `ent` stays the scoring teacher's own.
+
+Part i of the result holds the sequences of part i of the source. Sums are taken over all parts of
+the split `train` first; whoever makes single parts repeats that pass, which reads four columns.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stages.config import Record, Residualize
+from stages.cross_teacher import COLUMNS, Correction, Estimator
+from stages.job import Job, ShardSpec
+from stages.tokenizer import copy_tokenizer
+from stages.training.inputs import TOKENIZER
+from storage.errors import DataError
+from storage.manifest import Manifest, Part, SetMeta, commit_parts, read_manifest
+from storage.rows import Rows
+from storage.schema import column_names
+from storage.shard import PartWriter, read_meta, read_rows
+
+log = logging.getLogger(__name__)
+
+_KEPT = column_names("records", {"kind": "sampled"}, 0, reference=True)
+
+
+def plan(job: Job[Residualize]) -> list[ShardSpec]:
+    """One part for each part of the source, of the same index, size and split.
+
+    Raises:
+        DataError: the source is no committed set of records, or was corrected before.
+    """
+    specs: list[ShardSpec] = []
+    first = 0
+    for index, part in enumerate(_source(job).parts):
+        specs.append(ShardSpec(index, first, part.sequences, part.split))
+        first += part.sequences
+    return specs
+
+
+@contextmanager
+def open_engine(job: Job[Residualize]) -> Iterator[Correction]:
+    """The first pass: what recurs, estimated from the split `train`.
+
+    Raises:
+        DataError: records without `ref_lp`, too few prompts, or a damaged part.
+    """
+    source, directory = _source(job), _directory(job)
+    parts = [part for part in source.parts if part.split == "train" and part.tokens]
+    if not parts:
+        raise DataError(f"{directory}: no tokens in split 'train' to estimate a correction from")
+    _warn_of_temperatures(directory, source)
+    tokens, sequences = (sum(getattr(p, name) for p in parts) for name in ("tokens", "sequences"))
+    vocab_size = read_meta(directory / parts[0].file).vocab_size
+    estimator = Estimator(job.config, job.seed, vocab_size, tokens / sequences)
+    try:
+        for part in parts:
+            for rows in read_rows(directory / part.file, COLUMNS):
+                estimator.add(rows)
+        correction = estimator.correction()
+    except DataError as error:
+        raise DataError(f"{directory}: {error}") from error
+    log.info("%s: d has mean %.4f nats", job.name, float(correction.overall_K.mean()))
+    yield correction
+
+
+def run_shard(job: Job[Residualize], spec: ShardSpec, engine: Correction) -> Part:
+    """Correct one part.
+
+    Raises:
+        DataError: a part of the source is damaged.
+        RetryError: the disk refused.
+    """
+    source, directory = _source(job), _directory(job)
+    part = source.parts[spec.index]
+    before = read_meta(directory / part.file)
+    meta = SetMeta(
+        stage=job.stage,
+        key=job.key,
+        kind="records",
+        vocab_size=before.vocab_size,
+        record=_record(job, source),
+        tokenizer=before.tokenizer,
+        teacher=before.teacher,
+    )
+    with PartWriter(job.directory, spec.index, meta, spec.split) as writer:
+        for rows in read_rows(directory / part.file, _KEPT):
+            writer.write(corrected(rows, engine))
+    return writer.part
+
+
+def commit(job: Job[Residualize]) -> Manifest:
+    """The manifest; the set still descends from the teacher that scored.
+
+    Raises:
+        RetryError: parts are missing, or the disk refused.
+    """
+    source, directory = _source(job), _directory(job)
+    kept = directory / TOKENIZER
+    manifest = commit_parts(
+        job.directory,
+        len(source.parts),
+        **job.identity,
+        kind="records",
+        teacher=source.teacher,
+        tokenizer=source.tokenizer,
+        files=copy_tokenizer(kept, job.directory / TOKENIZER) if kept.is_dir() else (),
+    )
+    return replace(manifest, meta=dict(source.meta) | {"record": _record(job, source)})
+
+
+def corrected(rows: Rows, correction: Correction) -> Rows:
+    """The sequences of a record set with corrected `lp` and no more of a record than `ent`."""
+    columns = {name: rows[name] for name in _KEPT}
+    columns["lp"] = (rows["lp"] - correction.recurring(rows)).astype(np.float32)
+    return Rows.from_columns(
+        columns, {level: rows.offsets[level] for level in ("prompt", "position")}
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+
+
+def _directory(job: Job[Residualize]) -> Path:
+    return job.inputs["records"].directory
+
+
+def _source(job: Job[Residualize]) -> Manifest:
+    directory = _directory(job)
+    manifest = read_manifest(directory)
+    if manifest.kind != "records":
+        raise DataError(
+            f"{directory}: holds {manifest.kind}, not records. Give residualize.source a set that "
+            "teacher-logits has made."
+        )
+    if manifest.meta["record"].get("correction"):
+        raise DataError(f"{directory}: is corrected already. Give the set it was made from.")
+    return manifest
+
+
+def _record(job: Job[Residualize], source: Manifest) -> dict[str, Any]:
+    temperature = source.meta["record"].get("temperature", 1.0)
+    made = job.config.model_dump(exclude={"source"}) | {"records": source.key, "seed": job.seed}
+    return Record(kind="sampled", temperature=temperature).model_dump() | {"correction": made}
+
+
+def _warn_of_temperatures(directory: Path, source: Manifest) -> None:
+    """The difference d is of two distributions at one temperature, or part of it is temperature."""
+    recorded = source.meta["record"].get("temperature", 1.0)
+    sampled = (source.meta.get("sampling") or {}).get("temperature")
+    if sampled != recorded or not source.meta.get("full_support", False):
+        log.warning(
+            "%s: tokens were drawn at temperature %s%s and scored at %s; the difference will pass "
+            "for a habit of the teacher, and be taken out as far as it recurs",
+            directory,
+            sampled,
+            "" if source.meta.get("full_support") else " without full support",
+            recorded,
+        )
