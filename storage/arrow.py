@@ -6,8 +6,9 @@ Reading is zero-copy: the arrays of a `Rows` made here are views of Arrow's buff
 # pyright: basic
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,9 @@ from storage.errors import DataError
 from storage.files import HashingFile
 from storage.rows import Offsets, Rows
 from storage.schema import COLUMNS, Array, Column
+
+if TYPE_CHECKING:
+    from storage.pages import Footer
 
 DAMAGE: tuple[type[Exception], ...] = (
     OSError,
@@ -28,6 +32,7 @@ DAMAGE: tuple[type[Exception], ...] = (
     pa.ArrowException,
 )
 """What pyarrow raises on damaged input, depending on where the damage is."""
+_ZSTD = pa.Codec("zstd")
 
 
 class Writer:
@@ -63,17 +68,49 @@ class Reader:
 
     def __init__(self, path: Path) -> None:
         self._parquet = pq.ParquetFile(path, page_checksum_verification=True)
+        self._stream = path.open("rb", buffering=0)
+        self._footer: Footer | None = None
         self.metadata: dict[bytes, bytes] = dict(self._parquet.metadata.metadata or {})
         self.row_groups = int(self._parquet.metadata.num_row_groups)
+        schema = self._parquet.schema_arrow
+        known = "ids" in schema.names and all(name in COLUMNS for name in schema.names)
+        self._direct = known and schema.equals(arrow_schema(schema.names))
+        """Whether `storage.pages` is tried first: it pays where lists are long."""
 
     def read(self, group: int, columns: Sequence[str] | None) -> Rows:
         """One row group; `columns` None reads all."""
+        if self._direct and columns is None:
+            from storage.pages import Unusual  # Numba: only who reads records pays its import
+
+            with suppress(Unusual, *DAMAGE):  # Arrow can read it, or tell what is wrong with it
+                return self._read_pages(group)
         names = None if columns is None else list(columns)
         return from_arrow(self._parquet.read_row_group(group, columns=names, use_threads=False))
+
+    def _read_pages(self, group: int) -> Rows:
+        from storage.pages import Footer, read_chunk
+
+        self._footer = self._footer or Footer(self._stream)
+        columns: dict[str, Array] = {}
+        offsets: dict[str, Offsets] = {}
+        listed = [COLUMNS[name] for name in self._parquet.schema_arrow.names]
+        for chunk in self._footer.chunks(group, listed):
+            name, level = chunk.column.name, chunk.column.level
+            columns[name], own = read_chunk(chunk, decompress)
+            if own is not None:
+                _same_lengths(name, offsets.setdefault(level, own), own)
+        _check_draws(offsets)
+        return Rows(columns, offsets)
 
     def close(self) -> None:
         """Close the file; rows read from it stay valid."""
         self._parquet.close()
+        self._stream.close()
+
+
+def decompress(frame: Array, size: int) -> memoryview:
+    """The `size` bytes of one zstd frame."""
+    return memoryview(_ZSTD.decompress(pa.py_buffer(frame), size))
 
 
 def column_bytes(path: Path) -> dict[str, int]:
@@ -144,11 +181,15 @@ def from_arrow(table: pa.Table) -> Rows:
             continue
         ends = array.offsets.to_numpy(zero_copy_only=True).astype(np.int64)
         columns[name] = array.values.to_numpy(zero_copy_only=True)[ends[0] : ends[-1]]
-        known = offsets.setdefault(column.level, ends - ends[0])
-        if not np.array_equal(known, ends - ends[0]):
-            raise DataError(f"column {name!r}: its lengths differ from others at {column.level}")
+        own = ends - ends[0]
+        _same_lengths(name, offsets.setdefault(column.level, own), own)
     _check_draws(offsets)
     return Rows(columns, offsets)
+
+
+def _same_lengths(name: str, known: Offsets, own: Offsets) -> None:
+    if not np.array_equal(known, own):
+        raise DataError(f"column {name!r}: its lengths differ from others at {COLUMNS[name].level}")
 
 
 def _check_draws(offsets: dict[str, Offsets]) -> None:

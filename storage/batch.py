@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.rows import Offsets, gather, offsets_of
+from storage.rows import Offsets, join_segments, offsets_of
+from storage.schema import Array
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -87,9 +88,7 @@ class Batch:
     def select(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> "Batch":
         """The sequences at `indices`, in that order."""
         row_N = np.asarray(indices, np.int64)
-        prompt_P, prompt_off = gather(self.prompt_off, row_N)
-        tok_T, tok_off = gather(self.tok_off, row_N)
-        return self._gathered(row_N, prompt_P, prompt_off, tok_T, tok_off)
+        return self._cut(row_N, np.diff(self.tok_off)[row_N])
 
     def truncate(self, max_length: int) -> "Batch":
         """Cut the tail of each response so that prompt plus response has at most `max_length`.
@@ -100,11 +99,7 @@ class Batch:
         if not len(self) or int(self.lengths.max()) <= max_length:
             return self
         kept_N = np.clip(max_length - np.diff(self.prompt_off), 0, np.diff(self.tok_off))
-        tok_off = offsets_of(kept_N)
-        shift_T = np.repeat(self.tok_off[:-1] - tok_off[:-1], kept_N)
-        tok_T = np.arange(len(shift_T), dtype=np.int64) + shift_T
-        every_N, every_P = np.arange(len(self)), np.arange(len(self.prompt))
-        return self._gathered(every_N, every_P, self.prompt_off, tok_T, tok_off)
+        return self._cut(np.arange(len(self)), kept_N)
 
     def microbatches(self, token_budget: int) -> "list[Batch]":
         """Split into batches of similar length that fit a budget once padded.
@@ -128,26 +123,39 @@ class Batch:
             start += count
         return out
 
-    def _gathered(
-        self, row_N: Ints, prompt_P: Ints, prompt_off: Offsets, tok_T: Ints, tok_off: Offsets
-    ) -> "Batch":
-        entry_E, entry_off = gather(self.entry_off, tok_T)
+    def _cut(self, row_N: Ints, kept_N: Ints) -> "Batch":
+        """The first `kept_N` positions of the sequences `row_N`."""
+        prompt_N, first_N = self.prompt_off[row_N], self.tok_off[row_N]
+        entry_N = self.entry_off[first_N]
+
+        def prompt(values: Ints) -> Ints:
+            return join_segments(values, prompt_N, np.diff(self.prompt_off)[row_N])
+
+        def position(values: Array) -> Array:
+            return join_segments(values, first_N, kept_N)
+
+        def position_if(values: Array | None) -> Array | None:
+            return None if values is None else position(values)
+
+        def entry(values: Array) -> Array:
+            return join_segments(values, entry_N, self.entry_off[first_N + kept_N] - entry_N)
+
         return Batch(
             seq_id=self.seq_id[row_N],
             prompt_id=self.prompt_id[row_N],
             outcome=self.outcome[row_N],
-            prompt=self.prompt[prompt_P],
-            prompt_off=prompt_off,
-            tok=self.tok[tok_T],
-            tok_off=tok_off,
-            ref_lp=None if self.ref_lp is None else self.ref_lp[tok_T],
-            lp=None if self.lp is None else self.lp[tok_T],
-            ent=None if self.ent is None else self.ent[tok_T],
-            entry_off=entry_off,
-            ids=self.ids[entry_E],
-            weight=self.weight[entry_E],
-            logp=self.logp[entry_E],
-            exact=self.exact[entry_E],
-            rest=self.rest[tok_T],
-            lz=None if self.lz is None else self.lz[tok_T],
+            prompt=prompt(self.prompt),
+            prompt_off=offsets_of(np.diff(self.prompt_off)[row_N]),
+            tok=position(self.tok),
+            tok_off=offsets_of(kept_N),
+            ref_lp=position_if(self.ref_lp),
+            lp=position_if(self.lp),
+            ent=position_if(self.ent),
+            entry_off=offsets_of(position(np.diff(self.entry_off))),
+            ids=entry(self.ids),
+            weight=entry(self.weight),
+            logp=entry(self.logp),
+            exact=entry(self.exact),
+            rest=position(self.rest),
+            lz=position_if(self.lz),
         )

@@ -104,8 +104,9 @@ def _check_entries(rows: Rows, meta: SetMeta) -> None:
     _refuse_lengths(rows, "nu", rows.lengths("draw"), copies * rows.lengths("position"))
     _refuse(rows, "nu", rows["nu"] == 0, "every draw has at least one entry")
     if not counted:
-        most_T = rows["nu"].reshape(-1, copies).min(axis=1, initial=255)
-        _refuse(rows, "nh", rows["nh"] > most_T, "a draw has no fewer entries than the head")
+        for draw in range(copies):
+            short = rows["nh"] > rows["nu"][draw::copies]
+            _refuse(rows, "nh", short, "a draw has no fewer entries than the head")
     for name, level in _LENGTHS.items():
         if name in rows:
             values_T = values_per_position(level, rows.columns, rows.tokens)

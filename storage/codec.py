@@ -156,8 +156,8 @@ def _check_sums(rows: Rows, nu_TC: Array, nh_T: Array, copies: int) -> None:
     found = {name: len(rows[name]) for name in ("ids", "cnt", "hlp", "tlp", "rest") if name in rows}
     expected = {"ids": head + tail, "cnt": tail, "hlp": head, "tlp": tail, "rest": rows.tokens}
     fits = len(nu_TC) == copies * rows.tokens and len(nh_T) == rows.tokens
-    most_T = nu_TC.reshape(-1, copies).min(axis=1) if fits else nu_TC
-    if not fits or bool((nh_T > most_T).any()) or found != {n: expected[n] for n in found}:
+    fits = fits and not any(bool((nh_T > nu_TC[draw::copies]).any()) for draw in range(copies))
+    if not fits or found != {name: expected[name] for name in found}:
         raise DataError(
             f"records do not add up: nu says {tail + copies * head} entries in {copies} draws and "
             f"nh {head} head entries, but the columns hold {found}"

@@ -31,6 +31,35 @@ with np.errstate(over="ignore", invalid="ignore"):
     """exp of a float16, by its bits: a look-up is ten times faster than the function."""
 
 
+@nb.njit(nogil=True)
+def _drawn(
+    weight: float,
+    weight_of: Array,
+    ids_F: Array,
+    cnt_F: Array,
+    tlp_F: Array,
+    half: Array,
+    ids_E: Array,
+    weight_E: Array,
+    logp_E: Array,
+    exact_E: Array,
+) -> None:
+    """Sampled entries from where they are stored, F, to E; one vector loop per output."""
+    for k in range(len(ids_F)):
+        ids_E[k] = ids_F[k]
+    if len(cnt_F) > 0:
+        for k in range(len(ids_F)):
+            weight_E[k] = weight_of[cnt_F[k]]
+    else:
+        weight_E[: len(ids_F)] = weight
+    if len(tlp_F) > 0:
+        for k in range(len(ids_F)):
+            logp_E[k] = half[tlp_F[k]]
+    else:
+        logp_E[: len(ids_F)] = np.nan
+    exact_E[: len(ids_F)] = False
+
+
 @nb.njit(
     types.void(
         types.int64,
@@ -86,6 +115,14 @@ def decode_records(
         entry_off: [T+1] out; its first entry is left alone.
         ids_E, weight_E, logp_E, exact_E: out. Weights of a position sum to 1 up to float32.
     """
+    weight_of = (np.arange(256) / max(draws, 1)).astype(np.float32)
+    if draws > 0 and copies == 1:  # everything is drawn and everything is wanted: one run
+        _drawn(0.0, weight_of, stored_ids_S, cnt_S, tlp_K, half, ids_E, weight_E, logp_E, exact_E)
+        entry = 0
+        for position in range(len(nh_T)):
+            entry += np.int64(nu_TC[position])
+            entry_off[position + 1] = entry
+        return
     entry = 0
     source = 0
     head = 0
@@ -120,12 +157,18 @@ def decode_records(
             exact_E[entry + k] = True
         entry += known
         first = source + known + skipped
-        share = outside / tail if tail > 0 else 0.0
-        for k in range(tail):
-            ids_E[entry + k] = stored_ids_S[first + k]
-            weight_E[entry + k] = cnt_S[first + k] / draws if draws > 0 else share
-            logp_E[entry + k] = half[tlp_K[drawn + skipped + k]] if len(tlp_K) > 0 else np.nan
-            exact_E[entry + k] = False
+        _drawn(
+            outside / max(tail, 1),
+            weight_of,
+            stored_ids_S[first : first + tail],
+            cnt_S[first : first + tail],
+            tlp_K[drawn + skipped : drawn + skipped + tail],
+            half,
+            ids_E[entry:],
+            weight_E[entry:],
+            logp_E[entry:],
+            exact_E[entry:],
+        )
         entry += tail
         source += known + outside_head
         head += known
@@ -169,3 +212,78 @@ def first_repeated(copies: int, nu_TC: Array, nh_T: Array, ids_S: Array) -> Any:
             first += count - known
         source = first
     return -1
+
+
+@nb.njit(types.int64(_input(types.uint8), types.int64, types.int64[::1]), nogil=True, cache=True)
+def zeros_among_levels(data: Array, levels: int, found: Array) -> Any:
+    """Positions of the zeros among levels of one bit, in Parquet's RLE / bit-packing hybrid.
+
+    Args:
+        data: the encoded levels.
+        levels: how many there are; padding behind the last one is ignored.
+        found: out.
+
+    Returns:
+        How many zeros were found; -1 if they do not fit into `found`, or the data is no such code.
+    """
+    at = 0
+    level = 0
+    count = 0
+    while level < levels:
+        header = np.int64(0)
+        shift = 0
+        while True:
+            if at >= len(data) or shift > 56:
+                return -1
+            byte = np.int64(data[at])
+            at += 1
+            header |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                break
+        if header >> 1 == 0:
+            return -1
+        if header & 1:  # groups of eight levels, lowest bit first
+            for _ in range(header >> 1):
+                if level >= levels:
+                    break
+                if at >= len(data):
+                    return -1
+                byte = np.int64(data[at])
+                at += 1
+                if byte == 255:
+                    level += 8
+                    continue
+                for bit in range(min(8, levels - level)):
+                    if not (byte >> bit) & 1:
+                        if count >= len(found):
+                            return -1
+                        found[count] = level + bit
+                        count += 1
+                level += 8
+        else:  # one level many times
+            run = min(header >> 1, levels - level)
+            if at >= len(data) or data[at] > 1:
+                return -1
+            if data[at] == 0:
+                if count + run > len(found):
+                    return -1
+                for k in range(run):
+                    found[count + k] = level + k
+                count += run
+            at += 1
+            level += run
+    return count
+
+
+@nb.njit(types.void(_input(types.uint8), types.uint32[::1]), nogil=True, cache=True)
+def join_bytes(planes: Array, out: Array) -> None:
+    """Undo BYTE_STREAM_SPLIT: `planes` holds byte 0 of all values, then byte 1, 2 and 3."""
+    count = len(out)
+    for i in range(count):
+        out[i] = (
+            np.uint32(planes[i])
+            | np.uint32(planes[count + i]) << np.uint32(8)
+            | np.uint32(planes[2 * count + i]) << np.uint32(16)
+            | np.uint32(planes[3 * count + i]) << np.uint32(24)
+        )

@@ -16,6 +16,9 @@ from storage.schema import COLUMNS, LEVELS, Array, Level
 
 Offsets = NDArray[np.int64]
 
+_LONG = 32
+"""Mean length from which copying segment by segment beats an index for each value."""
+
 _LENGTH_OF: dict[Level, str] = {
     "prompt": "prompt",
     "position": "tok",
@@ -153,15 +156,16 @@ class Rows:
     def take(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> "Rows":
         """The sequences at `indices`, in that order; always a copy."""
         wanted = np.asarray(indices, np.int64)
-        positions: dict[str, Offsets] = {}
-        offsets: dict[str, Offsets] = {}
-        for level, value in self.offsets.items():
-            positions[level], offsets[level] = gather(value, wanted)
-        columns = {
-            name: values[wanted if COLUMNS[name].level == "row" else positions[COLUMNS[name].level]]
-            for name, values in self.columns.items()
-        }
-        return Rows(columns, offsets)
+        lengths = {level: np.diff(value)[wanted] for level, value in self.offsets.items()}
+        columns: dict[str, Array] = {}
+        for name, values in self.columns.items():
+            level = COLUMNS[name].level
+            if level == "row":
+                columns[name] = values[wanted]
+            else:
+                starts = self.offsets[level][wanted]
+                columns[name] = join_segments(values, starts, lengths[level])
+        return Rows(columns, {level: offsets_of(value) for level, value in lengths.items()})
 
     def slice(self, start: int, stop: int) -> "Rows":
         """Sequences `start` to `stop`, as views."""
@@ -195,6 +199,17 @@ def gather(offsets: Offsets, indices: NDArray[np.int64]) -> tuple[NDArray[np.int
     gathered = offsets_of(lengths)
     shift = np.repeat(offsets[:-1][indices] - gathered[:-1], lengths)
     return np.arange(gathered[-1], dtype=np.int64) + shift, gathered
+
+
+def join_segments(values: Array, start_N: NDArray[np.int64], length_N: NDArray[np.int64]) -> Array:
+    """The values of N segments, one segment after the other; always a copy."""
+    count = len(start_N)
+    total = int(length_N.sum())
+    if count and total >= _LONG * count:
+        stops = (start_N + length_N).tolist()
+        return np.concatenate([values[a:b] for a, b in zip(start_N.tolist(), stops, strict=True)])
+    shift = np.repeat(start_N - (np.cumsum(length_N) - length_N), length_N)
+    return values[np.arange(total, dtype=np.int64) + shift]
 
 
 def _file_order(name: str) -> int:

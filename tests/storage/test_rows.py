@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage.errors import DataError
-from storage.rows import Rows, gather, offsets_of
+from storage.rows import Rows, gather, join_segments, offsets_of
 from tests.storage.make import KINDS, meta_of, random_rows, same_rows
 
 HEAD_TAIL = random_rows(meta_of("head_tail"), 9)
@@ -61,6 +61,18 @@ def test_gather_lists_the_segments(lengths: list[int], data: st.DataObject) -> N
     expected = [np.arange(offsets[i], offsets[i + 1]) for i in wanted]
     assert flat.tolist() == np.concatenate([np.zeros(0, np.int64), *expected]).tolist()
     assert np.diff(gathered).tolist() == [lengths[i] for i in wanted]
+
+
+@pytest.mark.parametrize("longest", [5, 100])
+@given(data=st.data())
+def test_segments_are_joined_in_the_order_asked_for(longest: int, data: st.DataObject) -> None:
+    values = np.arange(120)
+    start = data.draw(st.lists(st.integers(0, 20), max_size=9))
+    length = [data.draw(st.integers(0, longest)) for _ in start]
+    expected = [np.arange(a, a + n) for a, n in zip(start, length, strict=True)]
+    found = join_segments(values, np.array(start, np.int64), np.array(length, np.int64))
+    assert found.tolist() == np.concatenate([np.zeros(0), *expected]).tolist()
+    assert not np.shares_memory(found, values)
 
 
 ONE = {"seq_id": 7, "prompt": [1, 2], "tok": [3, 4, 5], "lp": [-1.0, -2.0, -3.0]}

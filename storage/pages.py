@@ -1,0 +1,188 @@
+"""Column chunks as `storage.arrow.Writer` lays them out, decoded without Arrow.
+
+A chunk is a run of Parquet data pages, version 1: a Thrift header, then one zstd frame that holds
+repetition levels, definition levels and values. A general reader walks over the levels value by
+value. Ours are known beforehand (everything required, at most one level of lists), so it is enough
+to find the zeros among them: a list starts where the repetition level is 0, and it is empty where
+the definition level is. That halves the time of reading a part.
+
+Whatever is not exactly of this form raises `Unusual`, damage included; the caller then lets Arrow
+read it, or find out what is wrong.
+"""
+
+import os
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from io import FileIO
+
+import numpy as np
+
+from storage.kernels import join_bytes, zeros_among_levels
+from storage.rows import Offsets
+from storage.schema import Array, Column
+from storage.thrift import fields, structs
+
+
+@dataclass(frozen=True)
+class _Header:
+    uncompressed: int
+    levels: int
+    encoding: int
+    crc: int
+
+
+Decompress = Callable[[Array, int], memoryview]
+
+_DATA_PAGE = 0
+_PLAIN, _RLE, _BYTE_STREAM_SPLIT = 0, 3, 9
+_LARGEST_PAGE = 1 << 28
+_MAGIC = b"PAR1"
+_SMALLEST_GROUP = 8  # bytes in the footer; far below what is possible
+
+
+class Unusual(Exception):
+    """Not laid out as this package's writer does, or damaged."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One column of one row group, as described in the footer."""
+
+    column: Column
+    data: Array
+    """All its pages, as bytes."""
+    rows: int
+    levels: int
+    """Levels in all pages: values plus empty lists."""
+
+
+class Footer:
+    """Where the columns lie, from the metadata at the end of a file.
+
+    Raises:
+        Unusual: as above.
+    """
+
+    def __init__(self, stream: FileIO) -> None:
+        self._stream = stream
+        self._size = stream.seek(0, os.SEEK_END)
+        tail = os.pread(stream.fileno(), 8, max(self._size - 8, 0))
+        length = int.from_bytes(tail[:4], "little")
+        start = self._size - 8 - length
+        if len(tail) < 8 or tail[4:] != _MAGIC or start < len(_MAGIC):
+            raise Unusual("footer")
+        self._data = np.frombuffer(os.pread(stream.fileno(), length, start), np.uint8)
+        top = np.full(5, -1, np.int64)
+        places = np.empty(length // _SMALLEST_GROUP, np.int64)
+        count = -1 if fields(self._data, 0, top) < 0 else structs(self._data, int(top[4]), places)
+        if count < 0:
+            raise Unusual("row groups")
+        self._groups = places[:count].copy()
+
+    def chunks(self, group: int, columns: Sequence[Column]) -> Iterator[Chunk]:
+        """The columns of a row group, read one after the other.
+
+        Raises:
+            Unusual: as above, or another number of columns.
+        """
+        found = np.full(4, -1, np.int64)
+        places = np.empty(len(columns), np.int64)
+        fields(self._data, int(self._groups[group]), found)
+        if structs(self._data, int(found[1]), places) != len(columns):
+            raise Unusual("columns")
+        for column, place in zip(columns, places.tolist(), strict=True):
+            outer, inner = np.full(4, -1, np.int64), np.full(10, -1, np.int64)
+            fields(self._data, place, outer)
+            fields(self._data, int(outer[3]), inner)
+            levels, _, size, _, start = inner[5:].tolist()
+            if start < 0 or size < 0 or start + size > self._size:
+                raise Unusual("column")
+            data = np.frombuffer(os.pread(self._stream.fileno(), size, start), np.uint8)
+            yield Chunk(column, data, int(found[3]), levels)
+
+
+def read_chunk(chunk: Chunk, decompress: Decompress) -> tuple[Array, Offsets | None]:
+    """Values, and [N+1] offsets of the lists (None for a column of level `row`).
+
+    Raises:
+        Unusual: as above.
+    """
+    listed = chunk.column.level != "row"
+    starts: list[Array] = []
+    values: list[Array] = []
+    at = levels = count = rows = 0
+    while at < len(chunk.data):
+        header, size, at = _page_header(chunk.data, at)
+        page = chunk.data[at : at + size]
+        at += size
+        if len(page) != size or zlib.crc32(page.data) != header.crc:
+            raise Unusual("page checksum")
+        flat = np.frombuffer(decompress(page, header.uncompressed), np.uint8)
+        there = header.levels
+        if listed:
+            start_R, flat, there = _lists(flat, header.levels, chunk.rows - rows)
+            starts.append(start_R + count)
+            rows += len(start_R)
+        values.append(_values(flat, there, chunk.column, header.encoding))
+        levels += header.levels
+        count += there
+    if levels != chunk.levels or (rows if listed else count) != chunk.rows:
+        raise Unusual("number of values")
+    joined = values[0] if len(values) == 1 else np.concatenate([_none(chunk.column), *values])
+    return joined, np.concatenate([*starts, [count]], dtype=np.int64) if listed else None
+
+
+def _none(column: Column) -> Array:
+    return np.zeros(0, column.dtype)
+
+
+def _lists(flat: Array, levels: int, most: int) -> tuple[Offsets, Array, int]:
+    """Where the lists of a page start among its values; the values' bytes; how many they are."""
+    start_R, flat = _zeros(flat, levels, most)
+    empty_R, flat = _zeros(flat, levels, most)
+    skipped_R = np.searchsorted(empty_R, start_R)  # an empty list has levels but no value
+    return start_R - skipped_R, flat, levels - len(empty_R)
+
+
+def _zeros(flat: Array, levels: int, most: int) -> tuple[Offsets, Array]:
+    """Positions of the zeros in a length-prefixed run of levels, and the bytes behind it."""
+    size = int(flat[:4].view(np.uint32)[0]) if len(flat) >= 4 else len(flat)
+    found = np.empty(most, np.int64)
+    count = zeros_among_levels(flat[4 : 4 + size], levels, found) if 4 + size <= len(flat) else -1
+    if count < 0:
+        raise Unusual("levels")
+    return found[:count], flat[4 + size :]
+
+
+def _values(flat: Array, count: int, column: Column, encoding: int) -> Array:
+    """The values of a page in the type of the column."""
+    width = 4 if column.dtype.kind in "iu" and column.dtype.itemsize < 4 else column.dtype.itemsize
+    if len(flat) != count * width:
+        raise Unusual("bytes")
+    if encoding == _PLAIN:
+        stored = np.dtype(f"i{width}") if column.dtype.kind in "iu" else column.dtype
+        return np.require(flat.view(stored), column.dtype, "A")
+    if encoding != _BYTE_STREAM_SPLIT or width != 4:
+        raise Unusual("encoding")
+    if column.dtype.itemsize == 1:
+        return flat[:count].view(column.dtype).copy()  # the low byte of each; the others are zero
+    whole = np.empty(count, np.uint32)
+    join_bytes(flat, whole)
+    return whole.view(column.dtype)
+
+
+def _page_header(data: Array, at: int) -> tuple[_Header, int, int]:
+    """The header at `at`, the size of the page behind it, and where that starts."""
+    header = np.full(6, -1, np.int64)
+    page = np.full(5, -1, np.int64)
+    at = fields(data, at, header)
+    if at < 0 or fields(data, int(header[5]), page) < 0:
+        raise Unusual("page header")
+    kind, uncompressed, size, crc = header[1:5].tolist()
+    levels, encoding, *of_levels = page[1:5].tolist()
+    if kind != _DATA_PAGE or of_levels != [_RLE, _RLE]:
+        raise Unusual("page header")
+    if not (0 <= uncompressed <= _LARGEST_PAGE and size >= 0 and levels >= 0):
+        raise Unusual("page header")
+    return _Header(uncompressed, levels, encoding, crc & 0xFFFFFFFF), size, at

@@ -1,0 +1,145 @@
+"""Thrift's compact protocol, as far as it takes to find one's way in a Parquet file.
+
+pyarrow ends the process when a damaged footer is asked where a column lies, so these few loops look
+it up instead. They never read outside their input: what cannot be followed gives -1.
+"""
+# Numba has no types for its decorator or its type objects.
+# pyright: basic
+
+from typing import Any
+
+import numba as nb
+import numpy as np
+from numba import types
+
+from storage.schema import Array
+
+_BYTES = types.Array(types.uint8, 1, "C", readonly=True)
+_PLACE = types.int64
+_TRUE, _FALSE, _BYTE, _I16, _I64, _DOUBLE, _BINARY, _LIST, _SET, _STRUCT = (
+    1, 2, 3, 4, 6, 7, 8, 9, 10, 12,
+)  # fmt: skip
+_DEEPEST = 16
+
+
+@nb.njit(types.UniTuple(_PLACE, 2)(_BYTES, _PLACE), nogil=True, cache=True)
+def _varint(data: Array, at: int) -> Any:
+    """An unsigned number and the place behind it."""
+    value = 0
+    for shift in range(0, 63, 7):
+        if not 0 <= at < len(data):
+            return 0, -1
+        byte = np.int64(data[at])
+        value |= (byte & 127) << shift
+        at += 1
+        if byte < 128:
+            return value, at
+    return 0, -1
+
+
+@nb.njit(types.UniTuple(_PLACE, 3)(_BYTES, _PLACE), nogil=True, cache=True)
+def items(data: Array, at: int) -> Any:
+    """(count, type, place of the first) of a list; place -1 where there is none."""
+    if not 0 <= at < len(data):
+        return 0, 0, -1
+    count, kind = np.int64(data[at] >> 4), np.int64(data[at] & 15)
+    at += 1
+    if count == 15:
+        count, at = _varint(data, at)
+    if count > len(data):
+        return 0, 0, -1
+    return count, kind, at
+
+
+@nb.njit(types.UniTuple(_PLACE, 3)(_BYTES, _PLACE, _PLACE), nogil=True, cache=True)
+def _field(data: Array, at: int, number: int) -> Any:
+    """(number, type, place) of the field after field `number`; type 0 where the struct ends."""
+    if not 0 <= at < len(data):
+        return 0, 0, -1
+    delta, kind = np.int64(data[at] >> 4), np.int64(data[at] & 15)
+    if kind == 0:
+        return 0, 0, at + 1
+    if delta == 0:  # the writer's fields are never that far apart
+        return 0, 0, -1
+    return number + delta, kind, at + 1
+
+
+@nb.njit(_PLACE(_BYTES, _PLACE, _PLACE, _PLACE), nogil=True, cache=True)
+def _skip(data: Array, at: int, kind: int, depth: int) -> Any:
+    """The place behind a value of a type."""
+    if at < 0 or depth > _DEEPEST:
+        return -1
+    if kind in (_TRUE, _FALSE):
+        return at  # a field's type is its value
+    if kind == _BYTE:
+        return at + 1
+    if _I16 <= kind <= _I64:
+        return _varint(data, at)[1]
+    if kind == _DOUBLE:
+        return at + 8
+    if kind == _BINARY:
+        size, at = _varint(data, at)
+        return at + size if at >= 0 and size <= len(data) else -1
+    if kind in (_LIST, _SET):
+        count, element, at = items(data, at)
+        for _ in range(count):
+            flag = element in (_TRUE, _FALSE)
+            at = at + 1 if flag else _skip(data, at, element, depth + 1)
+            if not 0 <= at <= len(data):
+                return -1
+        return at
+    if kind == _STRUCT:
+        number = 0
+        while True:
+            number, inner, at = _field(data, at, number)
+            if inner == 0:
+                return at
+            at = _skip(data, at, inner, depth + 1)
+    return -1
+
+
+@nb.njit(_PLACE(_BYTES, _PLACE, types.int64[::1]), nogil=True, cache=True)
+def fields(data: Array, at: int, found: Array) -> Any:
+    """Look into the struct at a place.
+
+    Args:
+        data, at: where the struct is.
+        found: out; by field number the value of an integer, the place of anything else. Numbers
+            that are not there, or too large for it, change nothing.
+
+    Returns:
+        The place behind the struct.
+    """
+    number = 0
+    while True:
+        number, kind, at = _field(data, at, number)
+        if kind == 0:
+            return at
+        start = at
+        at = _skip(data, at, kind, 0)
+        if not 0 <= at <= len(data):
+            return -1
+        if number < len(found):
+            if _I16 <= kind <= _I64:
+                raw = _varint(data, start)[0]
+                found[number] = (raw >> 1) ^ -(raw & 1)
+            else:
+                found[number] = start
+
+
+@nb.njit(_PLACE(_BYTES, _PLACE, types.int64[::1]), nogil=True, cache=True)
+def structs(data: Array, at: int, found: Array) -> Any:
+    """Places of the structs of a list.
+
+    Returns:
+        How many there are; -1 if it is no list of at most len(found) structs.
+    """
+    count, kind, at = items(data, at)
+    if at < 0 or count > len(found) or (kind != _STRUCT and count > 0):
+        return -1
+    for index in range(count):
+        found[index] = at
+        at = _skip(data, at, _STRUCT, 0)
+        if not 0 <= at <= len(data):
+            return -1
+    return count
