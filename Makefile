@@ -45,7 +45,7 @@ $(STAGES): env
 # demo            the whole comparison with several seeds: make demo SEEDS=3
 # demo-live       the same students with the teacher in the loop: the baseline to match
 demo: env
-	@$(AFTERGLOW) demo --seeds $(SEEDS) $(SOURCE) $(ARGS)
+	@$(AFTERGLOW) seeds --count $(SEEDS) $(SOURCE) $(ARGS)
 
 demo-live: env
 	@$(AFTERGLOW) run report --recipe demo-live $(ARGS)

@@ -77,8 +77,11 @@ def _parser() -> argparse.ArgumentParser:
     explain = verb("explain", "why a set is missing, field by field against the nearest one")
     explain.add_argument("targets", nargs="*", metavar="STAGE")
     verb("config", "print the resolved recipe as TOML")
-    demo = verb("demo", "run the recipe for several seeds and print means over them")
-    demo.add_argument("--seeds", type=int, default=1, help="number of seeds, from the recipe's on")
+    seeds = verb("seeds", "run the recipe for several seeds and print means over them")
+    seeds.add_argument("--count", type=int, default=3, metavar="N", help="number of seeds (3)")
+    seeds.add_argument(
+        "--into", type=Path, metavar="FILE", help="Markdown file whose generated part it becomes"
+    )
     verify = verb(
         "verify", "re-check every hash of a set, or whose tokens or records it holds", recipe=False
     )

@@ -72,6 +72,13 @@ def cost(directory: Path) -> dict[str, Any]:
     return _read(directory / PROVENANCE).get("cost", {})
 
 
+def machine(directory: Path) -> str:
+    """The machine a committed set was made on, in words."""
+    found: dict[str, Any] = _read(directory / PROVENANCE).get("hardware", {})
+    cpu = found.get("cpu") or found.get("machine") or "an unknown machine"
+    return ", ".join([f"{cpu} with {found.get('cpus', '?')} CPUs", *found.get("gpus", [])])
+
+
 def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 

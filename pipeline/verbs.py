@@ -8,11 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import demo, runner, show
+from pipeline import runner, show
 from pipeline.config import Recipe, load_recipe
 from pipeline.graph import BY_NAME
 from pipeline.plan import Planned, build, named, resolve, select
 from pipeline.provenance import to_toml
+from pipeline.seeds import run_seeds
 from pipeline.units import parse_shards
 from pipeline.units import units as find_units
 from stages.job import Input
@@ -146,7 +147,7 @@ def config(options: argparse.Namespace) -> Result:
 def seeds(options: argparse.Namespace) -> Result:
     """Run the recipe for several seeds and print one table over them."""
     recipe = read_recipe(options)
-    return demo.run_seeds(recipe, options.seeds, open_store(recipe), recipe_argv(options))
+    return run_seeds(recipe, options.count, open_store(recipe), recipe_argv(options), options.into)
 
 
 class Rejected(DataError):
@@ -209,6 +210,6 @@ VERBS: dict[str, Callable[[argparse.Namespace], Result]] = {
     "status": status,
     "explain": explain,
     "config": config,
-    "demo": seeds,
+    "seeds": seeds,
     "verify": verify,
 }
