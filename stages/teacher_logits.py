@@ -14,10 +14,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from stages.config import TeacherLogits
+from stages.calibration import FILE, calibrated, sample, stored
+from stages.config import Record, TeacherLogits
 from stages.identity import (
     DigestCache,
     check_teacher,
@@ -26,6 +28,7 @@ from stages.identity import (
     model_identity,
 )
 from stages.job import Job, ShardSpec
+from stages.scoring.calibrate import Calibration, calibrate
 from stages.scoring.scorer import Scorer, open_scorer
 from stages.tokenizer import copy_tokenizer
 from stages.training.inputs import TOKENIZER, data_tokenizer
@@ -46,6 +49,8 @@ class Teacher:
 
     scorer: Scorer
     identity: dict[str, Any]
+    record: Record
+    """What is kept, its tau known."""
 
 
 def plan(job: Job[TeacherLogits]) -> list[ShardSpec]:
@@ -80,7 +85,7 @@ def open_engine(job: Job[TeacherLogits]) -> Iterator[Teacher]:
     check_tokenizer(tokenizer, identity["tokenizer"], where, str(directory))
     with open_scorer(directory, job.inputs["teacher"].dtype, job.config.run) as scorer:
         _check_vocabulary(source, where, scorer.vocab_size, scorer.logits)
-        yield Teacher(scorer, identity)
+        yield Teacher(scorer, identity, _calibrated(job, scorer))
 
 
 def run_shard(job: Job[TeacherLogits], spec: ShardSpec, engine: Teacher) -> Part:
@@ -90,7 +95,7 @@ def run_shard(job: Job[TeacherLogits], spec: ShardSpec, engine: Teacher) -> Part
         ConfigError, DataError, EngineError: as `stages.scoring.scorer.Scorer.score`.
         RetryError: the disk refused.
     """
-    run, record = job.config.run, job.config.record
+    run, record = job.config.run, engine.record
     part, _ = _scored(job)[spec.index]
     positions = part.tokens * spec.count // max(part.sequences, 1)
     progress = _Progress(f"{job.name}, part {spec.index}", positions)
@@ -105,8 +110,7 @@ def run_shard(job: Job[TeacherLogits], spec: ShardSpec, engine: Teacher) -> Part
         teacher=engine.identity,
     )
     with PartWriter(job.directory, spec.index, meta, spec.split) as writer:
-        groups = _first(read_rows(job.inputs["sequences"].directory / part.file), spec.count)
-        for rows in _windows(groups, _BATCHES * run.tokens_per_batch):
+        for rows in _windows(_sequences(job, part, spec.count), _BATCHES * run.tokens_per_batch):
             writer.write(engine.scorer.score(rows, record, job.seed, progress.advance))
     progress.log()
     return writer.part
@@ -116,10 +120,14 @@ def commit(job: Job[TeacherLogits]) -> Manifest:
     """The manifest of the records; the teacher's tokenizer is kept beside them.
 
     Raises:
-        RetryError: parts are missing, or the disk refused.
+        RetryError: parts or the calibrated tau are missing, or the disk refused.
+        DataError: a part is of another set, or holds another record.
     """
     source = _source(job)
     directory, identity = _identity(job)
+    record = stored(job.directory, job.key, job.config.record)
+    calibrated_here = record is not job.config.record
+    files = copy_tokenizer(directory, job.directory / TOKENIZER)
     manifest = commit_parts(
         job.directory,
         len(plan(job)),
@@ -127,11 +135,17 @@ def commit(job: Job[TeacherLogits]) -> Manifest:
         kind="records",
         teacher=identity,
         tokenizer=_tokenizer(identity),
-        files=copy_tokenizer(directory, job.directory / TOKENIZER),
+        files=[*files, FILE] if calibrated_here else files,
     )
-    meta = dict(source.meta) | {"record": job.config.record.model_dump()}
+    meta = dict(source.meta) | {"record": record.model_dump()}
     if manifest.parts:
         meta["vocab_size"] = read_meta(job.directory / manifest.parts[0].file).vocab_size
+    for part in manifest.parts if calibrated_here else ():
+        if read_meta(job.directory / part.file).record != meta["record"]:
+            raise DataError(
+                f"{job.directory / part.file}: was drawn at another tau than {record.tau:g}, that "
+                "of the set. Remove the part and run the stage again."
+            )
     return replace(manifest, meta=meta)
 
 
@@ -170,13 +184,27 @@ def _scored(job: Job[TeacherLogits]) -> list[tuple[Part, int]]:
     return out
 
 
-def _first(groups: Iterator[Rows], count: int) -> Iterator[Rows]:
-    """The row groups of a part up to the first `count` sequences."""
-    for rows in groups:
+def _sequences(job: Job[TeacherLogits], part: Part, count: int) -> Iterator[Rows]:
+    """The first `count` sequences of a part of the source, by row group."""
+    for rows in read_rows(job.inputs["sequences"].directory / part.file):
         yield rows if count >= len(rows) else rows.take(range(count))
         count -= len(rows)
         if count <= 0:
             return
+
+
+def _calibrated(job: Job[TeacherLogits], scorer: Scorer) -> Record:
+    """The record of this set; where it asks for a number of entries, tau is found for all parts."""
+
+    def find() -> Calibration:
+        rows = sample(chain.from_iterable(_sequences(job, *scored) for scored in _scored(job)))
+        if not rows.tokens:
+            where = job.inputs["sequences"].directory
+            raise DataError(f"{where}: holds no positions to calibrate tau on")
+        log.info("%s: looking for tau on %s positions", job.name, f"{rows.tokens:,}")
+        return calibrate(scorer, rows, job.config.record, job.seed)
+
+    return calibrated(job.directory, job.key, job.config.record, find)
 
 
 def _identity(job: Job[TeacherLogits]) -> tuple[Path, dict[str, Any]]:

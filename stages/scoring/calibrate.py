@@ -1,0 +1,135 @@
+"""tau for a mean number of entries, from one pass of the teacher over a sample of positions.
+
+A record at the least tau there is holds every id whose probability could put it into the head at
+any other tau, so how many entries a position would keep at that tau follows from it by the rules of
+`kernels.head_tail_rows`; the teacher runs once, and the bisection costs nothing.
+
+Shape letters: R positions, K places for the head of a position, C candidates.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.config import Record
+from stages.scoring.kernels import REST_FLOOR
+from stages.scoring.records import LEAST_TAU
+from stages.scoring.scorer import Scorer
+from storage.errors import ConfigError
+from storage.rows import Rows
+
+Array = NDArray[Any]
+
+MOST_TAU = 0.999
+_STEPS = 20
+_DIGITS = 4
+_CLOSE = 0.05
+_SLACK = 1e-9  # relative rounding of a mass
+_TINY = 1e-300
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The likeliest ids of R positions."""
+
+    p_RK: Array
+    """Their probabilities, 0 where a position has fewer."""
+    forced_RK: Array
+    """Whether an id is in the head whatever its probability: a candidate."""
+    outside_R: Array
+    """Probability of all other ids together."""
+
+    @classmethod
+    def of(cls, scored: Rows, cand_RC: Array) -> "Heads":
+        """From `head_tail` records at the least tau, and the candidates forced into them."""
+        nh_R, drawn_R = scored["nh"].astype(np.int64), scored["nu"].astype(np.int64)
+        K = max(1, int(nh_R.max()))
+        p_RK = np.zeros((len(nh_R), K))
+        ids_RK = np.full((len(nh_R), K), -1, np.int64)
+        used_RK = np.arange(K) < nh_R[:, None]
+        p_RK[used_RK] = np.exp(scored["hlp"].astype(np.float64))
+        # Log p is stored in half precision; a total other than 1 would miscount whole entries.
+        rest_R = scored["rest"].astype(np.float64)
+        p_RK *= ((1 - rest_R) / np.maximum(p_RK.sum(axis=1), _TINY))[:, None]
+        slot_E = np.arange(len(scored["ids"])) - np.repeat(np.cumsum(drawn_R) - drawn_R, drawn_R)
+        ids_RK[used_RK] = scored["ids"][slot_E < np.repeat(nh_R, drawn_R)]
+        forced_RK = np.zeros_like(used_RK)
+        for c in range(cand_RC.shape[1]):
+            forced_RK |= ids_RK == cand_RC[:, c : c + 1]
+        return cls(p_RK, forced_RK, rest_R)
+
+    def mean_entries(self, tau: float) -> float:
+        """Mean number of entries of a record at `tau`, which is at least the one it came from."""
+        head_RK = self.forced_RK | (self.p_RK >= tau)
+        while True:
+            mass_R = self.outside_R + np.where(head_RK, 0.0, self.p_RK).sum(axis=1)
+            n_R = np.where(mass_R > REST_FLOOR, np.ceil(mass_R / tau * (1 - _SLACK)), 0.0)
+            weight_R = np.where(n_R > 0, mass_R / np.maximum(n_R, 1.0), np.inf)
+            above_RK = (self.p_RK > weight_R[:, None] * (1 + _SLACK)) & ~head_RK
+            if not above_RK.any():
+                return float((head_RK.sum(axis=1) + n_R).mean())
+            head_RK |= above_RK
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was found, and on what."""
+
+    tau: float
+    mean: float
+    """Mean number of entries at `tau` on the sample."""
+    positions: int
+    """Size of the sample."""
+
+
+def calibrate(scorer: Scorer, rows: Rows, record: Record, seed: int) -> Calibration:
+    """tau at which a position of `rows` keeps `record.entries` entries on average.
+
+    Args:
+        scorer: The teacher, run once over all of `rows`.
+        rows: Plain sequences, `cand` where the record wants candidates; at least one position.
+        record: `head_tail` with `entries`.
+        seed: Of the draws; it has no influence on what is found.
+
+    Raises:
+        ConfigError: no tau gives so many or so few entries; the message says how many there can be.
+        (others): as `Scorer.score`.
+    """
+    finest = record.model_copy(update={"tau": LEAST_TAU, "copies": 1, "logp": False})
+    cand_RC = np.zeros((rows.tokens, 0), np.int64)
+    if record.candidates:
+        cand_RC = rows["cand"].reshape(rows.tokens, -1)[:, : record.candidates].astype(np.int64)
+    heads = Heads.of(scorer.score(rows, finest, seed), cand_RC)
+    tau = find_tau(heads, record.entries or 0.0)
+    return Calibration(tau, heads.mean_entries(tau), rows.tokens)
+
+
+def find_tau(heads: Heads, entries: float) -> float:
+    """tau, to four digits, with a mean nearest to `entries`, by bisection of its logarithm.
+
+    The mean falls in steps, since a position keeps a whole number of entries; so the answer is the
+    better side of the step that crosses `entries`.
+
+    Raises:
+        ConfigError: `entries` is more than 5 % outside what can be reached.
+    """
+    most, least = heads.mean_entries(LEAST_TAU), heads.mean_entries(MOST_TAU)
+    if not least / (1 + _CLOSE) <= entries <= most * (1 + _CLOSE):
+        raise ConfigError(
+            f"teacher-logits.record.entries = {entries:g} cannot be reached: on a sample of "
+            f"{len(heads.p_RK):,} positions this teacher keeps between {least:.2f} (tau near 1) "
+            f"and {most:.2f} (tau = 1/128) entries, candidates included. Set it within, or change "
+            "record.candidates."
+        )
+    low, high = math.log(LEAST_TAU), math.log(MOST_TAU)
+    for _ in range(_STEPS):
+        middle = (low + high) / 2
+        few = heads.mean_entries(math.exp(middle)) <= entries
+        low, high = (low, middle) if few else (middle, high)
+    unit = 10.0 ** (math.floor(high / math.log(10)) + 1 - _DIGITS)
+    below = max(math.floor(math.exp(low) / unit) * unit, LEAST_TAU)
+    above = min(math.ceil(math.exp(high) / unit) * unit, MOST_TAU)
+    return min(above, below, key=lambda tau: abs(heads.mean_entries(tau) - entries))
