@@ -1,5 +1,6 @@
 """What the correction takes out and what it leaves, on scores with a planted habit."""
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -216,6 +217,24 @@ def test_how_the_set_is_read_does_not_matter(block: int) -> None:
     rows = scored(made, noise(len(made["tok"])))
     whole, pieces = estimated(rows), estimated(rows, block=block)
     assert np.allclose(whole.recurring(rows), pieces.recurring(rows), atol=1e-12)
+
+
+def test_memory_does_not_grow_with_the_set() -> None:
+    made = responses(120)
+    rows = scored(made, noise(len(made["tok"])))
+
+    def peak(blocks: int) -> int:
+        tracemalloc.start()
+        estimator = Estimator(Residualize(), SEED, V, rows.tokens / len(rows))
+        for _ in range(blocks):
+            estimator.add(rows)
+        estimator.correction()
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    peak(1)  # what is allocated once is allocated now
+    assert peak(50) < 1.05 * peak(5)
 
 
 def test_surprisal_bins_hold_about_equally_many() -> None:

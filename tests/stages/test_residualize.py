@@ -27,7 +27,7 @@ from storage.manifest import (
     write_manifest,
 )
 from storage.rows import Rows
-from storage.shard import PartWriter, find_part, read_rows
+from storage.shard import PartWriter, find_part, read_meta, read_rows
 from storage.stream import read_split
 from tests.e2e.command import ROOT, afterglow
 from tests.stages.training_cases import (
@@ -176,7 +176,7 @@ def test_held_out_prompts_do_not_take_part_in_the_estimate(
     """The same training parts with other held-out scores give the same corrected training parts."""
     other = tmp_path / "records"
     source = read_manifest(foreign.source)
-    meta = replace(_meta(foreign.source), key=KEY)
+    meta = read_meta(foreign.source / source.parts[0].file)
     for part in source.parts:
         rows = Rows.concat(list(read_rows(foreign.source / part.file)))
         if part.split == "holdout":
@@ -193,12 +193,6 @@ def test_held_out_prompts_do_not_take_part_in_the_estimate(
     assert np.array_equal(first["lp"], second["lp"])
     shift = rows_of(moved.directory, "holdout")["lp"] - rows_of(plain.directory, "holdout")["lp"]
     assert np.allclose(shift, -3.0, atol=1e-3)
-
-
-def _meta(directory: Path) -> SetMeta:
-    from storage.shard import read_meta
-
-    return read_meta(directory / read_manifest(directory).parts[0].file)
 
 
 @pytest.mark.parametrize("record", [Record(kind="sampled"), Record(kind="counts", draws=8)])

@@ -204,6 +204,7 @@ KINDS = [
     Record(kind="sampled"),
     Record(kind="counts", draws=20),
     Record(kind="head_tail", candidates=0),
+    Record(kind="top_k", k=5),
     Record(kind="sampled", temperature=0.7),
 ]
 
