@@ -28,26 +28,22 @@ def write_model(directory: Path, *, rows: int | None = None, head_dim: int = 32)
         head_dim: Width of an attention head.
     """
     import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    from tests.random_models import random_model
 
     make_tokenizer(Tokenizer(kind="characters"), [task("addition").characters], directory)
-    tokenizer = load_tokenizer(directory)
-    config = Qwen3Config(
-        vocab_size=rows or len(tokenizer),
+    model = random_model(
+        0,
+        vocab_size=rows or len(load_tokenizer(directory)),
         hidden_size=2 * head_dim,
         intermediate_size=96,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=head_dim,
-        max_position_embeddings=CONTEXT,
-        tie_word_embeddings=True,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
+        kv_heads=2,
+        context=CONTEXT,
+        tied=True,
+        begin=1,
+        end=2,
+        pad=0,
     )
-    torch.manual_seed(0)
-    model = Qwen3ForCausalLM(config)
     with torch.no_grad():
         for weight in model.parameters():
             if weight.ndim > 1:

@@ -5,15 +5,10 @@ import json
 from functools import lru_cache
 from pathlib import Path
 
-import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from transformers import PreTrainedTokenizerFast
+
+from tests.random_models import random_model
 
 TEMPLATE = (
     "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>{% endfor %}"
@@ -45,42 +40,34 @@ def _end_id(tokenizer: PreTrainedTokenizerFast) -> int:
 
 def write_teacher(directory: Path, tokenizer: PreTrainedTokenizerFast) -> int:
     """An untied Llama with grouped-query attention and padded vocabulary rows; returns its V."""
-    torch.manual_seed(1)
     rows = (len(tokenizer) + 127) // 64 * 64
-    config = LlamaConfig(
+    model = random_model(
+        1,
         vocab_size=rows,
         hidden_size=64,
         intermediate_size=96,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=128,
-        tie_word_embeddings=False,
-        eos_token_id=_end_id(tokenizer),
-        bos_token_id=None,
+        context=128,
+        end=_end_id(tokenizer),
+        family="llama",
     )
-    LlamaForCausalLM(config).save_pretrained(directory)
+    model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return rows
 
 
 def write_student(directory: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     """A smaller, tied Qwen3 over the same tokenizer, without padded rows."""
-    torch.manual_seed(2)
-    config = Qwen3Config(
+    model = random_model(
+        2,
         vocab_size=len(tokenizer),
         hidden_size=32,
         intermediate_size=48,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-        num_key_value_heads=1,
-        head_dim=32,
-        max_position_embeddings=128,
-        tie_word_embeddings=True,
-        eos_token_id=_end_id(tokenizer),
-        bos_token_id=None,
+        heads=1,
+        context=128,
+        tied=True,
+        end=_end_id(tokenizer),
     )
-    Qwen3ForCausalLM(config).save_pretrained(directory)
+    model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 
 

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stages.config import Record, Sampling
 from stages.engines.base import ModelFacts, Request, sequence_seed
 from stages.engines.transformers_engine import TransformersGenerator
 from stages.identity import ModelIdentity, model_identity, tokenizer_hash
 from stages.job import Input, Job
-from stages.models import load_model
+from stages.models import lm_head, load_model
 from stages.scoring.score import score_rows, scoring_head
 from stages.tokenizer import copy_tokenizer
 from storage.manifest import Manifest, SetMeta, build_manifest, commit_parts, write_manifest
@@ -23,6 +23,7 @@ from storage.rows import Rows, offsets_of
 from storage.schema import FINISH
 from storage.shard import PartWriter
 from storage.store import Store
+from tests.random_models import random_model
 
 LETTERS = "abcdefghij"
 MAX_TOKENS = 6
@@ -43,24 +44,16 @@ def tokenizer(letters: str = LETTERS) -> PreTrainedTokenizerFast:
 def write_model(directory: Path, seed: int, letters: str = LETTERS, hidden: int = 16) -> Path:
     """A random one-layer Qwen3 with sharpened logits and its tokenizer, as a user has them."""
     words = tokenizer(letters)
-    torch.manual_seed(seed)
-    config = Qwen3Config(
+    model = random_model(
+        seed,
         vocab_size=len(words),
         hidden_size=hidden,
         intermediate_size=2 * hidden,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=hidden // 2,
-        max_position_embeddings=64,
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=END,
-        pad_token_id=PAD,
+        end=END,
+        pad=PAD,
     )
-    model = Qwen3ForCausalLM(config)
     with torch.no_grad():
-        model.lm_head.weight.mul_(20.0)
+        lm_head(model).weight.mul_(20.0)
     model.save_pretrained(directory)
     words.save_pretrained(directory)
     return directory

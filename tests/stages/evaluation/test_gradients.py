@@ -52,10 +52,12 @@ def test_records_that_hold_everything_give_the_whole_gradient(
     assert all(weight.grad is None for weight in after)
 
 
-def test_noise_shrinks_with_draws(setting: Measured, tmp_path: Path) -> None:
+def test_noise_shrinks_with_draws_and_bias_stays(setting: Measured, tmp_path: Path) -> None:
     few, _ = compare(setting, tmp_path / "few", Record(kind="counts", draws=2))
     many, norm = compare(setting, tmp_path / "many", Record(kind="counts", draws=200))
+    biased, _ = compare(setting, tmp_path / "top", Record(kind="top_k", k=1))
     assert many < 0.5 * few
+    assert biased > 3 * many
     assert norm == pytest.approx(1.0, abs=0.02)
     tokens, _ = compare(setting, tmp_path / "many", Record(), "cross_entropy")
     assert tokens > few  # the realised tokens are random here, they know nothing of the teacher
