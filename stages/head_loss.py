@@ -5,13 +5,15 @@ are not needed at once: every objective reads log-probabilities at a few ids per
 each chunk of positions
 
     logits  = head(hidden)                       the only matmul with [chunk, V] output
-    logq    = logits - logsumexp(logits)         gathered at the ids the records name
+    logq    = logits - logsumexp(logits)         at the ids the records name, nowhere else
     g       = d loss / d logq                    by autograd, on tensors of the size of the records
     dlogits = scatter(g) - softmax(logits) * sum(g over the position)
 
 and two more matmuls turn dlogits into the gradients of hidden states and head. All of that happens
 in the forward pass; the backward pass scales what is there. Memory: one chunk of logits, plus the
-gradients. A [T, V] tensor never exists.
+gradients. A [T, V] tensor never exists, and nothing of the size of a chunk is made beside the
+logits: logits, their exponentials and dlogits follow each other in one buffer, which all chunks
+share. (Fresh memory of that size costs a CPU as much in page faults as the exponential does.)
 
 Numerics: the matmuls run in the type of the forward pass (bfloat16 under autocast), everything
 between logits and dlogits is float32 (float64 for float64 models), and the gradient of the head is
@@ -99,12 +101,12 @@ def head_statistics(
     parts: list[tuple[Tensor, ...]] = []
     run = _Pass(hidden_TD, head, records, temperature)
     for chunk, _, logits_CV, _ in run.chunks(rows_per_chunk):
-        logits_CV.sub_(logits_CV.logsumexp(dim=-1, keepdim=True))
-        logq_E, logq_C = _gather(logits_CV, chunk)
-        best_C, top_C = logits_CV.max(dim=-1)
-        q_CV = logits_CV.exp_()
+        top_C = logits_CV.argmax(dim=-1)
+        softmax = _Softmax.of(logits_CV, chunk)
+        q_CV = softmax.exp_CV.mul_(softmax.sum_C.reciprocal()[:, None])
+        best_C = q_CV.gather(1, top_C[:, None]).squeeze(1)
         entropy_C = torch.special.entr(q_CV).sum(dim=-1)
-        parts.append((logq_E, logq_C, top_C, best_C.exp(), entropy_C))
+        parts.append((softmax.logq_E, softmax.logq_C, top_C, best_C, entropy_C))
     if not parts:
         none = hidden_TD.new_zeros(0, dtype=torch.float32)
         return HeadStatistics(none, none, none.long(), none, none)
@@ -153,6 +155,7 @@ class _Pass:
         self.temperature = temperature
         self.weight_VD = head.weight.detach().to(self.compute)
         self.bias_V = None if head.bias is None else head.bias.detach().to(self.accumulate)
+        self._buffer: Tensor | None = None
 
     def chunks(
         self, rows_per_chunk: int
@@ -167,12 +170,22 @@ class _Pass:
     def _linear(self, hidden_CD: Tensor) -> Tensor:
         """Products of 16-bit types leave a GPU unrounded; a CPU rounds them to 16 bits."""
         with torch.autocast(hidden_CD.device.type, enabled=False):
-            if hidden_CD.is_cuda and self.compute != self.accumulate:
+            if self.compute == self.accumulate:
+                logits_CV = self._room(len(hidden_CD))
+                torch.mm(hidden_CD, self.weight_VD.T, out=logits_CV)
+            elif hidden_CD.is_cuda:
                 logits_CV = torch.mm(hidden_CD, self.weight_VD.T, out_dtype=self.accumulate)
             else:
-                logits_CV = torch.nn.functional.linear(hidden_CD, self.weight_VD)
-        logits_CV = logits_CV.to(self.accumulate)
+                logits_CV = self._room(len(hidden_CD))
+                logits_CV.copy_(torch.mm(hidden_CD, self.weight_VD.T))
         return logits_CV if self.bias_V is None else logits_CV.add_(self.bias_V)
+
+    def _room(self, rows: int) -> Tensor:
+        """Memory for the logits of a chunk, the same for all; the first chunk is the longest."""
+        if self._buffer is None:
+            shape = (rows, self.weight_VD.shape[0])
+            self._buffer = self.weight_VD.new_empty(shape, dtype=self.accumulate)
+        return self._buffer[:rows]
 
     def _finish(self, logits_CV: Tensor) -> tuple[Tensor, Tensor | None]:
         """Scale, softcap and temperature, in that order and in place."""
@@ -195,14 +208,14 @@ class _Pass:
         stats: list[dict[str, Tensor]] = []
         start = 0
         for chunk, hidden_CD, logits_CV, slope_CV in self.chunks(rows_per_chunk):
-            logits_CV.sub_(logits_CV.logsumexp(dim=-1, keepdim=True))
-            logq_E, logq_C = _gather(logits_CV, chunk)
+            softmax = _Softmax.of(logits_CV, chunk)
+            logq_E, logq_C = softmax.logq_E, softmax.logq_C
             loss_C, grad_E, grad_C, own = _differentiate(objective, logq_E, logq_C, chunk)
             total += loss_C.sum()
             stats.append({"loss": loss_C, "logq": logq_C, **own})
             if gradients:
                 inner = self.head.scale / self.temperature
-                dlogits_CV = _into_logits(logits_CV, chunk, grad_E * inner, grad_C * inner)
+                dlogits_CV = softmax.backward(grad_E * inner, grad_C * inner)
                 if slope_CV is not None:
                     dlogits_CV.mul_(slope_CV)
                 self._into_head(gradients, dlogits_CV, hidden_CD, start)
@@ -227,10 +240,49 @@ class _Pass:
                 gradients.weight_VD += dlogits_CV.T @ hidden_CD
 
 
-def _gather(logp_CV: Tensor, chunk: TorchRecords) -> tuple[Tensor, Tensor]:
-    """Log-probabilities at the entries [E] and at the realised tokens [C]."""
-    logq_E = logp_CV[chunk.row_E, chunk.ids_E]
-    return logq_E, logp_CV.gather(1, chunk.tok_T[:, None]).squeeze(1)
+@dataclass(frozen=True)
+class _Softmax:
+    """Log-probabilities at the ids of a chunk, and what their derivatives need of the rest."""
+
+    chunk: TorchRecords
+    exp_CV: Tensor
+    """exp(logit - largest); in the memory of the logits."""
+    sum_C: Tensor
+    """Of `exp_CV` over the vocabulary."""
+    logq_E: Tensor
+    """At the entries."""
+    logq_C: Tensor
+    """At the realised tokens."""
+    at_E: Tensor
+    """Places of the entries in the flattened logits."""
+    at_C: Tensor
+    """Places of the realised tokens."""
+
+    @classmethod
+    def of(cls, logits_CV: Tensor, chunk: TorchRecords) -> "_Softmax":
+        """Reads the ids, then overwrites `logits_CV`."""
+        flat, width = logits_CV.view(-1), logits_CV.shape[1]
+        at_E = chunk.row_E * width + chunk.ids_E
+        at_C = torch.arange(len(chunk), device=flat.device) * width + chunk.tok_T
+        z_E, z_C = flat[at_E], flat[at_C]
+        largest_C1 = logits_CV.amax(dim=-1, keepdim=True)
+        exp_CV = logits_CV.sub_(largest_C1).exp_()
+        sum_C = exp_CV.sum(dim=-1)
+        log_z_C = largest_C1.squeeze(1) + sum_C.log()
+        return cls(chunk, exp_CV, sum_C, z_E - log_z_C[chunk.row_E], z_C - log_z_C, at_E, at_C)
+
+    def backward(self, grad_E: Tensor, grad_C: Tensor) -> Tensor:
+        """Derivatives by the logits from those by logq; overwrites `exp_CV`.
+
+        Ids are distinct within a position, so each of the two additions touches a cell once and the
+        result does not depend on the order a device works in.
+        """
+        mass_C = self.chunk.sum_entries(grad_E) + grad_C
+        dlogits_CV = self.exp_CV.mul_((-mass_C / self.sum_C)[:, None])
+        flat = dlogits_CV.view(-1)
+        flat.index_add_(0, self.at_E, grad_E)
+        flat.index_add_(0, self.at_C, grad_C)
+        return dlogits_CV
 
 
 def _differentiate(
@@ -244,22 +296,6 @@ def _differentiate(
             terms.loss_T.sum(), (leaf_E, leaf_C), allow_unused=True, materialize_grads=True
         )
     return terms.loss_T.detach(), grad_E, grad_C, dict(terms.stats)
-
-
-def _into_logits(logp_CV: Tensor, chunk: TorchRecords, grad_E: Tensor, grad_C: Tensor) -> Tensor:
-    """Derivatives by the logits from those by logq; overwrites `logp_CV`.
-
-    Ids are distinct within a position, so each of the two additions touches a cell once and the
-    result does not depend on the order a device works in.
-    """
-    mass_C = chunk.sum_entries(grad_E) + grad_C
-    dlogits_CV = logp_CV.exp_().mul_(-mass_C[:, None])
-    width = dlogits_CV.shape[1]
-    flat = dlogits_CV.view(-1)
-    flat.index_add_(0, chunk.row_E * width + chunk.ids_E, grad_E)
-    rows_C = torch.arange(len(chunk), device=flat.device)
-    flat.index_add_(0, rows_C * width + chunk.tok_T, grad_C)
-    return dlogits_CV
 
 
 def _concatenate(stats: list[dict[str, Tensor]]) -> dict[str, Tensor]:
