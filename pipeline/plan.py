@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pipeline import fingerprint
 from pipeline.config import Recipe
 from pipeline.graph import BY_NAME, STAGES, Stage
-from stages.config import Corpus, Evaluate, ModelRef, PromptSource, Student, Table
+from stages.config import Corpus, Evaluate, ModelRef, PromptSource, Student, Table, TeacherLogits
 from stages.identity import DigestCache, model_identity
 from stages.job import Input, Job
 from stages.sources import corpus_identity, prompts_identity
@@ -191,9 +191,25 @@ class _Builder:
             if table.source == "rollouts" and self.recipe.rollouts is None:
                 continue  # the students train on a set given by its directory
             sequences = self._set(table.source, "teacher-logits.source")
+            table = self._with_prompts(table)
             if self.recipe.residualize and self.recipe.residualize.source == _set_name(variant):
                 table = table.model_copy(update={"consistency": "warn"})
             self._add("teacher-logits", variant, table, teacher=teacher, sequences=sequences)
+
+    def _with_prompts(self, table: TeacherLogits) -> TeacherLogits:
+        """The table with the prompts that the teacher's are made from filled in."""
+        asked = table.teacher_prompt
+        if asked is None or asked.prompts is not None:
+            return table
+        made_by = {"rollouts": self.recipe.rollouts, "sft-data": self.recipe.sft_data}
+        source = made_by.get(table.source)
+        if source is None:
+            raise ConfigError(
+                f'teacher-logits.source = "{table.source}" does not say where its prompts came '
+                "from: set teacher-logits.teacher_prompt.prompts"
+            )
+        filled = asked.model_copy(update={"prompts": source.prompts})
+        return table.model_copy(update={"teacher_prompt": filled})
 
     def _students(self, teacher: Ref, reference: Ref | None) -> dict[str, Ref]:
         name = "sft" if self.recipe.sft else "reference"
@@ -397,13 +413,21 @@ def _content(table: Table, cache: DigestCache) -> dict[str, object]:
     """Digests of the files a table names; None for a file that is not there."""
     if isinstance(table, Corpus):
         return corpus_identity(table, cache)
-    prompts = getattr(table, "prompts", None)
-    return prompts_identity(prompts, cache) if isinstance(prompts, PromptSource) else {}
+    prompts = _prompts(table)
+    return prompts_identity(prompts, cache) if prompts else {}
 
 
 def _named(table: Table) -> str:
     """The files a table names, for a message."""
     if isinstance(table, Corpus):
         return ", ".join(table.text)
-    prompts = getattr(table, "prompts", None)
-    return str(prompts.path) if isinstance(prompts, PromptSource) else ""
+    prompts = _prompts(table)
+    return str(prompts.path) if prompts else ""
+
+
+def _prompts(table: Table) -> PromptSource | None:
+    """The prompts a table names, if it does."""
+    if isinstance(table, TeacherLogits):
+        return table.teacher_prompt.prompts if table.teacher_prompt else None
+    found = getattr(table, "prompts", None)
+    return found if isinstance(found, PromptSource) else None

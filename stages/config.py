@@ -7,6 +7,7 @@ is called plain `temperature` at top level: `sampling.temperature`, `record.temp
 """
 
 from collections.abc import Mapping
+from string import Formatter
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
@@ -369,6 +370,31 @@ class Rollouts(Generate):
     """Share of the prompts whose rollouts are kept out of training, for evaluation."""
 
 
+class TeacherPrompt(Table):
+    """What the teacher reads in place of the student's prompt; the responses stay what they are."""
+
+    template: str = "{prompt}"
+    """Text with fields in braces: `{prompt}` and any column of the prompt's row, such as a
+    reference solution the student does not see. Of a prompt that is a list of chat messages it
+    becomes the last message of the user. Braces themselves are doubled."""
+    prompts: PromptSource | None = None
+    """Where the rows come from; default the prompts of `rollouts` or `sft-data`, if `source` names
+    one of these."""
+
+    @field_validator("template")
+    @classmethod
+    def _has_fields(cls, value: str) -> str:
+        fields = template_fields(value)
+        odd = [name for name in fields if not name.isidentifier()]
+        if odd or not fields:
+            found = f"has the field `{{{odd[0]}}}`" if odd else "has no fields"
+            raise ValueError(
+                f"the template {found}; fields are written {{name}}, with the name of a column, "
+                "and braces themselves doubled"
+            )
+        return value
+
+
 class TeacherLogits(Table):
     """The teacher scores every position of a set of sequences."""
 
@@ -378,6 +404,8 @@ class TeacherLogits(Table):
     """Training sequences that are scored, from the first on; default all. What the source holds
     out is scored in any case."""
     record: Record = Record()
+    teacher_prompt: TeacherPrompt | None = None
+    """Default: the teacher reads the prompts as the student read them, token by token."""
     consistency: Literal["refuse", "warn"] = "refuse"
     """What to do when the sequences descend from another teacher. A set that `[residualize]` reads
     may be scored by another one in any case."""
@@ -676,6 +704,20 @@ def plain_names(tables: dict[str, dict[str, object]]) -> dict[str, dict[str, obj
         if not name.replace("-", "").replace("_", "").isalnum():
             raise ValueError(f"`{name}`: use letters, digits, - and _ only")
     return tables
+
+
+def template_fields(template: str) -> tuple[str, ...]:
+    """Names of the fields of a template, in order; whatever else stands in braces with them.
+
+    Raises:
+        ValueError: a brace without its partner.
+    """
+    parsed = Formatter().parse(template)
+    return tuple(
+        name + (f"!{conversion}" if conversion else "") + (f":{form}" if form else "")
+        for _, name, form, conversion in parsed
+        if name is not None
+    )
 
 
 _EXCLUSIVE = (("steps", "epochs"), ("epochs", "steps"), ("tau", "entries"), ("entries", "tau"))

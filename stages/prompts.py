@@ -137,9 +137,9 @@ def load_prompts(source: PromptSource, tokenizer: Path) -> Prompts:
     """
     from stages.tokenizer import load_tokenizer
 
-    where = source.path or f"task {source.task}"
-    renderer = _Renderer(load_tokenizer(tokenizer), where, source.field)
-    numbered = enumerate(_rows(source), start=source.first)
+    where = place(source)
+    renderer = Renderer(load_tokenizer(tokenizer), where, source.field)
+    numbered = numbered_rows(source, (source.field, source.answer_field))
     kept = _Kept()
     while rows := list(islice(numbered, _BATCH)):
         for (number, row), ids in zip(rows, renderer.encode(rows), strict=True):
@@ -149,13 +149,31 @@ def load_prompts(source: PromptSource, tokenizer: Path) -> Prompts:
     return prompts
 
 
-def _rows(source: PromptSource) -> Iterator[Row]:
+def place(source: PromptSource) -> str:
+    """The file or task, for messages."""
+    return source.path or f"task {source.task}"
+
+
+def numbered_rows(source: PromptSource, columns: tuple[str, ...]) -> Iterator[tuple[int, Row]]:
+    """The rows `source` selects, each with its prompt id.
+
+    Args:
+        source: File or task; a task has the columns `field` and `answer_field` alone.
+        columns: Columns wanted, as for `stages.prompt_files.read_rows`.
+
+    Raises:
+        DataError: the file is missing or damaged.
+        ConfigError: the task does not exist.
+    """
+    return enumerate(_selected(source, columns), start=source.first)
+
+
+def _selected(source: PromptSource, columns: tuple[str, ...]) -> Iterator[Row]:
     if source.task is not None:
         made = task(source.task).problems(source.first, source.limit or 0, seed=0)
         return iter({source.field: item.prompt, source.answer_field: item.answer} for item in made)
     stop = None if source.limit is None else source.first + source.limit
-    wanted = (source.field, source.answer_field)
-    return islice(read_rows(Path(source.path or ""), wanted), source.first, stop)
+    return islice(read_rows(Path(source.path or ""), columns), source.first, stop)
 
 
 def _answer(where: str, number: int, row: Row, field: str) -> str | None:
@@ -170,8 +188,14 @@ def _answer(where: str, number: int, row: Row, field: str) -> str | None:
     )
 
 
-class _Renderer:
-    """Rows to token ids."""
+class Renderer:
+    """Rows to token ids.
+
+    Args:
+        tokenizer: As `stages.tokenizer.load_tokenizer` gives it.
+        where: The file or task, for messages.
+        field: Column that holds the prompt.
+    """
 
     def __init__(self, tokenizer: Any, where: str, field: str) -> None:
         self._tokenizer = tokenizer
@@ -180,7 +204,11 @@ class _Renderer:
         self._chat = bool(tokenizer.chat_template)
 
     def encode(self, rows: list[tuple[int, Row]]) -> list[list[int]]:
-        """Token ids of each (number, row); an empty list where there is no text."""
+        """Token ids of each (number, row); an empty list where there is no text.
+
+        Raises:
+            DataError: a row lacks the field or cannot be rendered; file and row are named.
+        """
         prompts = [self._prompt(number, row) for number, row in rows]
         filled = [place for place, prompt in enumerate(prompts) if prompt]
         texts = [self._text(rows[place][0], prompts[place]) for place in filled]

@@ -3,7 +3,8 @@
 Each part of the records holds the sequences of one part of the source, in their order and split,
 with everything a trainer needs: prompt, response, log pi_ref and the record. With a `limit` the
 first training sequences alone are scored, and all that are held out. The source may be rollouts,
-the teacher's own answers, or a text corpus (no candidates, no log pi_ref).
+the teacher's own answers, or a text corpus (no candidates, no log pi_ref). With a `teacher_prompt`
+the teacher reads another prompt than the student did; see `stages.teacher_prompt`.
 
 Before the teacher is loaded, its identity and its tokenizer are compared with those the sequences
 descend from.
@@ -30,6 +31,7 @@ from stages.identity import (
 from stages.job import Job, ShardSpec
 from stages.scoring.calibrate import Calibration, calibrate
 from stages.scoring.scorer import Scorer, open_scorer
+from stages.teacher_prompt import PrivilegedScorer, TeacherPrompts
 from stages.tokenizer import copy_tokenizer
 from stages.training.inputs import TOKENIZER, data_tokenizer
 from storage.errors import ConfigError, DataError
@@ -51,6 +53,8 @@ class Teacher:
     identity: dict[str, Any]
     record: Record
     """What is kept, its tau known."""
+    prompts: TeacherPrompts | None
+    """What the teacher reads in place of the student's prompts."""
 
 
 def plan(job: Job[TeacherLogits]) -> list[ShardSpec]:
@@ -83,9 +87,11 @@ def open_engine(job: Job[TeacherLogits]) -> Iterator[Teacher]:
     check_teacher(source.teacher, identity, where, job.config.consistency)
     tokenizer = data_tokenizer(job.inputs["sequences"].directory, source)
     check_tokenizer(tokenizer, identity["tokenizer"], where, str(directory))
-    with open_scorer(directory, job.inputs["teacher"].dtype, job.config.run) as scorer:
-        _check_vocabulary(source, where, scorer.vocab_size, scorer.logits)
-        yield Teacher(scorer, identity, _calibrated(job, scorer))
+    prompts = _teacher_prompts(job, source, directory, identity)
+    with open_scorer(directory, job.inputs["teacher"].dtype, job.config.run) as plain:
+        _check_vocabulary(source, where, plain.vocab_size, plain.logits)
+        scorer = PrivilegedScorer(plain, prompts) if prompts else plain
+        yield Teacher(scorer, identity, _calibrated(job, scorer), prompts)
 
 
 def run_shard(job: Job[TeacherLogits], spec: ShardSpec, engine: Teacher) -> Part:
@@ -109,6 +115,9 @@ def run_shard(job: Job[TeacherLogits], spec: ShardSpec, engine: Teacher) -> Part
         tokenizer=_tokenizer(engine.identity),
         teacher=engine.identity,
     )
+    if engine.prompts is not None:  # a pass over their file for each part, not for each window
+        names = _sequences(job, part, spec.count, ("prompt_id",))
+        engine.prompts.hold(chain.from_iterable(rows["prompt_id"].tolist() for rows in names))
     with PartWriter(job.directory, spec.index, meta, spec.split) as writer:
         for rows in _windows(_sequences(job, part, spec.count), _BATCHES * run.tokens_per_batch):
             writer.write(engine.scorer.score(rows, record, job.seed, progress.advance))
@@ -138,6 +147,8 @@ def commit(job: Job[TeacherLogits]) -> Manifest:
         files=[*files, FILE] if calibrated_here else files,
     )
     meta = dict(source.meta) | {"record": record.model_dump()}
+    if job.config.teacher_prompt is not None:
+        meta["teacher_prompt"] = job.config.teacher_prompt.model_dump()
     if manifest.parts:
         meta["vocab_size"] = read_meta(job.directory / manifest.parts[0].file).vocab_size
     for part in manifest.parts if calibrated_here else ():
@@ -184,9 +195,11 @@ def _scored(job: Job[TeacherLogits]) -> list[tuple[Part, int]]:
     return out
 
 
-def _sequences(job: Job[TeacherLogits], part: Part, count: int) -> Iterator[Rows]:
+def _sequences(
+    job: Job[TeacherLogits], part: Part, count: int, columns: tuple[str, ...] | None = None
+) -> Iterator[Rows]:
     """The first `count` sequences of a part of the source, by row group."""
-    for rows in read_rows(job.inputs["sequences"].directory / part.file):
+    for rows in read_rows(job.inputs["sequences"].directory / part.file, columns):
         yield rows if count >= len(rows) else rows.take(range(count))
         count -= len(rows)
         if count <= 0:
@@ -205,6 +218,17 @@ def _calibrated(job: Job[TeacherLogits], scorer: Scorer) -> Record:
         return calibrate(scorer, rows, job.config.record, job.seed)
 
     return calibrated(job.directory, job.key, job.config.record, find)
+
+
+def _teacher_prompts(
+    job: Job[TeacherLogits], source: Manifest, directory: Path, identity: dict[str, Any]
+) -> TeacherPrompts | None:
+    if job.config.teacher_prompt is None:
+        return None
+    template = (source.tokenizer or {}).get("chat_template")
+    return TeacherPrompts.of(
+        job.config.teacher_prompt, directory, compare=template == identity["chat_template"]
+    )
 
 
 def _identity(job: Job[TeacherLogits]) -> tuple[Path, dict[str, Any]]:

@@ -41,6 +41,7 @@ from stages.training.architecture import new_model
 from stages.training.data import Source, step_count
 from stages.training.fit import Ingredients, data_stream, fit
 from stages.training.inputs import (
+    check_prompts_shared,
     data_tokenizer,
     generator_weights,
     manifest_of_model,
@@ -114,6 +115,8 @@ def _check(job: Job[Student]) -> _Checked:
     """Everything that needs no model: the legality contract, token ids, descent."""
     source = job.inputs["records" if job.config.data == "live" else "data"]
     directory, data = source.directory, read_manifest(source.directory)
+    if job.config.data == "live":
+        check_prompts_shared(directory, data)
     promise = (
         FULL
         if job.config.reads_all

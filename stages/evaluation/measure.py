@@ -15,7 +15,8 @@ from stages.identity import local_directory
 from stages.job import Job
 from stages.models import load_model, pick_device
 from stages.objectives.build import build_objective
-from stages.training.inputs import manifest_of_model
+from stages.training.inputs import check_prompts_shared, manifest_of_model
+from storage.manifest import read_manifest
 from storage.sizes import weight
 
 _AIM = ("forward_kl", "ghost_kl", "cross_entropy")
@@ -75,4 +76,5 @@ def _gradient(
         tokens_per_batch=job.config.run.tokens_per_batch,
     )
     data = job.inputs["data"].directory
+    check_prompts_shared(data, read_manifest(data))
     return compare_gradients(setting, data, build_objective(objective), job.seed)

@@ -43,7 +43,7 @@ from stages.provenance.judge import (
     RecordJudge,
 )
 from stages.provenance.witness import SLACK, Witness
-from stages.training.inputs import data_tokenizer
+from stages.training.inputs import check_prompts_shared, data_tokenizer
 from storage.batch import Batch
 from storage.errors import DataError
 from storage.manifest import Manifest, read_manifest
@@ -145,6 +145,7 @@ def _readable(directory: Path, path: Path, question: Question) -> Manifest:
             f"{path}: its scores were corrected after scoring, so they are no model's. Verify the "
             "set of records they were made from."
         )
+    check_prompts_shared(path, manifest)
     _sampling(path, manifest, question)
     own = tokenizer_hash(directory)
     check_tokenizer(data_tokenizer(path, manifest), own, str(path), str(directory))

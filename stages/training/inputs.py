@@ -44,6 +44,20 @@ def tokenizer_directory(directory: Path, fallback: Path | None) -> Path:
     return fallback
 
 
+def check_prompts_shared(directory: Path, manifest: Manifest) -> None:
+    """Refuse to run the teacher on the stored prompts of records it made under others.
+
+    Raises:
+        DataError: the records were made with a `teacher_prompt`.
+    """
+    if manifest.meta.get("teacher_prompt"):
+        raise DataError(
+            f"{directory}: the teacher read prompts of its own here (teacher_prompt), which the "
+            "set does not hold, so it cannot be run again on what is stored. Use records made "
+            "without teacher_prompt."
+        )
+
+
 def manifest_of_model(directory: Path) -> Manifest | None:
     """Manifest of a model set, or None for a model from elsewhere."""
     return read_manifest(directory) if (directory / FILE_NAME).exists() else None

@@ -9,7 +9,7 @@ from pipeline.config import load_recipe
 from pipeline.estimate import bytes_per_position
 from pipeline.graph import BY_NAME
 from pipeline.plan import Planned, build, named, resolve, select
-from stages.config import Record
+from stages.config import Record, TeacherLogits
 from storage.errors import ConfigError
 from storage.store import Store
 
@@ -271,3 +271,43 @@ def test_each_parameter_and_the_source_decide_the_key_of_a_corrected_set(
     before, after = planned(tmp_path, *CORRECTED), planned(tmp_path, *CORRECTED, change)
     assert before["residualize"].key != after["residualize"].key
     assert before["train.two"].key != after["train.two"].key
+
+
+def privileged(tmp_path: Path, *overrides: str, path: str = "a.jsonl") -> Planned:
+    prompts = f'rollouts.prompts={{path="{tmp_path / path}", limit=3}}'
+    return planned(tmp_path, prompts, *overrides)["teacher-logits"]
+
+
+def test_a_teacher_prompt_is_made_from_the_prompts_of_the_sequences(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"prompt": "1", "hint": "2"}\n')
+    template = "teacher-logits.teacher_prompt.template="
+    node = privileged(tmp_path, f"{template}{{prompt}} {{hint}}").node
+    assert isinstance(node.config, TeacherLogits)
+    assert node.config.teacher_prompt is not None
+    assert node.config.teacher_prompt.prompts is not None
+    assert node.config.teacher_prompt.prompts.path == str(tmp_path / "a.jsonl")
+    with pytest.raises(
+        ConfigError, match=r'source = "corpus" does not say .*teacher_prompt\.prompts'
+    ):
+        privileged(tmp_path, f"{template}{{prompt}}", "teacher-logits.source=corpus")
+
+
+def test_template_by_value_and_prompts_by_content_are_in_the_key(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text('{"prompt": "1", "hint": "2"}\n')
+    template = "teacher-logits.teacher_prompt.template="
+    one = f"{template}{{prompt}}{{hint}}"
+    keys = [
+        privileged(tmp_path).key,
+        privileged(tmp_path, one).key,
+        privileged(tmp_path, f"{template}{{hint}}{{prompt}}").key,
+    ]
+    assert len({*keys}) == 3
+    assert privileged(tmp_path, one, path="b.jsonl").key == keys[1]
+    # rows the student's prompts came from, given apart from them: the digest alone tells
+    apart = f'teacher-logits.teacher_prompt.prompts={{path="{tmp_path / "b.jsonl"}", limit=3}}'
+    assert privileged(tmp_path, one, apart).key == keys[1]
+    (tmp_path / "b.jsonl").write_text('{"prompt": "1", "hint": "3"}\n')
+    assert privileged(tmp_path, one, apart).key not in keys
+    (tmp_path / "b.jsonl").unlink()
+    assert privileged(tmp_path, one, apart).key is None
