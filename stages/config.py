@@ -228,6 +228,8 @@ class TrainRun(Table):
     """Optimiser steps between lines in the log and in metrics.jsonl."""
     prefetch: Positive = 3
     """Batches the reader keeps ready."""
+    softmax: Literal["torch", "triton"] = "torch"
+    """Kernels of the fused head and loss; `triton` needs a GPU and has not been timed on one."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 

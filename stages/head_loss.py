@@ -33,6 +33,7 @@ from torch.autograd.function import once_differentiable
 
 from stages.models import Head
 from stages.objectives.records import ObjectiveFunction, TorchRecords
+from stages.softmax_kernels import TORCH, Reduced, SoftmaxKernels
 
 
 def head_loss(
@@ -43,6 +44,7 @@ def head_loss(
     *,
     rows_per_chunk: int,
     normaliser: float | Tensor,
+    kernels: SoftmaxKernels = TORCH,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Sum of the objective over positions, divided by `normaliser`, and statistics.
 
@@ -54,6 +56,7 @@ def head_loss(
         rows_per_chunk: Positions whose logits exist at the same time; does not change the result.
         normaliser: Valid tokens of the whole optimiser step, over all micro-batches and devices,
             so that summing the losses of micro-batches gives the mean over its tokens.
+        kernels: Implementation of the passes over the logits.
 
     Returns:
         The scalar loss, and detached [T] tensors: `loss` and `logq` (student log-probability of the
@@ -66,7 +69,7 @@ def head_loss(
     gradients = _Gradients.wanted(hidden_TD, head)
     with torch.no_grad():
         run = _Pass(hidden_TD.detach(), head, records, objective.temperature)
-        total, stats = run.loss(objective, rows_per_chunk, gradients)
+        total, stats = run.loss(objective, rows_per_chunk, gradients, kernels)
     loss = _WithGradients.apply(total, hidden_TD, head.weight, head.bias, gradients)
     return loss / normaliser, stats
 
@@ -103,7 +106,7 @@ def head_statistics(
     for chunk, _, logits_CV, _ in run.chunks(rows_per_chunk):
         top_C = logits_CV.argmax(dim=-1)
         softmax = _Softmax.of(logits_CV, chunk)
-        q_CV = softmax.exp_CV.mul_(softmax.sum_C.reciprocal()[:, None])
+        q_CV = softmax.probabilities()
         best_C = q_CV.gather(1, top_C[:, None]).squeeze(1)
         entropy_C = torch.special.entr(q_CV).sum(dim=-1)
         parts.append((softmax.logq_E, softmax.logq_C, top_C, best_C, entropy_C))
@@ -201,14 +204,18 @@ class _Pass:
         return logits_CV, slope_CV
 
     def loss(
-        self, objective: ObjectiveFunction, rows_per_chunk: int, gradients: _Gradients
+        self,
+        objective: ObjectiveFunction,
+        rows_per_chunk: int,
+        gradients: _Gradients,
+        kernels: SoftmaxKernels,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Summed loss and the statistics of all positions; adds into `gradients`."""
         total = self.hidden_TD.new_zeros((), dtype=self.accumulate)
         stats: list[dict[str, Tensor]] = []
         start = 0
         for chunk, hidden_CD, logits_CV, slope_CV in self.chunks(rows_per_chunk):
-            softmax = _Softmax.of(logits_CV, chunk)
+            softmax = _Softmax.of(logits_CV, chunk, kernels)
             logq_E, logq_C = softmax.logq_E, softmax.logq_C
             loss_C, grad_E, grad_C, own = _differentiate(objective, logq_E, logq_C, chunk)
             total += loss_C.sum()
@@ -245,10 +252,10 @@ class _Softmax:
     """Log-probabilities at the ids of a chunk, and what their derivatives need of the rest."""
 
     chunk: TorchRecords
-    exp_CV: Tensor
-    """exp(logit - largest); in the memory of the logits."""
-    sum_C: Tensor
-    """Of `exp_CV` over the vocabulary."""
+    kernels: SoftmaxKernels
+    logits_CV: Tensor
+    """As `kernels.reduce` left them."""
+    reduced: Reduced
     logq_E: Tensor
     """At the entries."""
     logq_C: Tensor
@@ -259,26 +266,31 @@ class _Softmax:
     """Places of the realised tokens."""
 
     @classmethod
-    def of(cls, logits_CV: Tensor, chunk: TorchRecords) -> "_Softmax":
+    def of(
+        cls, logits_CV: Tensor, chunk: TorchRecords, kernels: SoftmaxKernels = TORCH
+    ) -> "_Softmax":
         """Reads the ids, then overwrites `logits_CV`."""
         flat, width = logits_CV.view(-1), logits_CV.shape[1]
         at_E = chunk.row_E * width + chunk.ids_E
         at_C = torch.arange(len(chunk), device=flat.device) * width + chunk.tok_T
         z_E, z_C = flat[at_E], flat[at_C]
-        largest_C1 = logits_CV.amax(dim=-1, keepdim=True)
-        exp_CV = logits_CV.sub_(largest_C1).exp_()
-        sum_C = exp_CV.sum(dim=-1)
-        log_z_C = largest_C1.squeeze(1) + sum_C.log()
-        return cls(chunk, exp_CV, sum_C, z_E - log_z_C[chunk.row_E], z_C - log_z_C, at_E, at_C)
+        reduced = kernels.reduce(logits_CV)
+        logq_E, logq_C = z_E - reduced.log_z_C[chunk.row_E], z_C - reduced.log_z_C
+        return cls(chunk, kernels, logits_CV, reduced, logq_E, logq_C, at_E, at_C)
+
+    def probabilities(self) -> Tensor:
+        """The whole distribution [C, V]; overwrites the logits."""
+        ones_C = torch.ones_like(self.reduced.log_z_C)
+        return self.kernels.scale(self.logits_CV, self.reduced, ones_C)
 
     def backward(self, grad_E: Tensor, grad_C: Tensor) -> Tensor:
-        """Derivatives by the logits from those by logq; overwrites `exp_CV`.
+        """Derivatives by the logits from those by logq; overwrites the logits.
 
         Ids are distinct within a position, so each of the two additions touches a cell once and the
         result does not depend on the order a device works in.
         """
         mass_C = self.chunk.sum_entries(grad_E) + grad_C
-        dlogits_CV = self.exp_CV.mul_((-mass_C / self.sum_C)[:, None])
+        dlogits_CV = self.kernels.scale(self.logits_CV, self.reduced, -mass_C)
         flat = dlogits_CV.view(-1)
         flat.index_add_(0, self.at_E, grad_E)
         flat.index_add_(0, self.at_C, grad_C)

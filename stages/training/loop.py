@@ -20,6 +20,7 @@ from stages.full import FullTeacher, full_forward_kl
 from stages.head_loss import head_loss
 from stages.models import Head, lm_head, response_hidden
 from stages.objectives.records import ObjectiveFunction, TorchRecords
+from stages.softmax_kernels import softmax_kernels
 from stages.training import checkpoint
 from stages.training.data import Source, microbatches
 from stages.training.drift import Guard, ratio_sums
@@ -139,7 +140,13 @@ def _loss(
     rows = task.config.run.rows_per_chunk
     if task.teacher is None:
         return head_loss(
-            hidden_TD, head, records, task.objective, rows_per_chunk=rows, normaliser=tokens
+            hidden_TD,
+            head,
+            records,
+            task.objective,
+            rows_per_chunk=rows,
+            normaliser=tokens,
+            kernels=softmax_kernels(task.config.run.softmax, task.device),
         )
     return full_forward_kl(
         hidden_TD,
