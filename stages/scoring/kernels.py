@@ -13,8 +13,8 @@ Arithmetic: z, e and block sums are float32, sums over blocks float64. A sum of 
 never falls below its largest term, so skipping a block whose sum is below a threshold misses no id.
 NaN and infinity are detected, not assumed away: `_FAST` leaves out `nnan` and `ninf`.
 
-All compiled code of the sampler is in this one file: numba's cache notices a change of the file a
-function is in, but not of files it calls into.
+Compiled functions that call each other are in one file, this one: numba's cache notices a change of
+the file a function is in, but not of files it calls into.
 """
 
 import math

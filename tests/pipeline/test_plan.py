@@ -88,6 +88,16 @@ def test_smaller_tau_costs_more_bytes() -> None:
     assert sampled < large < small
 
 
+def test_more_entries_copies_and_columns_cost_more_bytes() -> None:
+    for plain in ({"entries": 10.0}, {"kind": "counts"}, {"kind": "top_k", "k": 10}):
+        size = bytes_per_position(Record.model_validate(plain), 3)
+        own = {"copies": 2, "logp": True} if plain.get("kind") != "top_k" else {"k": 20}
+        more = {"entries": 20.0} if "entries" in plain else {}
+        for change in (own, more, {"loss_temperature": 2.0}):
+            changed = Record.model_validate(plain | change)
+            assert (bytes_per_position(changed, 3) > size) == bool(change)
+
+
 def test_model_content_not_its_path_decides_the_key(tmp_path: Path) -> None:
     config = load_recipe("demo")
     teachers = []
