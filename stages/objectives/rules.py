@@ -151,6 +151,16 @@ def _scores_of_the_teacher(case: Case) -> Guarantee | None:
     )
 
 
+def _own_scores(case: Case) -> Guarantee | None:
+    if case.row not in READ_THE_REALISED_TOKEN or not case.record.get("correction"):
+        return None
+    return Guarantee(
+        "biased",
+        "the scores were corrected for another teacher (`residualize`) and are no log-"
+        "probabilities of any distribution",
+    )
+
+
 RULES = (
     Rule(
         "At another temperature than the record's, `forward_kl` needs log p of the drawn ids: "
@@ -176,6 +186,11 @@ RULES = (
     Rule(
         "They are biased where the weight is capped (`max_weight`, `truncation`).",
         _uncapped,
+    ),
+    Rule(
+        "They are biased on scores corrected for another teacher (`residualize`), which are no "
+        "log-probabilities; `lightning` is defined on those.",
+        _own_scores,
     ),
     Rule(
         "They are biased on scores corrected for a foreign teacher (`residualize`): those are no "

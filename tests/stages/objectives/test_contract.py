@@ -130,6 +130,16 @@ def test_capped_weights_are_biased() -> None:
     assert "2.0" in found.reason
 
 
+def test_corrected_scores_serve_the_objective_they_were_made_for() -> None:
+    corrected = meta("sampled")
+    corrected["record"]["correction"] = {"folds": 5}
+    assert guarantee(wanted(name="lightning"), corrected).level == "exact"
+    for table in ({"name": "reverse_kl"}, {"name": "policy_gradient", "truncation": None}):
+        found = guarantee(wanted(**table), corrected)
+        assert found.level == "biased"
+        assert "residualize" in found.reason
+
+
 def test_a_corpus_has_no_behaviour_to_correct_by() -> None:
     with pytest.raises(ConfigError, match=r'not drawn by a model.*form = "bucketed"'):
         guarantee(wanted(), corpus("head_tail"))
