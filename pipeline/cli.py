@@ -72,6 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     commit = verb("commit", "verify all parts of a sharded stage and write its manifest")
     commit.add_argument("targets", nargs=1, metavar="STAGE")
+    commit.add_argument(
+        "--if-present", action="store_true", help="succeed if the recipe lacks the stage"
+    )
     status = verb("status", "what is done, how large it is and what it cost")
     status.add_argument("targets", nargs="*", metavar="STAGE")
     explain = verb("explain", "why a set is missing, field by field against the nearest one")

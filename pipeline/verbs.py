@@ -107,10 +107,8 @@ def plan(options: argparse.Namespace) -> Result:
 
 
 def units(options: argparse.Namespace) -> Result:
-    """Print the commands that complete a stage side by side, one a line; a recipe may lack it."""
-    recipe = read_recipe(options)
-    (target,) = options.targets
-    if target in BY_NAME and all(node.stage.name != target for node in build(recipe)):
+    """Print the commands that complete a stage side by side, one a line; none if it is absent."""
+    if _lacks(options):
         return {"verb": "units", "units": []}
     opened = open_plan(options, ready=True)
     found = find_units(opened.named, opened.store, options.at_most)
@@ -119,11 +117,23 @@ def units(options: argparse.Namespace) -> Result:
     return {"verb": "units", "units": commands}
 
 
+def _lacks(options: argparse.Namespace) -> bool:
+    """Whether the target is a stage, but none of this recipe: schedulers know the graph only."""
+    (target,) = options.targets
+    nodes = build(read_recipe(options))
+    return target in BY_NAME and all(node.stage.name != target for node in nodes)
+
+
 def commit(options: argparse.Namespace) -> Result:
     """Verify all parts of a sharded stage and write its manifest."""
+    if options.if_present and _lacks(options):
+        return {"verb": "commit", "sets": {}, "new": []}
     opened = open_plan(options, ready=True)
-    keys = {p.node.name: runner.commit(p, opened.store).key for p in opened.named}
-    return {"verb": "commit", "keys": keys}
+    new = runner.missing(opened.named, opened.store)
+    for chosen in new:
+        runner.commit(chosen, opened.store)
+    sets = {p.node.name: str(p.directory(opened.store)) for p in opened.named}
+    return {"verb": "commit", "sets": sets, "new": _names(new)}
 
 
 def status(options: argparse.Namespace) -> Result:
