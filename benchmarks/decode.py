@@ -31,7 +31,8 @@ from benchmarks.harness import (
     ratios,
     speed_line,
 )
-from benchmarks.records import Synthetic, counts_of, meta_of, sampled_from, write_part
+from benchmarks.records import Sequences, counts_of, drawn, meta_of, write_part
+from benchmarks.sources import Synthetic
 from stages.config import Record
 from stages.objectives.records import TorchRecords
 from storage.batch import Batch
@@ -51,13 +52,13 @@ def run(options: Options) -> Report:
     """Positions per second, and bytes, of both layouts."""
     positions = 2_000 if options.quick else 200_000
     of = small_world() if options.quick else world()
-    kinds: dict[str, tuple[Record, Synthetic]] = {}
+    kinds: dict[str, tuple[Record, Sequences]] = {}
     for name in SETS:
         record = Record(kind="counts", sampler="multinomial")
         kinds[f"counts, {name}"] = (record, counts_of(Teacher(SETS[name], 1, of), positions))
     adaptive = Record(kind="head_tail", candidates=0)
-    some = Teacher(SETS["r12"], 2, of)
-    kinds["head_tail, r12"] = (adaptive, sampled_from(some, positions // 5, adaptive))
+    source = Synthetic("r12", of)
+    kinds["head_tail, r12"] = (adaptive, drawn(source, positions // 5, adaptive))
 
     lines, rows, raw = [], [], {}
     for name, (record, data) in kinds.items():
@@ -97,7 +98,7 @@ def run(options: Options) -> Report:
 
 
 def _measure(
-    scratch: Path, data: Synthetic, record: Record, rounds: int
+    scratch: Path, data: Sequences, record: Record, rounds: int
 ) -> tuple[dict[str, list[float]], dict[str, int]]:
     rows = stored(data.rows())
     meta = meta_of(record, VOCABULARY)

@@ -1,4 +1,7 @@
-"""Rows of synthetic records, and sets made of them: what the storage benchmarks read and write."""
+"""Records of a teacher's positions as rows, and sets made of them.
+
+Shape letters: T positions, R rows of a block, V vocabulary, C candidates, U uniforms, E entries.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.generator import Counts, Teacher
+from benchmarks.sources import Block, Source
 from stages.config import Record
-from stages.scoring.sampler import Records, concat, sample
+from stages.scoring.sampler import Records, concat, sample, uniforms_needed
 from storage.manifest import Manifest, Part, SetMeta, write_manifest
 from storage.rows import Rows, offsets_of
 from storage.shard import PartWriter
@@ -21,7 +25,7 @@ SEQUENCES_PER_PART = 2048
 
 
 @dataclass(frozen=True)
-class Synthetic:
+class Sequences:
     """Positions with their tokens and records, before they become rows."""
 
     tok_T: Array
@@ -53,7 +57,7 @@ class Synthetic:
         return Rows.from_columns(columns, offsets)
 
 
-def counts_of(teacher: Teacher, positions: int, draws: int = 50) -> Synthetic:
+def counts_of(teacher: Teacher, positions: int, draws: int = 50) -> Sequences:
     """Records of N independent draws."""
     parts: list[Counts] = []
     blocks: list[tuple[Array, ...]] = []
@@ -63,29 +67,27 @@ def counts_of(teacher: Teacher, positions: int, draws: int = 50) -> Synthetic:
     tok_T, lp_T, ent_T = (np.concatenate(column) for column in zip(*blocks, strict=True))
     nu, ids, cnt = (np.concatenate(column) for column in zip(*parts, strict=True))
     columns = {"nu": nu, "ids": ids, "cnt": cnt}
-    return Synthetic(tok_T, lp_T, ent_T, columns, teacher.lengths(positions))
+    return Sequences(tok_T, lp_T, ent_T, columns, teacher.lengths(positions))
 
 
-def sampled_from(
-    teacher: Teacher, positions: int, record: Record, *, rows_per_chunk: int = 64
-) -> Synthetic:
-    """Records made by the product's own sampler from rows over the whole vocabulary."""
-    rng = np.random.default_rng(7)
-    V = len(teacher.world.unigram_V)
-    blocks: list[tuple[Array, ...]] = []
-    parts: list[Records] = []
-    for block in teacher.blocks(positions):
-        blocks.append((block.tok_T, block.lp_T, block.ent_T))
-        for start in range(0, len(block), rows_per_chunk):
-            stop = min(start + rows_per_chunk, len(block))
-            z_RV = block.log_p(start, stop, teacher.world)
-            none_RC = np.zeros((stop - start, 0), np.int64)
-            u_RU = rng.random((stop - start, 1))
-            parts.append(sample(z_RV, V, block.tok_T[start:stop], none_RC, u_RU, record))
-    tok_T, lp_T, ent_T = (np.concatenate(column) for column in zip(*blocks, strict=True))
-    columns = concat(parts).columns()
-    columns = {name: values for name, values in columns.items() if name not in ("lp", "ent")}
-    return Synthetic(tok_T, lp_T, ent_T, columns, teacher.lengths(positions))
+def drawn(source: Source, positions: int, record: Record, seed: int = 0) -> Sequences:
+    """Records of the first positions of a teacher, by the product's own sampler."""
+    rng = np.random.default_rng(seed)
+    found: list[Records] = []
+    tok: list[Array] = []
+    for block in source.blocks(positions):
+        found.append(draw(block, record, rng))
+        tok.append(block.tok_R)
+    columns = concat(found).columns()
+    lp_T, ent_T, tok_T = columns.pop("lp"), columns.pop("ent"), np.concatenate(tok)
+    return Sequences(tok_T, lp_T, ent_T, columns, source.lengths(positions))
+
+
+def draw(block: Block, record: Record, rng: np.random.Generator) -> Records:
+    """Records of one block."""
+    cand_RC = block.cand_RC[:, : record.candidates]
+    u_RU = rng.random((len(block.tok_R), uniforms_needed(record)))
+    return sample(block.z_RV, block.z_RV.shape[1], block.tok_R, cand_RC, u_RU, record)
 
 
 def write_part(directory: Path, index: int, rows: Rows, meta: SetMeta) -> Part:

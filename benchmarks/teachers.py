@@ -3,7 +3,7 @@
     demo    the demo's teacher on the rollouts of its reference policy: three-digit addition
     text    a small language model of the Python standard library's source files, on that text
 
-Shape letters: T positions, D hidden size, V vocabulary, R rows of a chunk.
+Shape letters: T positions, R rows of a block, C candidates, D hidden size, V vocabulary.
 """
 
 import json
@@ -12,56 +12,82 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers import PreTrainedModel
 
+from benchmarks.sources import Block
 from stages.models import load_model, load_tokenizer, real_vocab_size, response_hidden
 from stages.scoring.score import scoring_head
+from storage.batch import Batch
 from storage.codec import to_batch
 from storage.manifest import read_manifest
-from storage.rows import Rows
 from storage.shard import read_meta, read_rows
 
 log = logging.getLogger("benchmarks")
+
+_ROWS, _SEQUENCES = 512, 8
 
 TEXT_RECIPE = Path(__file__).with_name("text.toml")
 
 
 @dataclass(frozen=True)
 class Real:
-    """A teacher, and sequences it is asked about."""
+    """A teacher, and sequences it is asked about; a `benchmarks.sources.Source`."""
 
     name: str
     model: Path
     sequences: Path
 
-    def rows(self, positions: int) -> Rows:
-        """The first sequences, of at least so many positions together if there are."""
-        taken: list[Rows] = []
-        for part in read_manifest(self.sequences).parts:
-            for rows in read_rows(self.sequences / part.file):
-                taken.append(rows)
-                if sum(rows.tokens for rows in taken) >= positions:
-                    return Rows.concat(taken)
-        return Rows.concat(taken)
+    @cached_property
+    def vocabulary(self) -> int:
+        """Number of real ids."""
+        return real_vocab_size(self._loaded, load_tokenizer(self.model))
+
+    @cached_property
+    def _loaded(self) -> PreTrainedModel:
+        return load_model(self.model, "float32", "cpu")
 
     @torch.no_grad()
-    def logits(self, rows: Rows, rows_per_chunk: int = 512) -> Iterator[NDArray[np.float32]]:
-        """Logits of the real vocabulary at every position of `rows`, [R, V] at a time."""
-        model = load_model(self.model, "float32", "cpu")
-        head = scoring_head(model)
-        vocabulary = real_vocab_size(model, load_tokenizer(self.model))
-        part = read_manifest(self.sequences).parts[0]
-        meta = read_meta(self.sequences / part.file)
-        for micro in (to_batch(rows.slice(i, i + 8), meta) for i in range(0, len(rows), 8)):
-            hidden_TD = response_hidden(model, micro)
-            for start in range(0, len(hidden_TD), rows_per_chunk):
-                z_RW = head.logits(hidden_TD[start : start + rows_per_chunk])
-                yield np.ascontiguousarray(z_RW[:, :vocabulary].numpy())
+    def blocks(self, positions: int) -> Iterator[Block]:
+        """Logits over the real vocabulary at the first positions, sequence after sequence."""
+        model, head = self._loaded, scoring_head(self._loaded)
+        left = positions
+        for batch, cand_TC in self._batches(positions):
+            hidden_TD = response_hidden(model, batch)
+            for start in range(0, min(left, batch.tokens), _ROWS):
+                rows = slice(start, min(start + _ROWS, batch.tokens, left))
+                z_RV = head.logits(hidden_TD[rows])[:, : self.vocabulary].contiguous().numpy()
+                yield Block(z_RV, batch.tok[rows], cand_TC[rows])
+            left -= batch.tokens
+
+    def lengths(self, positions: int) -> NDArray[np.int64]:
+        """Lengths of the sequences, the last one cut."""
+        every = np.concatenate([np.diff(b.tok_off) for b, _ in self._batches(positions)])
+        ends = np.minimum(np.cumsum(every), positions)
+        return np.diff(ends[ends - every < positions], prepend=0)
+
+    def _batches(self, positions: int) -> Iterator[tuple[Batch, NDArray[np.int64]]]:
+        """A few sequences at a time with their candidates, until there are enough positions."""
+        left = positions
+        for part in read_manifest(self.sequences).parts:
+            meta = read_meta(self.sequences / part.file)
+            for group in read_rows(self.sequences / part.file):
+                for start in range(0, len(group), _SEQUENCES):
+                    if left <= 0:
+                        return
+                    rows = group.slice(start, min(start + _SEQUENCES, len(group)))
+                    kept = meta.candidates if "cand" in rows else 0
+                    cand_TC = np.zeros((rows.tokens, kept), np.int64)
+                    if kept:
+                        cand_TC[:] = rows["cand"].reshape(-1, kept)
+                    yield to_batch(rows, meta), cand_TC
+                    left -= rows.tokens
 
 
 def demo(store: Path) -> Real:

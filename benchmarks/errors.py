@@ -1,0 +1,156 @@
+"""Gradient error of records, exactly: mean squared error of the weights, and entries per position.
+
+Weights of a position sum to 1, so the gradient of the forward KL by the student's logits is q - w,
+and its squared error is that of w as an estimate of p. Per position, with N draws and f the
+fraction of N p:
+
+    independent draws   sum p (1 - p) / N
+    systematic draws    sum f (1 - f) / N^2
+    head_tail           sum over the tail of p (t - p), t = (tail mass) / (tail entries)
+
+All of it follows from the largest probabilities and the sum of squares, so tau can be searched for
+without drawing anything. A test holds head and tail against those of the product's sampler.
+
+Shape letters: T positions, R rows of a block, K largest probabilities, V vocabulary.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.sources import Source
+from stages.scoring.kernels import REST_FLOOR
+from stages.scoring.records import LEAST_TAU
+
+Array = NDArray[Any]
+
+_TOP = 200
+"""No head is larger: each of its ids has at least the mass of a tail entry."""
+
+
+class Error(NamedTuple):
+    """Means over positions."""
+
+    mse: float
+    entries: float
+
+
+class Split(NamedTuple):
+    """Of each position: entries of the head, of the tail, and mass of the tail."""
+
+    head_T: Array
+    tail_T: Array
+    rest_T: Array
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What errors depend on."""
+
+    top_TK: NDArray[np.float64]
+    """The largest probabilities, descending."""
+    square_T: NDArray[np.float64]
+    """Sum of squared probabilities."""
+    independent: dict[int, Error]
+    """By the number of draws."""
+    systematic: dict[int, Error]
+
+    def split(self, tau: float) -> Split:
+        """How `head_tail` divides positions at this tau, without candidates."""
+        mass_TK = np.cumsum(self.top_TK, axis=1)
+        head_T = (self.top_TK >= tau).sum(axis=1)
+        while True:
+            taken_T = np.take_along_axis(mass_TK, np.maximum(head_T - 1, 0)[:, None], 1)[:, 0]
+            rest_T = np.maximum(0.0, 1.0 - np.where(head_T > 0, taken_T, 0.0))
+            tail_T = np.where(rest_T > REST_FLOOR, np.ceil(rest_T / tau), 0)
+            weight_T = np.divide(rest_T, tail_T, out=np.ones_like(rest_T), where=tail_T > 0)
+            # A little above, so that n equal ids of weight 1 / n stay in the tail.
+            above_T = (self.top_TK > weight_T[:, None] * (1 + 1e-9)).sum(axis=1)
+            grown_T = np.maximum(head_T, above_T)
+            if np.array_equal(grown_T, head_T):
+                return Split(head_T, tail_T, rest_T)
+            head_T = grown_T
+
+    def head_tail(self, tau: float) -> Error:
+        """Error and entries of the adaptive record."""
+        head_T, tail_T, rest_T = self.split(tau)
+        inside_TK = np.arange(self.top_TK.shape[1]) < head_T[:, None]
+        square_T = self.square_T - np.where(inside_TK, np.square(self.top_TK), 0.0).sum(axis=1)
+        weight_T = np.divide(rest_T, tail_T, out=np.zeros_like(rest_T), where=tail_T > 0)
+        mse_T = np.maximum(0.0, weight_T * rest_T - square_T)
+        return Error(float(mse_T.mean()), float((head_T + tail_T).mean()))
+
+    def find_tau(self, enough: Callable[[Error], bool], steps: int = 30) -> float | None:
+        """The largest tau whose error and entries are enough, by bisection on its logarithm.
+
+        Args:
+            enough: True for small tau and false for large, or the other way about.
+            steps: Halvings of the interval between the smallest possible tau and 1.
+
+        Returns:
+            The tau on the border, on the side where `enough` holds; None where it never does.
+        """
+        low, high = float(np.log(LEAST_TAU)), float(np.log(0.999))
+        good_low, good_high = (enough(self.head_tail(float(np.exp(x)))) for x in (low, high))
+        if good_low == good_high:
+            return float(np.exp(high if good_high else low)) if good_high else None
+        for _ in range(steps):
+            middle = (low + high) / 2
+            if enough(self.head_tail(float(np.exp(middle)))) == good_low:
+                low = middle
+            else:
+                high = middle
+        return float(np.exp(low if good_low else high))
+
+
+def profile(source: Source, positions: int, draws: Sequence[int] = ()) -> Profile:
+    """One walk over the positions of a teacher.
+
+    Args:
+        source: The teacher.
+        positions: How many.
+        draws: Numbers of draws N to find the errors of.
+    """
+    tops: list[Array] = []
+    squares: list[Array] = []
+    sums = np.zeros((2, len(draws), 2))
+    for block in source.blocks(positions):
+        p_RV = probabilities(block.z_RV)
+        K = min(_TOP, p_RV.shape[1])
+        top_RK = -np.partition(-p_RV, K - 1, axis=1)[:, :K]
+        tops.append(-np.sort(-top_RK, axis=1))
+        squares.append(np.square(p_RV).sum(axis=1))
+        for index, n in enumerate(draws):
+            sums[0, index] += _independent(p_RV, n)
+            sums[1, index] += _systematic(p_RV, n)
+    square_T = np.concatenate(squares)
+    means = sums / len(square_T)
+    found = [
+        {n: Error(*row.tolist()) for n, row in zip(draws, kind, strict=True)} for kind in means
+    ]
+    return Profile(np.concatenate(tops), square_T, *found)
+
+
+def probabilities(z_RV: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Softmax in float64."""
+    p_RV = np.exp(z_RV.astype(np.float64) - z_RV.max(axis=1, keepdims=True))
+    p_RV /= p_RV.sum(axis=1, keepdims=True)
+    return p_RV
+
+
+def _independent(p_RV: Array, draws: int) -> tuple[float, float]:
+    """Summed over rows: squared error and distinct ids of N independent draws."""
+    never_RV = draws * np.log1p(-np.minimum(p_RV, 1 - 1e-15))
+    mse_R = (1.0 - np.square(p_RV).sum(axis=1)) / draws
+    return float(mse_R.sum()), float(-np.expm1(never_RV).sum())
+
+
+def _systematic(p_RV: Array, draws: int) -> tuple[float, float]:
+    """Summed over rows: squared error and distinct ids of N draws at (k + u) / N."""
+    expected_RV = draws * p_RV
+    f_RV = expected_RV % 1.0
+    mse = float((f_RV * (1.0 - f_RV)).sum()) / draws**2
+    return mse, float(np.minimum(1.0, expected_RV).sum())
