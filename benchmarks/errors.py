@@ -7,6 +7,7 @@ fraction of N p:
     independent draws   sum p (1 - p) / N
     systematic draws    sum f (1 - f) / N^2
     head_tail           sum over the tail of p (t - p), t = (tail mass) / (tail entries)
+    any unbiased record at least the sum over p < tau of p (tau - p)
 
 All of it follows from the largest probabilities and the sum of squares, so tau can be searched for
 without drawing anything. A test holds head and tail against those of the product's sampler.
@@ -82,6 +83,27 @@ class Profile:
         weight_T = np.divide(rest_T, tail_T, out=np.zeros_like(rest_T), where=tail_T > 0)
         mse_T = np.maximum(0.0, weight_T * rest_T - square_T)
         return Error(float(mse_T.mean()), float((head_T + tail_T).mean()))
+
+    def bound(self, entries: float) -> Error:
+        """The least error of any unbiased record with so many expected entries.
+
+        A weight that is not 0 with probability pi has a variance of at least p^2 (1 / pi - 1); the
+        sum is least at pi = min(1, p / tau), one tau for all positions (Horvitz, Thompson 1952).
+        """
+        low, high = float(np.log(LEAST_TAU)), 0.0
+        for _ in range(40):
+            middle = (low + high) / 2
+            low, high = (
+                (low, middle) if self._bound(np.exp(middle)).entries < entries else (middle, high)
+            )
+        return self._bound(np.exp(low))
+
+    def _bound(self, tau: float) -> Error:
+        inside_TK = self.top_TK >= tau
+        head_TK = np.where(inside_TK, self.top_TK, 0.0)
+        rest_T = np.maximum(0.0, 1.0 - head_TK.sum(axis=1))
+        mse_T = tau * rest_T - (self.square_T - np.square(head_TK).sum(axis=1))
+        return Error(float(mse_T.mean()), float((inside_TK.sum(axis=1) + rest_T / tau).mean()))
 
     def find_tau(self, enough: Callable[[Error], bool], steps: int = 30) -> float | None:
         """The largest tau whose error and entries are enough, by bisection on its logarithm.

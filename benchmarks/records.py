@@ -106,7 +106,7 @@ def write_set(directory: Path, parts: Sequence[Part], meta: SetMeta) -> Manifest
         name=directory.name,
         kind="records",
         payload={},
-        meta={"vocab_size": meta.vocab_size},
+        meta={"vocab_size": meta.vocab_size, "record": meta.record},
         parts=tuple(parts),
     )
     return write_manifest(directory, manifest)

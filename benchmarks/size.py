@@ -1,0 +1,100 @@
+"""Bytes per position of `head_tail` at the gradient error of RS-KD's 50 draws.
+
+    python -m benchmarks.size
+
+For each teacher tau is chosen so that the exact gradient error of `head_tail` equals that of 50
+independent draws (arXiv 2503.16870, which spends 36 B per position on them). Real parts are
+written; bytes are compressed bytes on disk. *record* counts the columns that make the record: what
+a set holds beyond one that keeps log p of the realised token and the teacher's entropy alone.
+*whole* counts everything: tokens, prompts, three more numbers per position, footers.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.errors import Error, profile
+from benchmarks.generator import SETS, Teacher, small_world, world
+from benchmarks.harness import Goal, Line, Options, Report, Table, main
+from benchmarks.records import Sequences, counts_of, drawn, meta_of, write_part, write_set
+from benchmarks.sources import Source, Synthetic
+from benchmarks.teachers import demo, text
+from stages.config import Record
+from storage.sizes import Weight, weight
+
+_PUBLISHED = 36.0
+_GOALS = (Goal("ours", "<=", 15.0),)
+_COUNTS = Record(kind="counts", sampler="multinomial")
+
+
+def run(options: Options) -> Report:
+    """Bytes of both records for each teacher."""
+    sample, positions = (128, 1_000) if options.quick else (2_048, 65_536)
+    lines: list[Line] = []
+    rows: list[list[str]] = []
+    for source in _sources(options):
+        found = profile(source, sample, (50,))
+        wanted = found.independent[50]
+        tau = found.find_tau(lambda error, wanted=wanted: error.mse <= wanted.mse)
+        if tau is None:
+            raise ValueError(f"{source.name}: no tau has the error of 50 draws")
+        record = Record(tau=tau, candidates=0)
+        ours = _weigh(drawn(source, positions, record), record, source.vocabulary)
+        theirs = _weigh(_counts(source, positions), _COUNTS, source.vocabulary)
+        lines.append(
+            Line(
+                what=f"bytes per position at the gradient error of RS-KD N = 50, {source.name}",
+                unit="B",
+                ours=ours.record,
+                against="as published",
+                peer=_PUBLISHED,
+                ratio=ours.record / _PUBLISHED,
+                goals=_GOALS,
+            )
+        )
+        rows += [
+            _row(source.name, f"head_tail, tau = {tau:.3g}", found.head_tail(tau), ours),
+            _row(source.name, "RS-KD counts, N = 50", wanted, theirs),
+        ]
+    table = Table(
+        f"Parts of {positions:,} positions, open layout",
+        ("teacher", "record", "entries", "gradient MSE", "record, B", "whole, B"),
+        rows,
+    )
+    return Report("What a record weighs", lines, [table])
+
+
+def _sources(options: Options) -> Sequence[Source]:
+    if options.quick:
+        return [Synthetic("r12", small_world())]
+    return [demo(options.store), text(options.store), *(Synthetic(n, world()) for n in SETS)]
+
+
+def _counts(source: Source, positions: int) -> Sequences:
+    """Records as published; of synthetic teachers from their own, much faster, sampler."""
+    if isinstance(source, Synthetic):
+        return counts_of(Teacher(SETS[source.name], source.seed, source.world), positions)
+    return drawn(source, positions, _COUNTS)
+
+
+def _weigh(data: Sequences, record: Record, vocabulary: int) -> Weight:
+    meta = meta_of(record, vocabulary)
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = Path(scratch)
+        write_set(directory, [write_part(directory, 0, data.rows(), meta)], meta)
+        return weight(directory)
+
+
+def _row(name: str, record: str, error: Error, size: Weight) -> list[str]:
+    return [
+        name,
+        record,
+        f"{error.entries:.2f}",
+        f"{error.mse:.3g}",
+        f"{size.record:.2f}",
+        f"{size.part:.2f}",
+    ]
+
+
+if __name__ == "__main__":
+    main(run, __doc__)
