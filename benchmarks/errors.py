@@ -90,7 +90,7 @@ class Profile:
         A weight that is not 0 with probability pi has a variance of at least p^2 (1 / pi - 1); the
         sum is least at pi = min(1, p / tau), one tau for all positions (Horvitz, Thompson 1952).
         """
-        low, high = float(np.log(LEAST_TAU)), 0.0
+        low, high = float(np.log(LEAST_TAU / 8)), 0.0
         for _ in range(40):
             middle = (low + high) / 2
             low, high = (

@@ -12,6 +12,7 @@ a set holds beyond one that keeps log p of the realised token and the teacher's 
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks.errors import Error, profile
 from benchmarks.generator import SETS, Teacher, small_world, world
@@ -20,8 +21,10 @@ from benchmarks.records import Sequences, counts_of, drawn, meta_of, write_part,
 from benchmarks.sources import Source, Synthetic
 from benchmarks.teachers import demo, text
 from stages.config import Record
-from storage.sizes import Weight, weight
+from storage.arrow import column_bytes
+from storage.sizes import weight
 
+COLUMNS = ("nu", "nh", "rest", "ids", "hlp")
 _PUBLISHED = 36.0
 _GOALS = (Goal("ours", "<=", 15.0),)
 _COUNTS = Record(kind="counts", sampler="multinomial")
@@ -32,6 +35,7 @@ def run(options: Options) -> Report:
     sample, positions = (128, 1_000) if options.quick else (2_048, 65_536)
     lines: list[Line] = []
     rows: list[list[str]] = []
+    columns: list[list[str]] = []
     for source in _sources(options):
         found = profile(source, sample, (50,))
         wanted = found.independent[50]
@@ -56,12 +60,14 @@ def run(options: Options) -> Report:
             _row(source.name, f"head_tail, tau = {tau:.3g}", found.head_tail(tau), ours),
             _row(source.name, "RS-KD counts, N = 50", wanted, theirs),
         ]
+        columns.append([source.name, *(f"{ours.columns[name]:.2f}" for name in COLUMNS)])
     table = Table(
         f"Parts of {positions:,} positions, open layout",
         ("teacher", "record", "entries", "gradient MSE", "record, B", "whole, B"),
         rows,
     )
-    return Report("What a record weighs", lines, [table])
+    split = Table("Where the bytes of `head_tail` are", ("teacher", *COLUMNS), columns)
+    return Report("What a record weighs", lines, [table, split])
 
 
 def _sources(options: Options) -> Sequence[Source]:
@@ -77,22 +83,34 @@ def _counts(source: Source, positions: int) -> Sequences:
     return drawn(source, positions, _COUNTS)
 
 
-def _weigh(data: Sequences, record: Record, vocabulary: int) -> Weight:
+class Size(NamedTuple):
+    """Bytes per position."""
+
+    record: float
+    whole: float
+    columns: dict[str, float]
+
+
+def _weigh(data: Sequences, record: Record, vocabulary: int) -> Size:
     meta = meta_of(record, vocabulary)
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch)
-        write_set(directory, [write_part(directory, 0, data.rows(), meta)], meta)
-        return weight(directory)
+        part = write_part(directory, 0, data.rows(), meta)
+        write_set(directory, [part], meta)
+        found = weight(directory)
+        columns = column_bytes(directory / part.file)
+        shares = {name: size / part.tokens for name, size in columns.items()}
+        return Size(found.record, found.part, shares)
 
 
-def _row(name: str, record: str, error: Error, size: Weight) -> list[str]:
+def _row(name: str, record: str, error: Error, size: Size) -> list[str]:
     return [
         name,
         record,
         f"{error.entries:.2f}",
         f"{error.mse:.3g}",
         f"{size.record:.2f}",
-        f"{size.part:.2f}",
+        f"{size.whole:.2f}",
     ]
 
 

@@ -18,6 +18,7 @@ what was resident before the first: gradients and the optimiser's state are in i
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from torch.nn import functional
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from benchmarks.harness import Goal, Line, Options, Report, Table, cost_line, interleave, main
+from benchmarks.memory import resident
 from stages.head_loss import head_loss
 from stages.models import lm_head, response_hidden
 from stages.objectives.f_divergence import JSD
@@ -179,7 +181,7 @@ def run(options: Options) -> Report:
         found = interleave(
             {one: _repeated(steps, one, repeat) for one in CANDIDATES}, options.rounds
         )
-        memory = {one: _memory(name, one, options.quick) for one in WEIGHED}
+        memory = _memory(name, options.quick)
         raw[name] = {"seconds": found, "megabytes": memory}
         what = f"train step with reverse_kl, {name}"
         for against in ("cross_entropy", PLAIN):
@@ -220,39 +222,49 @@ def _repeated(steps: Steps, candidate: str, times: int) -> Callable[[], None]:
     return work
 
 
-def _memory(size: str, candidate: str, quick: bool) -> float:
-    """Growth of the peak resident memory over three steps in a process of its own, in MB."""
-    command = [sys.executable, "-m", "benchmarks.train_step", "--child", size, candidate]
+def _memory(size: str, quick: bool) -> dict[str, float]:
+    """Growth of the peak resident memory over three steps of each candidate, in MB."""
+    command = [sys.executable, "-m", "benchmarks.train_step", "--child", size]
     done = subprocess.run(
         [*command, *(["--quick"] if quick else [])], check=True, capture_output=True, text=True
     )
-    return float(json.loads(done.stdout.splitlines()[-1]))
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def _child(size: str, candidate: str, quick: bool) -> None:
+def _children(size: Size) -> dict[str, float]:
+    """Every candidate in a fork of this process: libraries are loaded, nothing else is done."""
+    found: dict[str, float] = {}
+    for candidate in WEIGHED:
+        read, write = os.pipe()
+        if os.fork() == 0:
+            os.write(write, json.dumps(_growth(size, candidate)).encode())
+            os._exit(0)
+        os.close(write)
+        with os.fdopen(read) as pipe:
+            found[candidate] = json.loads(pipe.read())
+        os.wait()
+    return found
+
+
+def _growth(size: Size, candidate: str) -> float:
     torch.set_num_threads(1)
-    steps = Steps((QUICK if quick else SIZES)[size])
+    steps = Steps(size)
     if candidate == FULL:
         steps.teacher()
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the imports
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     for _ in range(3):
         steps.run(candidate)
-    sys.stdout.write(json.dumps(_resident("VmHWM") - before))
-
-
-def _resident(field: str) -> float:
-    """A figure of this process in MB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(field)).split()[1]) / 1024
+    return resident("VmHWM") - before
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--child", nargs=2)
+    parser.add_argument("--child")
     parser.add_argument("--quick", action="store_true")
     parsed, _ = parser.parse_known_args()
     if parsed.child:
-        _child(*parsed.child, quick=parsed.quick)
+        chosen = (QUICK if parsed.quick else SIZES)[parsed.child]
+        sys.stdout.write(json.dumps(_children(chosen)))
     else:
         main(run, __doc__)

@@ -1,0 +1,190 @@
+"""All benchmarks, one process each, and the page made of what they say.
+
+    python -m benchmarks [--quick] [--only NAME ...]
+
+Writes docs/benchmarks.md, and docs/benchmarks.jsonl with the figures of every round. With --quick
+or --only, or where a benchmark fails, the page in the repository is left alone.
+"""
+
+import argparse
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import Report, arguments, figure, lines_table, markdown, show
+
+log = logging.getLogger("benchmarks")
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE, RAW = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "benchmarks.jsonl"
+
+BENCHMARKS = (
+    "gradient_error",
+    "size",
+    "decode",
+    "extraction",
+    "sampler",
+    "train_step",
+    "reader_share",
+    "memory",
+    "containers",
+)
+"""In the order of the table of targets; `containers` has no line there."""
+
+LIBRARIES = (
+    "numpy",
+    "numba",
+    "pyarrow",
+    "torch",
+    "transformers",
+    "datasets",
+    "h5py",
+    "litdata",
+    "mosaicml-streaming",
+    "trl",
+)
+
+INTRODUCTION = """\
+# Benchmarks
+
+Speed and size against targets and against what else one could use. This page is written by
+`make bench`; nothing on it is typed by hand. Everything that is compared is measured in the same
+run, turn by turn, in CPU time of the process, on one core: other load moves all times, but hardly
+their ratio, so **compare ratios**. A ratio is the median over rounds of the ratio within a round;
+± is half the distance between its quartiles. The figures of every round are in `benchmarks.jsonl`.
+"""
+
+
+def main() -> int:
+    """Run them all; the number of those that failed, as an exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    arguments(parser).add_argument("--only", nargs="+", choices=BENCHMARKS, default=BENCHMARKS)
+    parsed = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    options = [f"--store={parsed.store}", *(["--quick"] if parsed.quick else [])]
+    options += [f"--rounds={parsed.rounds}"] if parsed.rounds else []
+    before, start = os.getloadavg()[0], time.time()
+    reports: dict[str, Report] = {}
+    seconds: dict[str, float] = {}
+    for name in parsed.only:
+        began = time.time()
+        found = run_one(name, options)
+        seconds[name] = time.time() - began
+        log.info("%s: %.0f s%s", name, seconds[name], "" if found else ", failed")
+        if found:
+            reports[name] = found
+    text = page(reports, seconds, machine(before, time.time() - start))
+    if parsed.quick or reports.keys() != set(BENCHMARKS):
+        sys.stdout.write(text)
+    else:
+        PAGE.write_text(text)
+        RAW.write_text("".join(json.dumps(line) + "\n" for line in raw_lines(reports)))
+        sys.stdout.write(markdown(lines_table(all_lines(reports))))
+    return len(parsed.only) - len(reports)
+
+
+def run_one(name: str, options: list[str]) -> Report | None:
+    """The report of one benchmark, run in a process of its own; None where it failed."""
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "report.json"
+        command = [sys.executable, "-m", f"benchmarks.{name}", f"--json={out}", *options]
+        done = subprocess.run(command, cwd=Path.cwd(), env=environment(), stdout=sys.stderr)
+        if done.returncode != 0 or not out.exists():
+            return None
+        return Report.from_json(json.loads(out.read_text()))
+
+
+def environment() -> dict[str, str]:
+    """One thread per library, no progress bars, and these sources whatever the directory."""
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    settings = {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
+    return os.environ | settings | {"PYTHONPATH": path}
+
+
+def all_lines(reports: dict[str, Report]) -> list[Any]:
+    """The table of targets."""
+    return [line for report in reports.values() for line in report.lines]
+
+
+def machine(load: float, seconds: float) -> list[tuple[str, str]]:
+    """What the figures were measured on, and with."""
+    versions = {name: version(name) for name in LIBRARIES}
+    return [
+        ("machine", f"{processor()}, {os.cpu_count()} cores, {memory()}"),
+        ("system", f"{platform.system()} {platform.release()}, Python {platform.python_version()}"),
+        ("libraries", ", ".join(f"{name} {number}" for name, number in versions.items())),
+        ("date", time.strftime("%Y-%m-%d", time.gmtime())),
+        ("load before", f"{load:.2f}"),
+        ("duration", f"{seconds / 60:.1f} minutes"),
+        ("command", f"`python -m benchmarks {' '.join(sys.argv[1:])}`".replace(" `", "`")),
+    ]
+
+
+def processor() -> str:
+    """Model of the processor."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def memory() -> str:
+    """Installed memory."""
+    size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return f"{size / 2**30:.0f} GiB"
+
+
+def version(name: str) -> str:
+    """Of an installed distribution."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def page(
+    reports: dict[str, Report], seconds: dict[str, float], facts: list[tuple[str, str]]
+) -> str:
+    """The whole document."""
+    lines = all_lines(reports)
+    met = sum(line.met for line in lines)
+    parts = [
+        INTRODUCTION,
+        "".join(f"- {name}: {value}\n" for name, value in facts),
+        f"## Targets\n\n{met} of {len(lines)} are met.\n\n{markdown(lines_table(lines))}",
+    ]
+    for name, report in reports.items():
+        command = f"`python -m benchmarks.{name}`, {figure(seconds[name])} s\n"
+        parts.append(
+            show(Report(report.title, (), report.tables, [command.strip(), *report.notes]))
+        )
+    return "\n".join(parts)
+
+
+def raw_lines(reports: dict[str, Report]) -> list[dict[str, Any]]:
+    """One object per benchmark: its lines, and the figures of every round."""
+    return [
+        {
+            "benchmark": name,
+            "lines": [
+                {"what": line.what, "ours": line.ours, "peer": line.peer, "ratio": line.ratio}
+                for line in report.lines
+            ],
+            "rounds": report.rounds,
+        }
+        for name, report in reports.items()
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""The exact errors are those of what the sampler draws."""
+
+import numpy as np
+import pytest
+
+from benchmarks.errors import Profile, profile
+from benchmarks.generator import small_world
+from benchmarks.gradient_error import equal_entries, measure
+from benchmarks.records import draw
+from benchmarks.sources import Synthetic
+from stages.config import Record
+
+POSITIONS = 400
+SOURCE = Synthetic("r12", small_world())
+
+
+@pytest.fixture(scope="module")
+def found() -> Profile:
+    return profile(SOURCE, POSITIONS, (8, 50, 200))
+
+
+@pytest.mark.parametrize("tau", [0.01, 0.023, 0.1, 0.4, 0.9])
+def test_head_and_tail_are_those_of_the_sampler(found: Profile, tau: float) -> None:
+    record, rng = Record(tau=tau, candidates=0), np.random.default_rng(0)
+    columns = [draw(block, record, rng).columns() for block in SOURCE.blocks(POSITIONS)]
+    nu_T, nh_T, rest_T = (np.concatenate([c[n] for c in columns]) for n in ("nu", "nh", "rest"))
+    split = found.split(tau)
+    # The sampler's arithmetic is float32: what is on a border may fall to the other side, above all
+    # ceil(1 / tau) where nothing is in the head.
+    same_T = split.head_T == nh_T
+    assert same_T.mean() > 0.99
+    assert np.mean(split.head_T + split.tail_T == nu_T) > 0.95
+    assert np.abs(split.head_T + split.tail_T - nu_T)[same_T].max() <= 1
+    np.testing.assert_allclose(split.rest_T[same_T], rest_T[same_T], atol=1e-5)
+
+
+def test_exact_errors_are_those_measured_over_seeds(found: Profile) -> None:
+    exact = [
+        (Record(candidates=0), found.head_tail(0.023)),
+        (Record(kind="counts", sampler="multinomial"), found.independent[50]),
+        (Record(kind="counts"), found.systematic[50]),
+    ]
+    for record, error in exact:
+        measured = [measure(SOURCE, POSITIONS, record, seed) for seed in range(12)]
+        standard = np.std(measured, ddof=1) / np.sqrt(len(measured))
+        assert abs(np.mean(measured) - error.mse) < 5 * standard + 0.002 * error.mse, record
+
+
+def test_no_record_is_below_the_bound(found: Profile) -> None:
+    for error in (
+        *found.independent.values(),
+        *found.systematic.values(),
+        *(found.head_tail(tau) for tau in (0.01, 0.05, 0.3)),
+    ):
+        bound = found.bound(error.entries)
+        assert bound.entries == pytest.approx(error.entries, rel=1e-3)
+        assert bound.mse <= error.mse * (1 + 1e-9)
+
+
+def test_tau_is_found_on_the_border(found: Profile) -> None:
+    wanted = found.independent[50]
+    tau = found.find_tau(lambda error: error.mse <= wanted.mse)
+    assert tau is not None
+    assert found.head_tail(tau).mse <= wanted.mse < found.head_tail(tau * 1.02).mse
+    tau = found.find_tau(lambda error: error.entries <= wanted.entries)
+    assert tau is not None
+    assert found.head_tail(tau).entries <= wanted.entries < found.head_tail(tau / 1.02).entries
+    assert found.find_tau(lambda error: error.entries < 1) is None
+
+
+def test_draws_for_as_many_entries_are_interpolated(found: Profile) -> None:
+    draws, error = equal_entries(found, found.independent[50].entries)
+    assert draws == pytest.approx(50)
+    assert error.mse == pytest.approx(found.independent[50].mse)
