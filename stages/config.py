@@ -206,11 +206,21 @@ class GenerateRun(Table):
 class ScoreRun(Table):
     """Execution of teacher scoring."""
 
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """vLLM for teachers that transformers runs slowly or one GPU does not hold; the two agree
+    within the tolerances of docs/scoring-engines.md."""
     tokens_per_batch: Positive = 8192
     """Tokens in one teacher forward pass, padding included."""
     rows_per_chunk: Positive = 256
     """Positions whose logits exist at the same time."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`transformers`: where it runs; vLLM runs where it was built for."""
+    memory_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.85
+    """`vllm`: share of GPU memory the engine may take."""
+    kv_cache_mib: Positive = 256
+    """`vllm`: size of the key-value cache on a CPU, in MiB."""
+    tensor_parallel: Positive = 1
+    """`vllm`: GPUs that hold the teacher together."""
 
 
 class TrainRun(Table):

@@ -72,30 +72,25 @@ def read_rows(directory: Path) -> list[Row]:
 
 
 def with_gain(rows: Sequence[Row], baseline: str) -> list[Row]:
-    """Rows with what they are better by than the row called `baseline`, in the same units.
+    """Rows with `gain`: accuracy above that of the row called `baseline`, in the same units.
 
-    `gain` is accuracy above it, `loss_gain` loss on held-out text below it. Models answer the same
-    prompts and read the same text, but only the marginal errors are known here, so no error is
-    attached; `summarise` gives the spread of the differences over seeds.
+    Models answer the same prompts, but only the marginal errors are known here, so no error is
+    attached; `summarise` gives the spread of the gain over seeds.
     """
-    base = next((row for row in rows if row["model"] == baseline), {})
-    out = list(rows)
-    for name, key, sign in (("gain", "accuracy", 1.0), ("loss_gain", "text_loss", -1.0)):
-        if not any(key in row for row in rows):
-            continue
-        level = base.get(key)
-        if not isinstance(level, float):
-            log.warning("report: no row `%s` with %s; %s is left out", baseline, key, name)
-            continue
-        out = [_better(row, name, key, sign, level, baseline) for row in out]
+    if not any("accuracy" in row for row in rows):
+        return list(rows)
+    base = next((row.get("accuracy") for row in rows if row["model"] == baseline), None)
+    if not isinstance(base, float):
+        log.warning("report: no row `%s` with an accuracy; gains are left out", baseline)
+        return list(rows)
+    out: list[Row] = []
+    for row in rows:
+        own = row.get("accuracy")
+        if row["model"] != baseline and isinstance(own, float):
+            out.append({**row, "gain": own - base})
+        else:
+            out.append(row)
     return out
-
-
-def _better(row: Row, name: str, key: str, sign: float, level: float, baseline: str) -> Row:
-    own = row.get(key)
-    if row["model"] == baseline or not isinstance(own, float):
-        return row
-    return {**row, name: sign * (own - level)}
 
 
 def legend(rows: Sequence[Row], baseline: str) -> str:
@@ -120,8 +115,6 @@ def legend(rows: Sequence[Row], baseline: str) -> str:
             f"and forward KL(teacher, model); {', '.join(sorted(levels))}"
         )
         lines.append("ECE: model's confidence against the teacher's probability of the same token")
-    if "loss_gain" in known:
-        lines.append(f"loss gain: loss below that of {baseline}, same text")
     lines += [text for key, text in _LEGEND.items() if key in known]
     return "\n".join(line for line in lines if line)
 

@@ -1,19 +1,23 @@
 """Real models shared by all tests: made once per session, the engine started once."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from stages.config import GenerateRun, Tokenizer
+from stages.config import GenerateRun, ScoreRun, Tokenizer
 from stages.engines import Generator, open_generator
 from stages.engines.environment import prepare_environment
 from stages.tasks import task
 from stages.tokenizer import load_tokenizer, make_tokenizer
 
-# Before any test module imports torch: settings that only work then.
+# Before anything imports torch: settings that only work then.
 prepare_environment()
+
+if TYPE_CHECKING:
+    from stages.scoring.scorer import Scorer
 
 CONTEXT = 64
 """Longest sequence of the tiny model."""
@@ -64,23 +68,36 @@ class EngineSlot:
 
     def __init__(self) -> None:
         self._stack = ExitStack()
-        self._directory: Path | None = None
-        self._engine: Generator
+        self._key: tuple[Any, ...] | None = None
+        self._engine: Any = None
 
     def open(self, directory: Path) -> Generator:
         """An engine with the model in `directory`, decoding at most 8 sequences at once."""
-        if directory != self._directory:
+        run = GenerateRun(engine="vllm", max_sequences=8, kv_cache_mib=64)
+        return self._hold(
+            ("generate", directory),
+            lambda: open_generator(directory, dtype="float32", run=run, max_model_len=CONTEXT),
+        )
+
+    def open_scorer(self, directory: Path, dtype: str = "float32", **options: int) -> "Scorer":
+        """An engine that scores with the model in `directory`; `options` are of `ScoreRun`."""
+        from stages.scoring.scorer import open_scorer
+
+        run = ScoreRun.model_validate({"engine": "vllm", "kv_cache_mib": 64, **options})
+        key = ("score", directory, dtype, *options.items())
+        return self._hold(key, lambda: open_scorer(directory, dtype, run))
+
+    def _hold(self, key: tuple[Any, ...], opened: Callable[[], AbstractContextManager[Any]]) -> Any:
+        if key != self._key:
             self.close()
-            run = GenerateRun(engine="vllm", max_sequences=8, kv_cache_mib=64)
-            opened = open_generator(directory, dtype="float32", run=run, max_model_len=CONTEXT)
-            self._engine = self._stack.enter_context(opened)
-            self._directory = directory
+            self._engine = self._stack.enter_context(opened())
+            self._key = key
         return self._engine
 
     def close(self) -> None:
         """End the engine."""
         self._stack.close()
-        self._directory = None
+        self._key = self._engine = None
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
     base                 the interface, and what an engine must know of a model
     environment          settings of the process that must precede the first import
     vllm_engine          vLLM on GPU or CPU
+    vllm_process         starting and ending vLLM, for generation and for scoring
     transformers_engine  plain transformers, where vLLM is not installed
 
 Importing this package imports neither torch nor an engine.

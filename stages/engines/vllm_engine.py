@@ -6,21 +6,14 @@ Three settings decide what the numbers mean:
   token was drawn from, after temperature, top-p and top-k. vLLM's default (`raw_logprobs`) is the
   model's own at temperature 1; both agree at temperature 1 with full support.
 * a seed per request, so that a response does not depend on the batch it is decoded in;
-* `generation_config="vllm"`: sampling defaults shipped with a model are not applied, end tokens are
-  passed explicitly.
-
-A CPU engine lives in this process, where vLLM keeps its distributed state in globals that closing
-any engine destroys: one at a time.
+* `generation_config="vllm"` (`vllm_process`): sampling defaults shipped with a model are not
+  applied, end tokens are passed explicitly.
 
 On a CPU chunked prefill is off: vLLM 0.32 rewinds the generator of a sequence whose prompt is split
 over steps, which CPU generators cannot do.
 """
 
-import gc
 import os
-import sys
-import threading
-import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,9 +30,8 @@ from stages.engines.base import (
     model_facts,
     token_limit,
 )
-from storage.errors import AfterglowError, EngineError
+from stages.engines.vllm_process import engine_errors, running_engine
 
-_SLOT = threading.Lock()
 _MAX_CANDIDATES = 64
 _NEVER = -1e9
 """Added to a logit that must not be drawn; its probability underflows to 0."""
@@ -50,11 +42,11 @@ _PREFILL_TOKENS = 8192
 
 
 class VllmGenerator:
-    """A `Generator` on top of a started `vllm.LLM`."""
+    """A `Generator` on top of a started vLLM."""
 
-    def __init__(self, llm: Any, facts: ModelFacts, context: int, max_sequences: int) -> None:
+    def __init__(self, engine: Any, facts: ModelFacts, context: int, max_sequences: int) -> None:
         self.facts = facts
-        self._engine: Any = llm.llm_engine
+        self._engine: Any = engine
         self._context = context
         # Twice what is decoded at once: the scheduler always has a successor at hand.
         self._in_flight = 2 * max_sequences
@@ -74,7 +66,7 @@ class VllmGenerator:
                     running[self._add(request, sampling, candidates)] = request
                 if not running:
                     return
-                with _engine_errors("vLLM failed while decoding"):
+                with engine_errors("vLLM failed while decoding"):
                     outputs = self._engine.step()
                 for output in outputs:
                     if output.finished:
@@ -110,7 +102,7 @@ class VllmGenerator:
             skip_clone=True,
         )
         prompt = {"prompt_token_ids": request.prompt_ids.tolist()}
-        with _engine_errors(f"vLLM refuses sequence {request.seq_id}"):
+        with engine_errors(f"vLLM refuses sequence {request.seq_id}"):
             self._engine.add_request(name, prompt, params)
         return name
 
@@ -135,71 +127,28 @@ def open_vllm(
     directory: Path, *, dtype: str, run: GenerateRun, max_model_len: int, seed: int
 ) -> Iterator[VllmGenerator]:
     """As `open_generator`, on vLLM."""
-    if not _SLOT.acquire(blocking=False):
-        raise EngineError(f"{directory}: this process runs a vLLM engine already; close it first")
-    try:
-        yield from _opened(directory, dtype, run, max_model_len, seed)
-    finally:
-        _SLOT.release()
-
-
-def _opened(
-    directory: Path, dtype: str, run: GenerateRun, max_model_len: int, seed: int
-) -> Iterator[VllmGenerator]:
     facts = model_facts(directory)
     if facts.rows - facts.vocab_size > _MAX_BIASES:
         os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
-    llm = _start(directory, dtype, run, max_model_len, seed)
-    generator = VllmGenerator(llm, facts, max_model_len, run.max_sequences)
-    try:
-        yield generator
-    finally:
-        llm.llm_engine.engine_core.shutdown()
-        generator.close()
-        del llm
-        gc.collect()
 
+    def options(on_cpu: bool) -> dict[str, Any]:
+        return {
+            "dtype": dtype,
+            "max_model_len": max_model_len,
+            "max_num_seqs": run.max_sequences,
+            "max_logprobs": _MAX_CANDIDATES,
+            "logprobs_mode": "processed_logprobs",
+            "seed": seed,
+            **(_cpu_options(run, max_model_len) if on_cpu else _gpu_options(run)),
+        }
 
-def _start(directory: Path, dtype: str, run: GenerateRun, max_model_len: int, seed: int) -> Any:
-    import torch
-
-    set_num_threads = torch.set_num_threads
-    with warnings.catch_warnings(), _engine_errors(f"{directory}: vLLM does not start"):
-        warnings.simplefilter("ignore", FutureWarning)
-        from vllm import LLM
-        from vllm.platforms import current_platform
-
-        on_cpu = current_platform.is_cpu()
-        _make_llvmlite_inspectable()
+    with running_engine(directory, options) as engine:
+        generator = VllmGenerator(engine, facts, max_model_len, run.max_sequences)
+        del engine  # memory is freed when the context is left, and this name would hold it
         try:
-            return LLM(
-                str(directory),
-                dtype=dtype,  # type: ignore[reportArgumentType]
-                max_model_len=max_model_len,
-                max_num_seqs=run.max_sequences,
-                max_logprobs=_MAX_CANDIDATES,
-                logprobs_mode="processed_logprobs",
-                generation_config="vllm",
-                skip_tokenizer_init=True,
-                disable_log_stats=True,
-                use_tqdm_on_load=False,
-                seed=seed,
-                **(_cpu_options(run, max_model_len) if on_cpu else _gpu_options(run)),
-            )
+            yield generator
         finally:
-            torch.set_num_threads = set_num_threads  # the CPU worker makes it do nothing
-
-
-def _make_llvmlite_inspectable() -> None:
-    """Give llvmlite's library handle an empty `__dict__`.
-
-    vLLM 0.32 takes `vars()` of every object in every module to find Triton kernels. The handle
-    answers any attribute with a wrapped C function, `__dict__` too, on which vLLM stumbles; so an
-    engine could not start once numba was imported.
-    """
-    module = sys.modules.get("llvmlite.binding.ffi")
-    if module is not None:
-        module.lib._fntab.setdefault("__dict__", {})
+            generator.close()
 
 
 def _cpu_options(run: GenerateRun, max_model_len: int) -> dict[str, Any]:
@@ -217,16 +166,3 @@ def _gpu_options(run: GenerateRun) -> dict[str, Any]:
         "gpu_memory_utilization": run.memory_fraction,
         "tensor_parallel_size": run.tensor_parallel,
     }
-
-
-@contextmanager
-def _engine_errors(what: str) -> Iterator[None]:
-    try:
-        yield
-    except AfterglowError:
-        raise
-    except Exception as error:
-        raise EngineError(
-            f"{what}: {error}. The engine's options are in the `run` table; with run.engine = "
-            '"transformers" it works without vLLM.'
-        ) from error

@@ -58,7 +58,6 @@ def columns(rows: Sequence[Row]) -> list[Column]:
         Column("forward KL", "forward_kl", digits=4),
         Column("ECE %", "ece", 100, digits=2),
         Column("loss", "text_loss", digits=3),
-        Column("loss gain", "loss_gain", digits=3, signed=True),
         Column("text KL", "text_kl", digits=3),
         Column("text ECE %", "text_ece", 100, digits=2),
         Column("accept %", "acceptance", 100),

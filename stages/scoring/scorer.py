@@ -1,5 +1,6 @@
 """A loaded teacher that turns sequences into records: the same rows, whatever runs the teacher."""
 
+import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,8 +10,10 @@ from typing import Protocol
 from transformers import PreTrainedModel
 
 from stages.config import Record, ScoreRun
+from stages.engines.environment import prepare_environment
 from stages.models import Head, load_model, load_tokenizer, pick_device, real_vocab_size
 from stages.scoring.score import score_rows, scoring_head
+from storage.errors import ConfigError
 from storage.rows import Rows
 
 
@@ -99,8 +102,21 @@ def open_scorer(directory: Path, dtype: str, run: ScoreRun) -> Iterator[Scorer]:
 
     Raises:
         DataError: it cannot be loaded, or has no tokenizer.
-        EngineError: an architecture whose head is not understood.
+        ConfigError: vLLM is asked for and not installed.
+        EngineError: an architecture whose head is not understood, or vLLM does not start.
     """
+    if run.engine == "vllm":
+        prepare_environment()
+        if importlib.util.find_spec("vllm") is None:
+            raise ConfigError(
+                'teacher-logits.run.engine = "vllm", but vLLM is not installed. Install the extra '
+                '`cpu` or `cuda`, or use "transformers".'
+            )
+        from stages.scoring.vllm_scorer import open_vllm
+
+        with open_vllm(directory, dtype, run) as scorer:
+            yield scorer
+        return
     model = load_model(directory, dtype, pick_device(run.device))
     vocab_size = real_vocab_size(model, load_tokenizer(directory))
     yield TransformersScorer(model, scoring_head(model), vocab_size, run)

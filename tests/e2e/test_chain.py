@@ -3,9 +3,12 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from storage.manifest import read_manifest, verify_set
+from storage.rows import Rows
+from storage.shard import read_rows
 from tests.e2e.command import HERE, Outcome, afterglow
 
 TINY = ("--config", HERE / "tiny.toml")
@@ -103,3 +106,32 @@ def test_a_second_student_needs_no_teacher(chain: Outcome, store: Path) -> None:
 @pytest.mark.parametrize("override", ["seed=1", "rollouts.sampling.temperature=0.9"])
 def test_what_decides_the_rollouts_changes_them(chain: Outcome, store: Path, override: str) -> None:
     assert "rollouts" in to_do(store, override)
+
+
+@pytest.mark.engine
+def test_a_student_learns_from_records_made_in_vllm(
+    chain: Outcome, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two workers hold the teacher together; what they record is what one process records."""
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # one worker a NUMA node otherwise
+    run = "teacher-logits.run"
+    overrides = (f"{run}.engine=vllm", f"{run}.tensor_parallel=2", "teacher-logits.record.tau=0.04")
+    extra = [part for override in overrides for part in ("--set", override)]
+    done = afterglow("run", "train.reverse_kl", *TINY, *extra, store=store)
+    assert done.code == 0, done.err
+    assert done.result["ran"] == ["teacher-logits", "train.reverse_kl"]
+    sets = {
+        manifest.meta["record"]["tau"]: Rows.concat(
+            [rows for part in manifest.parts for rows in read_rows(path.parent / part.file)]
+        )
+        for path in store.glob("teacher-logits-*/manifest.json")
+        for manifest in [read_manifest(path.parent)]
+    }
+    found, expected = sets[0.04], sets[0.023]
+    for name in ("seq_id", "prompt", "tok", "ref_lp"):
+        np.testing.assert_array_equal(found[name], expected[name])
+    np.testing.assert_allclose(found["lp"], expected["lp"], atol=1e-4)
+    np.testing.assert_allclose(found["ent"], expected["ent"], atol=4e-3)  # float16
+    assert found["nu"].sum() < expected["nu"].sum()
+    resolved = [path.read_text() for path in store.glob("teacher-logits-*/config.resolved.toml")]
+    assert sorted('engine = "vllm"' in text for text in resolved) == [False, True]

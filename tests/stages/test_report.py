@@ -215,20 +215,6 @@ def test_a_table_of_text_has_no_word_on_accuracy(tmp_path: Path) -> None:
     assert "ECE" not in about
 
 
-def test_loss_gains_are_paired_over_seeds() -> None:
-    """The spread of the difference, not that of the losses, which seeds share."""
-    runs: list[list[Row]] = [
-        [{"model": "plain", "text_loss": base}, {"model": "drawn", "text_loss": base - 0.25}]
-        for base in (3.0, 3.5)
-    ]
-    plain, drawn = summarise([with_gain(rows, "plain") for rows in runs])
-    assert drawn["loss_gain"] == 0.25
-    assert drawn["loss_gain_sd"] == 0.0
-    assert "loss_gain" not in plain
-    assert "+0.250 +- 0.000" in format_table([plain, drawn])
-    assert "loss below that of plain" in legend([plain, drawn], "plain")
-
-
 def test_report_imports_no_torch() -> None:
     code = "import sys, stages.report; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from stages import teacher_logits
-from stages.config import Record, TeacherLogits
+from stages.config import TeacherLogits
 from stages.identity import model_identity, tokenizer_hash
 from stages.job import Input, Job
 from storage.codec import to_batch
@@ -207,60 +207,27 @@ def test_the_manifest_says_who_scored_and_what_was_kept(
     json.dumps(manifest.to_json())
 
 
-KINDS: dict[str, dict[str, Any]] = {
-    "sampled": {"kind": "sampled", "loss_temperature": 2.0},
-    "systematic": {"kind": "counts", "draws": 12},
-    "multinomial": {"kind": "counts", "draws": 12, "sampler": "multinomial", "copies": 2},
-    "head_tail": {"kind": "head_tail", "candidates": 0, "temperature": 0.7},
-    "copies": {"candidates": 0, "tau": 0.05, "copies": 3, "logp": True, "loss_temperature": 2.0},
-    "entries": {"candidates": 0, "entries": 9.0},
-    "top_k": {"kind": "top_k", "k": 7},
-}
-
-
-def check_kind(job: Job[TeacherLogits], manifest: Manifest, part: int, rows: Rows) -> None:
-    """What was stored of `rows`, read back draw by draw, against a plain forward."""
-    record = Record.stored(manifest.meta["record"])
-    meta = read_meta(job.directory / manifest.parts[part].file)
-    scored = read_all(job.directory, manifest.parts[part])
-    log_p_TV = log_probs(load(Path(job.inputs["teacher"].path)), rows, record.temperature)
-    expected_T = log_p_TV[np.arange(scored.tokens), rows["tok"]]
-    np.testing.assert_allclose(scored["lp"], expected_T, atol=1e-3)
-    if record.loss_temperature:
-        power_T = np.exp(log_p_TV * record.temperature / record.loss_temperature).sum(axis=1)
-        np.testing.assert_allclose(scored["lz"], np.log(power_T), atol=1e-3)
-    for draw in range(record.copies if record.kind != "sampled" else 0):
-        batch = to_batch(scored, meta, draw)
-        row_E = np.repeat(np.arange(batch.tokens), np.diff(batch.entry_off))
-        totals_T = np.bincount(row_E, batch.weight, minlength=batch.tokens)
-        np.testing.assert_allclose(totals_T, 1, atol=1e-4)
-        known = np.isfinite(batch.logp)
-        assert known.all() == (record.logp or record.kind == "top_k")
-        expected_E = log_p_TV[row_E[known], batch.ids[known]]
-        np.testing.assert_allclose(batch.logp[known], expected_E, rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.parametrize("name", KINDS)
-def test_every_kind_of_record_of_rollouts(
-    tmp_path: Path, teacher: Path, source: Path, parts: list[Rows], name: str
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"kind": "sampled"},
+        {"kind": "counts", "draws": 12},
+        {"kind": "counts", "draws": 12, "sampler": "multinomial"},
+        {"kind": "head_tail", "candidates": 0, "temperature": 0.7},
+    ],
+    ids=["sampled", "systematic", "multinomial", "head_tail"],
+)
+def test_every_kind_is_written_and_read(
+    tmp_path: Path, teacher: Path, source: Path, parts: list[Rows], record: dict[str, Any]
 ) -> None:
-    job = make_job(tmp_path, teacher, source, record=KINDS[name])
-    check_kind(job, run(job), 2, parts[2])
-
-
-@pytest.mark.parametrize("name", KINDS)
-def test_every_kind_of_record_of_the_teachers_own_answers(
-    tmp_path: Path, teacher: Path, name: str
-) -> None:
-    """`sft-data` keeps log p of what was drawn, but no candidates."""
-    rows = sequences(12, candidates=0)
-    write_sequences(tmp_path / "sft-data", [rows], teacher, candidates=0)
-    job = make_job(tmp_path, teacher, tmp_path / "sft-data", record=KINDS[name])
+    job = make_job(tmp_path, teacher, source, record=record)
     manifest = run(job)
-    check_kind(job, manifest, 0, rows)
-    np.testing.assert_allclose(
-        read_all(job.directory, manifest.parts[0])["ref_lp"], rows["ref_lp"], rtol=2**-15
-    )
+    scored = read_all(job.directory, manifest.parts[2])
+    temperature = record.get("temperature", 1.0)
+    log_p_TV = log_probs(load(teacher), parts[2], temperature)
+    expected_T = log_p_TV[np.arange(scored.tokens), parts[2]["tok"]]
+    np.testing.assert_allclose(scored["lp"], expected_T, atol=1e-3)
+    assert read_meta(job.directory / manifest.parts[2].file).record_kind == record["kind"]
 
 
 def test_a_second_run_gives_the_same_bytes(tmp_path: Path, teacher: Path, source: Path) -> None:
@@ -300,17 +267,15 @@ def test_missing_parts_stop_the_commit_and_are_made_up_for(
     assert run(job).parts[1] == done
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_every_kind_of_record_of_a_corpus(tmp_path: Path, teacher: Path, name: str) -> None:
-    """Text has neither candidates nor log pi_ref, and descends from no teacher."""
+def test_a_corpus_is_scored_without_candidates_and_reference(tmp_path: Path, teacher: Path) -> None:
     rows = sequences(10, candidates=0, reference=False)
     write_sequences(tmp_path / "corpus", [rows], None, candidates=0)
+    # a corpus descends from no teacher, but keeps the tokenizer it was made with
     tokenizer = tmp_path / "corpus" / "tokenizer"
     tokenizer.mkdir()
     (tokenizer / "tokenizer.json").write_bytes((teacher / "tokenizer.json").read_bytes())
-    job = make_job(tmp_path, teacher, tmp_path / "corpus", record=KINDS[name])
+    job = make_job(tmp_path, teacher, tmp_path / "corpus", record={"candidates": 0})
     manifest = run(job)
-    check_kind(job, manifest, 0, rows)
     scored = read_all(job.directory, manifest.parts[0])
     assert "ref_lp" not in scored
     assert len(scored) == 10

@@ -27,7 +27,7 @@ from tests.stages.provenance.cases import (
 )
 from tests.stages.training_cases import write_model
 
-COUNT = 250
+COUNT = 400
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +75,8 @@ def test_the_true_teacher_is_consistent(teacher: Path, answered: Path, tokens_on
 
 
 def test_over_seeds_z_is_standard_normal(teacher: Path, tmp_path: Path) -> None:
-    """Forty pieces of one set: its sequences are independent draws."""
-    directory = answers(tmp_path, teacher, 1280, seed=1)
+    """Forty draws of forty answers each, from one set: sequences are independent draws."""
+    directory = answers(tmp_path, teacher, 1600, seed=1)
     witness = Witness.load(teacher, "float32", "cpu")
     z: list[float] = []
     judge = DrawnJudge(witness.class_V, 1e-4, False, 1.0)
@@ -85,7 +85,7 @@ def test_over_seeds_z_is_standard_normal(teacher: Path, tmp_path: Path) -> None:
             judge.add(batch, chunk, seen)
         z.append(judge.evidence.z or math.nan)
         judge = DrawnJudge(witness.class_V, 1e-4, False, 1.0)
-    assert len(z) == 40
+    assert len(z) == 50
     assert np.abs(z).max() < 4
     assert abs(np.mean(z)) < 4 / math.sqrt(len(z))
     assert 0.65 < np.std(z) < 1.4

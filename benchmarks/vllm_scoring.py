@@ -1,0 +1,165 @@
+"""Scoring inside vLLM on a CPU: what records add there, and how near it is to transformers.
+
+    python -m benchmarks.vllm_scoring
+
+One teacher with random weights, a vocabulary of 151,936 and a small body, scored by both engines.
+The peer of the cost is the same engine on the same requests, its logits made and thrown away. A
+larger body makes the share of the records smaller.
+"""
+
+import itertools
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from benchmarks.harness import (
+    Options,
+    Report,
+    Table,
+    cost_line,
+    interleave,
+    main,
+)
+from stages.config import Record, ScoreRun
+from stages.engines.environment import prepare_environment
+from stages.scoring.records import Records
+from stages.scoring.scorer import Scorer, open_scorer
+from storage.rows import Rows
+
+_SPREAD = 4.5
+"""Standard deviation of the logits: a mean entropy of 4 nats, more than text has."""
+_RUN = {"tokens_per_batch": 512, "rows_per_chunk": 128, "device": "cpu"}
+
+
+def run(options: Options) -> Report:
+    """Seconds with records over seconds without, and differences between the engines."""
+    prepare_environment()
+    vocabulary, hidden, count = (4096, 64, 4) if options.quick else (151_936, 512, 16)
+    rows = _sequences(vocabulary, count)
+    record = Record()
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = Path(scratch)
+        _write_teacher(directory, vocabulary, hidden)
+        scored: dict[tuple[str, str], Rows] = {}
+        for dtype, engine in itertools.product(("float32", "bfloat16"), ("transformers", "vllm")):
+            run = ScoreRun.model_validate({"engine": engine, **_RUN})
+            with open_scorer(directory, dtype, run) as scorer:
+                scored[engine, dtype] = scorer.score(rows, record, 0)
+                if (engine, dtype) == ("vllm", "float32"):
+                    found = interleave(_candidates(scorer, rows), options.rounds)
+    line = cost_line(
+        f"record extraction inside vLLM on CPU, head_tail, V = {vocabulary:,}, hidden {hidden}",
+        f"s per {rows.tokens:,} positions",
+        found,
+        "head_tail",
+        "forward + head",
+        goals=(),
+    )
+    return Report("Scoring inside vLLM", [line], [_agreement(scored)], [], {"cost": found})
+
+
+def _candidates(scorer: Scorer, rows: Rows) -> dict[str, Callable[[], object]]:
+    from stages.scoring import vllm_model
+
+    def thrown_away(logits: Any, positions: Any, *_: Any, rows_per_chunk: int, **__: Any) -> Any:
+        for start in range(0, len(positions), rows_per_chunk):
+            logits(slice(start, min(len(positions), start + rows_per_chunk)))
+        nothing_R = np.zeros(len(positions), np.float32)
+        return Records(nothing_R, nothing_R)
+
+    def bare() -> None:
+        with mock.patch.object(vllm_model, "make_records", thrown_away):
+            scorer.score(rows, Record(kind="sampled"), 0)
+
+    return {
+        "forward + head": bare,
+        "head_tail": lambda: scorer.score(rows, Record(), 0),
+        "counts": lambda: scorer.score(rows, Record(kind="counts"), 0),
+        "sampled": lambda: scorer.score(rows, Record(kind="sampled"), 0),
+    }
+
+
+def _agreement(scored: dict[tuple[str, str], Rows]) -> Table:
+    """Differences of log p of the realised token, of the entropy, and of what is drawn."""
+    table: list[list[str]] = []
+    for (engine, dtype), (other, as_dtype) in (
+        (("vllm", "float32"), ("transformers", "float32")),
+        (("vllm", "bfloat16"), ("transformers", "bfloat16")),
+        (("vllm", "bfloat16"), ("transformers", "float32")),
+        (("transformers", "bfloat16"), ("transformers", "float32")),
+    ):
+        one, two = scored[engine, dtype], scored[other, as_dtype]
+        lp = np.abs(one["lp"].astype(np.float64) - two["lp"])
+        entropy = np.abs(one["ent"].astype(np.float64) - two["ent"])
+        same = np.mean([a == b for a, b in zip(_drawn(one), _drawn(two), strict=True)])
+        table.append(
+            [
+                f"{engine} {dtype}",
+                f"{other} {as_dtype}",
+                f"{lp.max():.2g}",
+                f"{lp.mean():.2g}",
+                f"{entropy.max():.2g}",
+                f"{same:.1%}",
+            ]
+        )
+    header = ("engine", "against", "log p, largest", "log p, mean", "entropy, largest", "same ids")
+    return Table(
+        "Difference between engines; `same ids`: positions with equal entries", header, table
+    )
+
+
+def _drawn(rows: Rows) -> list[frozenset[int]]:
+    """Ids of each position."""
+    edges = np.cumsum([0, *rows["nu"].tolist()])
+    return [frozenset(rows["ids"][a:b].tolist()) for a, b in itertools.pairwise(edges)]
+
+
+def _sequences(vocabulary: int, count: int) -> Rows:
+    rng = np.random.default_rng(1)
+    return Rows.from_sequences(
+        {
+            "seq_id": index,
+            "prompt_id": index,
+            "sample": 0,
+            "finish": 0,
+            "outcome": -1,
+            "prompt": rng.integers(0, vocabulary, 64),
+            "tok": rng.integers(0, vocabulary, 64),
+            "cand": rng.integers(0, vocabulary // 4, 64 * 4) * 4 + np.tile(range(4), 64),
+        }
+        for index in range(count)
+    )
+
+
+def _write_teacher(directory: Path, vocabulary: int, hidden: int) -> None:
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=3 * hidden,
+        num_hidden_layers=4,
+        num_attention_heads=max(1, hidden // 64),
+        num_key_value_heads=max(1, hidden // 128),
+        head_dim=64,
+        max_position_embeddings=256,
+        tie_word_embeddings=False,
+    )
+    model = Qwen3ForCausalLM(config)
+    with torch.no_grad():
+        # Logits as spread as those of a trained model: entropy decides what a record costs.
+        model.lm_head.weight.mul_(_SPREAD / (0.02 * hidden**0.5))
+    model.save_pretrained(directory)
+    words = Tokenizer(WordLevel({str(i): i for i in range(vocabulary)}, unk_token="0"))
+    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(directory)
+
+
+if __name__ == "__main__":
+    main(run, __doc__)

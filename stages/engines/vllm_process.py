@@ -1,0 +1,94 @@
+"""Starting and ending vLLM in this process, for whoever needs an engine.
+
+A CPU engine lives in this process, where vLLM keeps its distributed state in globals that closing
+any engine destroys: one at a time.
+"""
+
+import gc
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from storage.errors import AfterglowError, EngineError
+
+_SLOT = threading.Lock()
+
+
+@contextmanager
+def running_engine(directory: Path, options: Callable[[bool], dict[str, Any]]) -> Iterator[Any]:
+    """A started `LLMEngine` with the model in `directory`; leaving the context ends it.
+
+    Args:
+        directory: A Hugging Face model.
+        options: Gives fields of `EngineArgs`, told whether vLLM runs on a CPU.
+
+    Raises:
+        EngineError: vLLM does not start, or runs in this process already.
+    """
+    if not _SLOT.acquire(blocking=False):
+        raise EngineError(f"{directory}: this process runs a vLLM engine already; close it first")
+    try:
+        engine = _start(directory, options)
+        try:
+            yield engine
+        finally:
+            engine.engine_core.shutdown()
+            del engine
+            gc.collect()
+    finally:
+        _SLOT.release()
+
+
+def _start(directory: Path, options: Callable[[bool], dict[str, Any]]) -> Any:
+    import torch
+
+    set_num_threads = torch.set_num_threads
+    with warnings.catch_warnings(), engine_errors(f"{directory}: vLLM does not start"):
+        warnings.simplefilter("ignore", FutureWarning)
+        from vllm import EngineArgs, LLMEngine
+        from vllm.platforms import current_platform
+        from vllm.usage.usage_lib import UsageContext
+
+        _make_llvmlite_inspectable()
+        try:
+            arguments = EngineArgs(
+                str(directory),
+                generation_config="vllm",
+                skip_tokenizer_init=True,
+                disable_log_stats=True,
+                use_tqdm_on_load=False,
+                **options(current_platform.is_cpu()),
+            )
+            return LLMEngine.from_engine_args(arguments, UsageContext.LLM_CLASS)
+        finally:
+            torch.set_num_threads = set_num_threads  # the CPU worker makes it do nothing
+
+
+def _make_llvmlite_inspectable() -> None:
+    """Give llvmlite's library handle an empty `__dict__`.
+
+    vLLM 0.32 takes `vars()` of every object in every module to find Triton kernels. The handle
+    answers any attribute with a wrapped C function, `__dict__` too, on which vLLM stumbles; so an
+    engine could not start once numba was imported.
+    """
+    module = sys.modules.get("llvmlite.binding.ffi")
+    if module is not None:
+        module.lib._fntab.setdefault("__dict__", {})
+
+
+@contextmanager
+def engine_errors(what: str) -> Iterator[None]:
+    """Turn whatever vLLM raises into an `EngineError` that begins with `what`."""
+    try:
+        yield
+    except AfterglowError:
+        raise
+    except Exception as error:
+        raise EngineError(
+            f"{what}: {error}. The engine's options are in the `run` table; with run.engine = "
+            '"transformers" it works without vLLM.'
+        ) from error
