@@ -48,7 +48,7 @@ def check_copy(
     if records.tlp_S is not None:
         row_S = np.repeat(np.arange(len(nu_R)), nu_R - head(records))
         drawn_S = ids(records)[~in_head(records)]
-        np.testing.assert_allclose(np.exp(records.tlp_S), p_RV[row_S, drawn_S], rtol=1e-4)
+        np.testing.assert_allclose(records.tlp_S, np.log(p_RV[row_S, drawn_S]), atol=1e-4)
     stop_R = np.cumsum(nu_R)
     for r, (p_V, stop) in enumerate(zip(p_RV, stop_R, strict=True)):
         ids_K = ids(records)[stop - nu_R[r] : stop]
