@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from storage.errors import DataError
 from storage.files import HashingFile
 from storage.rows import Offsets, Rows
-from storage.schema import COLUMNS, Array, Column
+from storage.schema import BLOBS, COLUMNS, EXTRA_BITS, Array, Blobs, Column
 
 if TYPE_CHECKING:
     from storage.pages import Footer
@@ -38,23 +39,24 @@ _ZSTD = pa.Codec("zstd")
 class Writer:
     """Writes row groups to a sink; every `write` is one row group."""
 
-    def __init__(self, sink: HashingFile, names: Sequence[str]) -> None:
+    def __init__(self, sink: HashingFile, names: Sequence[str], blobs: Sequence[str]) -> None:
         statistics = [name for name in names if COLUMNS[name].level == "row"]
         self._parquet = pq.ParquetWriter(
             pa.PythonFile(sink, mode="w"),
-            arrow_schema(names),
+            arrow_schema(names, blobs),
             compression="zstd",
             compression_level=1,
             use_dictionary=False,
-            column_encoding={_path(name): _encoding(name) for name in names},
+            column_encoding={_path(name): _encoding(name) for name in names}
+            | dict.fromkeys(blobs, "PLAIN"),
             write_statistics=cast(Any, statistics),  # annotated bool, documented to take names
             write_page_checksum=True,
             store_schema=False,
         )
 
-    def write(self, rows: Rows) -> None:
+    def write(self, rows: Rows, blobs: Blobs) -> None:
         """Append one row group."""
-        self._parquet.write_batch(to_arrow(rows), row_group_size=len(rows))
+        self._parquet.write_batch(to_arrow(rows, blobs), row_group_size=len(rows))
 
     def close(self, metadata: dict[bytes, bytes]) -> None:
         """Write the footer with these key-value pairs; does nothing if closed."""
@@ -73,11 +75,13 @@ class Reader:
         self.metadata: dict[bytes, bytes] = dict(self._parquet.metadata.metadata or {})
         self.row_groups = int(self._parquet.metadata.num_row_groups)
         schema = self._parquet.schema_arrow
-        known = "ids" in schema.names and all(name in COLUMNS for name in schema.names)
-        self._direct = known and schema.equals(arrow_schema(schema.names))
+        self._names = [name for name in schema.names if name in COLUMNS]
+        self._blobs = [name for name in schema.names if name in BLOBS]
+        long = "ids" in self._names or EXTRA_BITS in self._blobs
+        self._direct = long and schema.equals(arrow_schema(self._names, self._blobs))
         """Whether `storage.pages` is tried first: it pays where lists are long."""
 
-    def read(self, group: int, columns: Sequence[str] | None) -> Rows:
+    def read(self, group: int, columns: Sequence[str] | None) -> tuple[Rows, Blobs]:
         """One row group; `columns` None reads all."""
         if self._direct and columns is None:
             from storage.pages import Unusual  # Numba: only who reads records pays its import
@@ -87,20 +91,23 @@ class Reader:
         names = None if columns is None else list(columns)
         return from_arrow(self._parquet.read_row_group(group, columns=names, use_threads=False))
 
-    def _read_pages(self, group: int) -> Rows:
-        from storage.pages import Footer, read_chunk
+    def _read_pages(self, group: int) -> tuple[Rows, Blobs]:
+        from storage.pages import Footer, read_blob, read_chunk
 
         self._footer = self._footer or Footer(self._stream)
         columns: dict[str, Array] = {}
         offsets: dict[str, Offsets] = {}
-        listed = [COLUMNS[name] for name in self._parquet.schema_arrow.names]
-        for chunk in self._footer.chunks(group, listed):
-            name, level = chunk.column.name, chunk.column.level
-            columns[name], own = read_chunk(chunk, decompress)
+        blobs: Blobs = {}
+        for chunk in self._footer.chunks(group, [*self._names, *self._blobs]):
+            if chunk.name in BLOBS:
+                blobs[chunk.name] = read_blob(chunk, decompress)
+                continue
+            columns[chunk.name], own = read_chunk(chunk, decompress)
             if own is not None:
-                _same_lengths(name, offsets.setdefault(level, own), own)
+                level = COLUMNS[chunk.name].level
+                _same_lengths(chunk.name, offsets.setdefault(level, own), own)
         _check_draws(offsets)
-        return Rows(columns, offsets)
+        return Rows(columns, offsets), blobs
 
     def close(self) -> None:
         """Close the file; rows read from it stay valid."""
@@ -133,9 +140,10 @@ def _encoding(name: str) -> str:
     return "BYTE_STREAM_SPLIT" if COLUMNS[name].split_bytes else "PLAIN"
 
 
-def arrow_schema(names: Sequence[str]) -> pa.Schema:
+def arrow_schema(names: Sequence[str], blobs: Sequence[str] = ()) -> pa.Schema:
     """Arrow schema of a part: everything required, one level of lists."""
-    return pa.schema([pa.field(name, _arrow_type(COLUMNS[name]), nullable=False) for name in names])
+    kinds = {name: _arrow_type(COLUMNS[name]) for name in names} | dict.fromkeys(blobs, pa.binary())
+    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in kinds.items()])
 
 
 def _arrow_type(column: Column) -> pa.DataType:
@@ -145,9 +153,9 @@ def _arrow_type(column: Column) -> pa.DataType:
     return pa.list_(pa.field("element", element, nullable=False))
 
 
-def to_arrow(rows: Rows) -> pa.RecordBatch:
+def to_arrow(rows: Rows, blobs: Blobs) -> pa.RecordBatch:
     """The rows as one Arrow batch; values are shared, not copied."""
-    schema = arrow_schema(tuple(rows.columns))
+    schema = arrow_schema(tuple(rows.columns), tuple(blobs))
     lists = {level: pa.array(value.astype(np.int32)) for level, value in rows.offsets.items()}
     arrays: list[Any] = []
     for name, values in rows.columns.items():
@@ -157,11 +165,14 @@ def to_arrow(rows: Rows) -> pa.RecordBatch:
         else:
             kind = schema.field(name).type
             arrays.append(pa.ListArray.from_arrays(lists[level], flat, type=kind))
+    for data, off in blobs.values():
+        ends, flat = pa.py_buffer(off.astype(np.int32)), pa.py_buffer(data)
+        arrays.append(pa.Array.from_buffers(pa.binary(), len(rows), [None, ends, flat]))
     return pa.record_batch(arrays, schema=schema)
 
 
-def from_arrow(table: pa.Table) -> Rows:
-    """Rows that view the buffers of `table`.
+def from_arrow(table: pa.Table) -> tuple[Rows, Blobs]:
+    """Rows and blobs that view the buffers of `table`.
 
     Raises:
         DataError: an unknown column or type, list columns of one level whose lengths differ, or
@@ -169,7 +180,11 @@ def from_arrow(table: pa.Table) -> Rows:
     """
     columns: dict[str, Array] = {}
     offsets: dict[str, Offsets] = {}
+    blobs: Blobs = {}
     for name in table.column_names:
+        if name in BLOBS:
+            blobs[name] = _blob(name, _single(table.column(name)))
+            continue
         if name not in COLUMNS:
             raise DataError(f"column {name!r} is not part of the format")
         column = COLUMNS[name]
@@ -184,7 +199,16 @@ def from_arrow(table: pa.Table) -> Rows:
         own = ends - ends[0]
         _same_lengths(name, offsets.setdefault(column.level, own), own)
     _check_draws(offsets)
-    return Rows(columns, offsets)
+    return Rows(columns, offsets), blobs
+
+
+def _blob(name: str, array: pa.Array) -> tuple[NDArray[np.uint8], Offsets]:
+    if array.type != pa.binary():
+        raise DataError(f"column {name!r} has type {array.type}, not {pa.binary()}")
+    _, ends, data = array.buffers()
+    off = np.frombuffer(ends, np.int32)[array.offset : array.offset + len(array) + 1]
+    flat = np.frombuffer(data or b"", np.uint8)[off[0] : off[-1]]
+    return flat, off.astype(np.int64) - int(off[0])
 
 
 def _same_lengths(name: str, known: Offsets, own: Offsets) -> None:

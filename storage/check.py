@@ -41,6 +41,14 @@ def check_meta(meta: SetMeta) -> None:
         raise DataError("record parameters are given exactly when the set holds records")
     if meta.record is not None:
         _check_record(meta.record)
+    if meta.layout not in ("open", "packed"):
+        raise DataError(f"layout {meta.layout!r} is unknown; known: open, packed")
+    packed = meta.layout == "packed"
+    if packed and "nu" not in column_names(meta.kind, meta.record, 0, reference=False):
+        what = meta.record_kind or meta.kind
+        raise DataError(f"layout is packed, but {what} have no entries to be packed")
+    if packed != (meta.ranks is not None):
+        raise DataError("ranks are given exactly when the layout is packed (storage.ranks)")
 
 
 def _check_record(record: Json) -> None:

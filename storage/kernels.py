@@ -287,3 +287,35 @@ def join_bytes(planes: Array, out: Array) -> None:
             | np.uint32(planes[2 * count + i]) << np.uint32(16)
             | np.uint32(planes[3 * count + i]) << np.uint32(24)
         )
+
+
+@nb.njit(
+    types.int64(_input(types.uint8), types.int64[::1], types.uint8[::1]), nogil=True, cache=True
+)
+def byte_strings(data: Array, lengths: Array, out: Array) -> Any:
+    """Byte strings that follow their lengths of four bytes, joined.
+
+    Args:
+        data: lengths and strings.
+        lengths: out: one for each string there is.
+        out: the strings.
+
+    Returns:
+        Bytes written; -1 if the strings do not take up all of `data`, or do not fit into `out`.
+    """
+    at = 0
+    size = 0
+    for index in range(len(lengths)):
+        if at + 4 > len(data):
+            return -1
+        length = np.int64(data[at]) | np.int64(data[at + 1]) << 8
+        length |= np.int64(data[at + 2]) << 16 | np.int64(data[at + 3]) << 24
+        at += 4
+        if at + length > len(data) or size + length > len(out):
+            return -1
+        for k in range(length):
+            out[size + k] = data[at + k]
+        lengths[index] = length
+        at += length
+        size += length
+    return size if at == len(data) else -1

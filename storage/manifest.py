@@ -16,6 +16,8 @@ from storage.errors import DataError, RetryError
 from storage.files import create_once, sha256_file
 
 FILE_NAME = "manifest.json"
+RANKS = "ranks.u32"
+"""Frequencies of ids: lies beside packed parts (`storage.ranks`)."""
 MANIFEST_FORMAT = 1
 
 Json = Mapping[str, Any]
@@ -92,6 +94,10 @@ class SetMeta:
     """Record parameters of a record set: `kind`, and `draws`, `tau`, `temperature`, ..."""
     tokenizer: Json | None = None
     teacher: Json | None = None
+    layout: Literal["open", "packed"] = "open"
+    """How the columns of the record are stored; what is read is the same."""
+    ranks: str | None = None
+    """sha256 of the set's `ranks.u32`; packed layout only."""
 
     @property
     def record_kind(self) -> str | None:
@@ -328,6 +334,7 @@ def commit_parts(
     Args:
         directory: Where the parts are.
         count: Number of parts planned; their indices are 0 to `count` - 1.
+        files: Other files of the set; the ranks of packed parts are found without being named.
         (others): as for `build_manifest`.
 
     Raises:
@@ -345,9 +352,11 @@ def commit_parts(
             f"({len(missing)} in all); run the stage again, finished parts are kept"
         )
     parts = [part for part in found if part is not None]
+    packed = False
     for part in parts:
-        other = read_meta(directory / part.file).key
-        if other != key:
+        own = read_meta(directory / part.file)
+        packed |= own.layout == "packed"
+        if (other := own.key) != key:
             raise DataError(
                 f"{directory / part.file}: belongs to set {other[:12]}, not {key[:12]}. Move it "
                 "away and run the stage again."
@@ -364,7 +373,7 @@ def commit_parts(
         tokenizer=tokenizer,
         meta=meta,
         parts=parts,
-        files=files,
+        files=[*files, RANKS] if packed else files,
     )
 
 

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from io import FileIO
 
 import numpy as np
+from numpy.typing import NDArray
 
-from storage.kernels import join_bytes, zeros_among_levels
-from storage.rows import Offsets
-from storage.schema import Array, Column
+from storage.kernels import byte_strings, join_bytes, zeros_among_levels
+from storage.rows import Offsets, offsets_of
+from storage.schema import COLUMNS, Array, Column
 from storage.thrift import fields, structs
 
 
@@ -49,7 +50,7 @@ class Unusual(Exception):
 class Chunk:
     """One column of one row group, as described in the footer."""
 
-    column: Column
+    name: str
     data: Array
     """All its pages, as bytes."""
     rows: int
@@ -80,7 +81,7 @@ class Footer:
             raise Unusual("row groups")
         self._groups = places[:count].copy()
 
-    def chunks(self, group: int, columns: Sequence[Column]) -> Iterator[Chunk]:
+    def chunks(self, group: int, columns: Sequence[str]) -> Iterator[Chunk]:
         """The columns of a row group, read one after the other.
 
         Raises:
@@ -91,7 +92,7 @@ class Footer:
         fields(self._data, int(self._groups[group]), found)
         if structs(self._data, int(found[1]), places) != len(columns):
             raise Unusual("columns")
-        for column, place in zip(columns, places.tolist(), strict=True):
+        for name, place in zip(columns, places.tolist(), strict=True):
             outer, inner = np.full(4, -1, np.int64), np.full(10, -1, np.int64)
             fields(self._data, place, outer)
             fields(self._data, int(outer[3]), inner)
@@ -99,7 +100,7 @@ class Footer:
             if start < 0 or size < 0 or start + size > self._size:
                 raise Unusual("column")
             data = np.frombuffer(os.pread(self._stream.fileno(), size, start), np.uint8)
-            yield Chunk(column, data, int(found[3]), levels)
+            yield Chunk(name, data, int(found[3]), levels)
 
 
 def read_chunk(chunk: Chunk, decompress: Decompress) -> tuple[Array, Offsets | None]:
@@ -108,29 +109,59 @@ def read_chunk(chunk: Chunk, decompress: Decompress) -> tuple[Array, Offsets | N
     Raises:
         Unusual: as above.
     """
-    listed = chunk.column.level != "row"
+    column = COLUMNS[chunk.name]
+    listed = column.level != "row"
     starts: list[Array] = []
     values: list[Array] = []
-    at = levels = count = rows = 0
+    count = rows = 0
+    for header, flat in _pages(chunk, decompress):
+        there = header.levels
+        if listed:
+            start_R, flat, there = _lists(flat, header.levels, chunk.rows - rows)
+            starts.append(start_R + count)
+            rows += len(start_R)
+        values.append(_values(flat, there, column, header.encoding))
+        count += there
+    if (rows if listed else count) != chunk.rows:
+        raise Unusual("number of rows")
+    joined = values[0] if len(values) == 1 else np.concatenate([_none(column), *values])
+    return joined, np.concatenate([*starts, [count]], dtype=np.int64) if listed else None
+
+
+def read_blob(chunk: Chunk, decompress: Decompress) -> tuple[NDArray[np.uint8], Offsets]:
+    """All bytes of a column of byte strings, and [N+1] where each of them starts.
+
+    Raises:
+        Unusual: as above.
+    """
+    pieces: list[Array] = [np.zeros(0, np.uint8)]
+    lengths: list[Array] = [np.zeros(0, np.int64)]
+    for header, flat in _pages(chunk, decompress):
+        length_R = np.empty(min(header.levels, chunk.rows), np.int64)
+        out = np.empty(max(0, len(flat) - 4 * header.levels), np.uint8)
+        if header.encoding != _PLAIN or byte_strings(flat, length_R, out) != len(out):
+            raise Unusual("byte strings")
+        pieces.append(out)
+        lengths.append(length_R)
+    length_N = np.concatenate(lengths)
+    if len(length_N) != chunk.rows:
+        raise Unusual("number of rows")
+    return pieces[1] if len(pieces) == 2 else np.concatenate(pieces), offsets_of(length_N)
+
+
+def _pages(chunk: Chunk, decompress: Decompress) -> Iterator[tuple[_Header, Array]]:
+    """Headers and contents of all pages."""
+    at = levels = 0
     while at < len(chunk.data):
         header, size, at = _page_header(chunk.data, at)
         page = chunk.data[at : at + size]
         at += size
         if len(page) != size or zlib.crc32(page.data) != header.crc:
             raise Unusual("page checksum")
-        flat = np.frombuffer(decompress(page, header.uncompressed), np.uint8)
-        there = header.levels
-        if listed:
-            start_R, flat, there = _lists(flat, header.levels, chunk.rows - rows)
-            starts.append(start_R + count)
-            rows += len(start_R)
-        values.append(_values(flat, there, chunk.column, header.encoding))
         levels += header.levels
-        count += there
-    if levels != chunk.levels or (rows if listed else count) != chunk.rows:
+        yield header, np.frombuffer(decompress(page, header.uncompressed), np.uint8)
+    if levels != chunk.levels:
         raise Unusual("number of values")
-    joined = values[0] if len(values) == 1 else np.concatenate([_none(chunk.column), *values])
-    return joined, np.concatenate([*starts, [count]], dtype=np.int64) if listed else None
 
 
 def _none(column: Column) -> Array:

@@ -177,6 +177,12 @@ class Rows:
             columns[name] = values[low:high]
         return Rows(columns, {level: value - value[0] for level, value in offsets.items()})
 
+    def only(self, names: Sequence[str]) -> "Rows":
+        """The table without its other columns, and without the levels they alone have."""
+        columns = {name: values for name, values in self.columns.items() if name in names}
+        levels = {COLUMNS[name].level for name in columns}
+        return Rows(columns, {level: off for level, off in self.offsets.items() if level in levels})
+
     def sequence(self, index: int) -> dict[str, Any]:
         """One sequence as a dictionary of scalars and arrays; the inverse of `from_sequences`."""
         one = self.take([index])

@@ -121,6 +121,39 @@ DRAWN_KINDS: Final = ("counts", "head_tail")
 """Kinds with ids that were drawn: they may hold several draws, and log p of what was drawn."""
 
 
+Layout = Literal["open", "packed"]
+
+COUNT_STREAMS: Final = ("cs0", "cs1", "cs2")
+BUCKET_STREAMS: Final = ("bk0", "bk1", "bk2", "bk3", "bk4", "bk5", "bk6")
+EXTRA_BITS: Final = "raw"
+PACKED_HALVES: Final = {"hlp": ("hlp_lo", "hlp_hi"), "tlp": ("tlp_lo", "tlp_hi")}
+"""Columns of bytes of the packed layout; low and high byte of a float16 by name of the column."""
+BLOBS: Final = (
+    *COUNT_STREAMS,
+    *BUCKET_STREAMS,
+    EXTRA_BITS,
+    *PACKED_HALVES["hlp"],
+    *PACKED_HALVES["tlp"],
+)
+"""Every column of bytes there is, in the order of the file."""
+Blobs = dict[str, tuple[NDArray[np.uint8], NDArray[np.int64]]]
+"""Columns of bytes by name: those of all sequences, and [N+1] where each sequence starts."""
+
+
+def replaced_columns(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """Columns of the open layout that the packed one has no use for."""
+    gone = ("nu", "ids", "cnt") if record["kind"] == "counts" else ("ids",)
+    return (*gone, *PACKED_HALVES)
+
+
+def blob_names(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """Columns of bytes of the packed layout, in the order of the file, behind all others."""
+    present = column_names("records", record, 0, reference=False)
+    halves = [half for name, pair in PACKED_HALVES.items() if name in present for half in pair]
+    counts = COUNT_STREAMS if record["kind"] == "counts" else ()
+    return (*counts, *BUCKET_STREAMS, EXTRA_BITS, *halves)
+
+
 def column_names(
     kind: SetKind, record: Mapping[str, Any] | None, candidates: int, reference: bool
 ) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from storage.check import check_meta, check_rows
 from storage.codec import checksum, stored
 from storage.errors import DataError
 from storage.files import HashingFile, disk_errors, sha256_file, sync_directory, temporary_name
+from storage.layout import layout_of
 from storage.manifest import (
     Part,
     RowGroup,
@@ -72,6 +73,7 @@ class PartWriter:
         self._part: Part | None = None
         self._sink: HashingFile
         self._writer: Writer | None = None
+        self._layout = layout_of(directory, meta)
 
     @property
     def part(self) -> Part:
@@ -136,13 +138,14 @@ class PartWriter:
         self._pending = [rows.take(np.arange(full, len(rows)))] if full < len(rows) else []
 
     def _write_group(self, rows: Rows) -> None:
+        stays, blobs = self._layout.pack(rows)
         with disk_errors(self._temporary):
-            self._parquet(tuple(rows.columns)).write(rows)
+            self._parquet(tuple(stays.columns)).write(stays, blobs)
         self._groups.append(_describe(rows))
 
-    def _parquet(self, names: tuple[str, ...]) -> Writer:
+    def _parquet(self, names: Sequence[str]) -> Writer:
         if self._writer is None:
-            self._writer = Writer(self._sink, names)
+            self._writer = Writer(self._sink, names, self._layout.blobs)
         return self._writer
 
     def _finish(self) -> None:
@@ -151,7 +154,9 @@ class PartWriter:
         with disk_errors(self._temporary):
             meta = self._meta
             empty = column_names(meta.kind, meta.record, meta.candidates, reference=False)
-            self._parquet(empty).close(self._footer())
+            self._parquet([name for name in empty if name not in self._layout.replaced]).close(
+                self._footer()
+            )
             self._sink.sync()
             digest = self._sink.digest.hexdigest()
             path = self._directory / f"part-{self._index:05d}-{digest[:_HASH_DIGITS]}.parquet"
@@ -194,6 +199,7 @@ class PartFile:
             raise DataError(_damaged(path, "footer", error)) from error
         footer = _read_footer(path, self._reader.metadata)
         self.meta = SetMeta.from_json(footer)
+        self._layout = layout_of(path.parent, self.meta)
         self.index = int(footer["index"])
         self.split = str(footer["split"])
         self.row_groups: tuple[RowGroup, ...] = row_groups_from_json(footer["row_groups"])
@@ -206,20 +212,24 @@ class PartFile:
         Args:
             group: Its number.
             columns: Names to read; default all. The checksum over decoded values can only be
-                checked for all of them; a selection is guarded by the page checksums alone.
+                checked for all of them; a selection is guarded by the page checksums alone, unless
+                it holds a packed column: these are unpacked together or not at all.
 
         Raises:
-            DataError: the row group is damaged.
+            DataError: the row group is damaged, or `ranks.u32` of a packed set is.
         """
+        self._layout.load()
+        whole = columns is None or any(name in self._layout.replaced for name in columns)
         try:
-            rows = self._reader.read(group, columns)
+            rows, blobs = self._reader.read(group, None if whole else columns)
+            rows = self._layout.unpack(rows, blobs) if whole else rows
         except DAMAGE as error:
             raise DataError(_damaged(self.path, f"row group {group}", error)) from error
-        if columns is None and checksum(rows) != self.row_groups[group].crc32:
+        if whole and checksum(rows) != self.row_groups[group].crc32:
             raise DataError(
                 _damaged(self.path, f"row group {group}", "checksum of the values differs")
             )
-        return rows
+        return rows if columns is None else rows.only(columns)
 
     def close(self) -> None:
         """Close the file; rows read from it stay valid."""

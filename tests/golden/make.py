@@ -13,34 +13,47 @@ from pathlib import Path
 from typing import Any
 
 from storage.codec import stored, to_batch
-from storage.manifest import Manifest, commit_parts, write_manifest
+from storage.manifest import Manifest, SetMeta, commit_parts, write_manifest
 from storage.rows import Rows
 from storage.schema import FORMAT_VERSION, Array
 from storage.shard import PartWriter
-from tests.storage.make import KINDS, meta_of, random_rows
+from tests.storage.make import KINDS, meta_of, packed, random_rows
 
 HERE = Path(__file__).parent
 SEQUENCES = 34
 """One full row group and a small one."""
+PACKED = {
+    "counts-packed": meta_of("counts", draws=24),
+    "head_tail-packed": meta_of("head_tail_copies"),
+}
+GOLDEN = (*KINDS, *PACKED)
+"""Names of the sets of a version."""
 
 
 def write_golden() -> None:
     """Write the sets of the current format version that are not there yet."""
-    for number, kind in enumerate(KINDS):
+    for number, kind in enumerate(GOLDEN):
         directory = HERE / f"v{FORMAT_VERSION}" / kind
         if directory.exists():
             continue
         directory.mkdir(parents=True)
-        rows = random_rows(meta_of(kind), SEQUENCES, seed=number, longest=2)
+        rows = random_rows(golden_meta(kind), SEQUENCES, seed=number, longest=2)
         write_golden_set(directory, kind, rows)
         (directory / "expected.json").write_text(
             json.dumps(expected(rows, kind), separators=(",", ":")) + "\n"
         )
 
 
+def golden_meta(kind: str) -> SetMeta:
+    """Description of one of `GOLDEN`, its layout aside."""
+    return PACKED[kind] if kind in PACKED else meta_of(kind)
+
+
 def write_golden_set(directory: Path, kind: str, rows: Rows) -> Manifest:
     """Commit `rows` as the only part of a set."""
-    meta = meta_of(kind)
+    meta = golden_meta(kind)
+    if kind in PACKED:
+        meta = packed(meta, directory, rows)
     with PartWriter(directory, 0, meta) as writer:
         writer.write(rows)
     manifest = commit_parts(
@@ -60,7 +73,7 @@ def write_golden_set(directory: Path, kind: str, rows: Rows) -> Manifest:
 
 def expected(rows: Rows, kind: str) -> dict[str, object]:
     """What is to be found in the set, JSON-ready."""
-    rows, meta = stored(rows), meta_of(kind)
+    rows, meta = stored(rows), golden_meta(kind)
     batches = [to_batch(rows, meta, draw) for draw in range(meta.copies)]
     draws = [
         {

@@ -1,6 +1,7 @@
 """Rows and sets for tests, at random or by Hypothesis; valid unless a test spoils them."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from storage.manifest import Manifest, SetMeta, commit_parts, write_manifest
+from storage.ranks import write_ranks
 from storage.rows import Rows
 from storage.schema import column_names
 from storage.shard import PartWriter
@@ -25,6 +27,8 @@ RECORDS: dict[str, dict[str, object]] = {
 """Record parameters by name of the case."""
 KINDS = ("sequences", *RECORDS)
 """Plain sequences and every kind of records."""
+PACKABLE = tuple(kind for kind in RECORDS if kind != "sampled")
+"""Kinds with entries."""
 
 
 def meta_of(kind: str, vocab_size: int = 1 << 20, candidates: int = 2, **record: object) -> SetMeta:
@@ -41,6 +45,12 @@ def meta_of(kind: str, vocab_size: int = 1 << 20, candidates: int = 2, **record:
         tokenizer={"hash": "t" * 8},
         teacher={"path": "teacher", "weights": "w" * 8},
     )
+
+
+def packed(meta: SetMeta, directory: Path, rows: Rows) -> SetMeta:
+    """The packed layout of a set in `directory`, with ranks from the tokens of `rows`."""
+    count_V = np.bincount(rows["tok"], minlength=meta.vocab_size)
+    return replace(meta, layout="packed", ranks=write_ranks(directory, count_V))
 
 
 def sequence(
@@ -60,7 +70,7 @@ def sequence(
         "finish": int(rng.integers(2)),
         "outcome": int(rng.integers(-1, 2)),
         "prompt": rng.integers(0, top, prompt),
-        "tok": rng.integers(0, top, positions),
+        "tok": frequent(rng, meta, positions),
     }
     if reference:
         out["ref_lp"] = -rng.exponential(3.0, positions)
@@ -86,13 +96,21 @@ def _record(rng: np.random.Generator, meta: SetMeta, positions: int) -> dict[str
     }
 
 
+def frequent(rng: np.random.Generator, meta: SetMeta, count: int) -> Any:
+    """Ids, some of which are much more frequent than others; small ones need not be frequent."""
+    rank = np.exp(rng.random(count) * np.log(meta.vocab_size)).astype(np.int64)
+    return rank * 7919 % meta.vocab_size
+
+
 def _counts(rng: np.random.Generator, meta: SetMeta) -> dict[str, Any]:
     """One position: ids by descending count, then ascending, of each draw."""
     ids: list[Any] = []
     counts: list[Any] = []
     for _ in range(meta.copies):
-        near = rng.integers(0, 5, DRAWS) + rng.integers(meta.vocab_size)
-        found, times = np.unique(near % meta.vocab_size, return_counts=True)
+        drawn = frequent(rng, meta, int(meta.record_params["draws"]))
+        if rng.random() < 0.5:  # a position that repeats itself
+            drawn[rng.random(len(drawn)) < rng.random()] = drawn[0]
+        found, times = np.unique(drawn, return_counts=True)
         order = np.lexsort((found, -times))
         ids.append(found[order])
         counts.append(times[order])
@@ -103,11 +121,13 @@ def _counts(rng: np.random.Generator, meta: SetMeta) -> dict[str, Any]:
 
 def _head_and_tail(rng: np.random.Generator, meta: SetMeta) -> dict[str, Any]:
     """One position: the head by descending probability, then the ascending tail of each draw."""
-    pool = rng.permutation(np.unique(rng.integers(0, meta.vocab_size, 8)))
+    pool = rng.permutation(np.unique(frequent(rng, meta, 12)))
     head, left = np.split(pool, [rng.integers(0, min(len(pool), 5) + 1)])
     if meta.record_kind == "top_k":
         k = min(int(meta.record_params["k"]), meta.vocab_size)
-        head, left = rng.permutation(min(meta.vocab_size, 4 * k))[:k], pool[:0]
+        likely = np.unique(frequent(rng, meta, 8 * k))
+        head = likely if len(likely) >= k else np.arange(min(meta.vocab_size, 4 * k))
+        head, left = rng.permutation(head)[:k], pool[:0]
     least = 0 if len(head) else 1
     sizes = rng.integers(least, len(left) + 1, meta.copies)
     tails = [np.sort(rng.permutation(left)[:size]) for size in sizes]

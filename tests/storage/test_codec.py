@@ -74,12 +74,12 @@ def test_stored_rows_share_no_memory_with_their_source(kind: str) -> None:
 @given(data=st.data())
 def test_arrow_round_trip_is_exact_and_zero_copy(kind: str, data: st.DataObject) -> None:
     rows, _ = data.draw(rows_strategy(kind))
-    batch = to_arrow(rows)
+    batch = to_arrow(rows, {})
     for name, values in rows.columns.items():
         buffer = batch.column(name).buffers()[-1] if COLUMNS[name].level == "row" else None
         if buffer is not None and len(values):
             assert buffer.address == values.ctypes.data
-    assert same_rows(from_arrow(_table(batch)), rows)
+    assert same_rows(from_arrow(_table(batch))[0], rows)
 
 
 def _table(batch: object) -> object:
@@ -89,8 +89,8 @@ def _table(batch: object) -> object:
 
 
 def test_arrays_read_from_arrow_are_views() -> None:
-    batch = to_arrow(random_rows(meta_of("head_tail"), 4))
-    rows = from_arrow(_table(batch))
+    batch = to_arrow(random_rows(meta_of("head_tail"), 4), {})
+    rows, _ = from_arrow(_table(batch))
     assert all(not values.flags.owndata for values in rows.columns.values())
     assert rows["ids"].ctypes.data == batch.column("ids").values.buffers()[1].address
 
@@ -117,7 +117,7 @@ def test_draws_that_are_not_the_same_number_everywhere_are_refused() -> None:
     rows = stored(random_rows(meta_of("counts_copies"), 3))
     rows.offsets["draw"][1] += 1
     with pytest.raises(DataError, match="'nu': not the same number of values at every position"):
-        from_arrow(_table(to_arrow(rows)))
+        from_arrow(_table(to_arrow(rows, {})))
 
 
 Entry = tuple[int, float, float, bool]

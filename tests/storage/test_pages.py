@@ -14,7 +14,6 @@ from storage import arrow, pages
 from storage.arrow import from_arrow
 from storage.kernels import join_bytes, zeros_among_levels
 from storage.rows import Rows
-from storage.schema import COLUMNS
 from storage.shard import FOOTER_KEY, PartFile, PartWriter
 from storage.thrift import fields, structs
 from tests.storage.make import KINDS, meta_of, random_rows, rows_strategy, same_rows
@@ -30,7 +29,7 @@ def used(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def noted(chunk: pages.Chunk, decompress: pages.Decompress) -> Any:
         out = read_chunk(chunk, decompress)
-        done.append(chunk.column.name)
+        done.append(chunk.name)
         return out
 
     monkeypatch.setattr(pages, "read_chunk", noted)
@@ -38,7 +37,7 @@ def used(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def _by_arrow(path: Path, group: int) -> Rows:
-    return from_arrow(pq.ParquetFile(path).read_row_group(group))
+    return from_arrow(pq.ParquetFile(path).read_row_group(group))[0]
 
 
 @pytest.mark.parametrize("kind", WITH_ENTRIES)
@@ -127,16 +126,16 @@ def test_damaged_pages_are_never_decoded(tmp_path: Path) -> None:
     undetected = 0
     for index in range(chunks.num_columns):
         place = chunks.column(index)
-        column = COLUMNS[place.path_in_schema.split(".")[0]]
+        name = place.path_in_schema.split(".")[0]
         start = place.data_page_offset
         data = whole[start : start + place.total_compressed_size]
         raw = np.frombuffer(data, np.uint8)
-        good = pages.Chunk(column, raw, 2, place.num_values)
+        good = pages.Chunk(name, raw, 2, place.num_values)
         expected, offsets = pages.read_chunk(good, arrow.decompress)
         for bit in range(8 * len(data)):
             bad = raw.copy()
             bad[bit >> 3] ^= 1 << (bit & 7)
-            chunk = pages.Chunk(column, bad, 2, place.num_values)
+            chunk = pages.Chunk(name, bad, 2, place.num_values)
             try:
                 values, found = pages.read_chunk(chunk, arrow.decompress)
             except (pages.Unusual, *arrow.DAMAGE):
@@ -149,7 +148,7 @@ def test_damaged_pages_are_never_decoded(tmp_path: Path) -> None:
         for cut in range(len(data)):
             with pytest.raises((pages.Unusual, *arrow.DAMAGE)):
                 pages.read_chunk(
-                    pages.Chunk(column, raw[:cut], 2, place.num_values),
+                    pages.Chunk(name, raw[:cut], 2, place.num_values),
                     arrow.decompress,
                 )
     assert undetected < 8 * len(whole) // 10
@@ -210,7 +209,7 @@ def test_garbage_is_not_a_page() -> None:
     for size in (0, 1, 5, 30, 100):
         data = np.frombuffer(rng.bytes(size), np.uint8)
         with pytest.raises((pages.Unusual, pa.ArrowException, OSError)):
-            pages.read_chunk(pages.Chunk(COLUMNS["ids"], data, 3, 7), arrow.decompress)
+            pages.read_chunk(pages.Chunk("ids", data, 3, 7), arrow.decompress)
 
 
 @given(st.binary(min_size=1, max_size=60), st.integers(-1, 60))

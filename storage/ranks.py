@@ -1,0 +1,66 @@
+"""How frequent ids are: the order in which the packed layout counts them.
+
+The file `ranks.u32` of a packed set holds the ids that were seen, as uint32, by descending
+frequency and, where that is equal, ascending. All other ids follow, ascending. Every footer holds
+its sha256.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage.errors import DataError
+from storage.files import create_once, disk_errors
+from storage.manifest import RANKS
+
+
+def write_ranks(directory: Path, count_V: NDArray[np.integer[Any]]) -> str:
+    """Write the file of a set, unless it is there already.
+
+    Args:
+        directory: of the set; made if it is not there.
+        count_V: [V] how often each id occurs, in the data or in anything like it. Which numbers
+            these are changes the size of the set and nothing else.
+
+    Returns:
+        Its sha256: `SetMeta.ranks`.
+
+    Raises:
+        RetryError: the disk refused.
+    """
+    order = np.argsort(-count_V.astype(np.int64), kind="stable")
+    seen = order[: np.count_nonzero(count_V)].astype("<u4")
+    with disk_errors(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+    create_once(directory / RANKS, seen.tobytes())
+    return hashlib.sha256((directory / RANKS).read_bytes()).hexdigest()
+
+
+def read_ranks(directory: Path, digest: str | None, vocab_size: int) -> NDArray[np.uint32]:
+    """Ids by rank, [V].
+
+    Raises:
+        DataError: the file is missing, or is not the one the set was written with.
+    """
+    path = directory / RANKS
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{path}: missing, and packed records cannot be read without it. Restore it from a "
+            "copy, or delete the set and run its stage again."
+        ) from error
+    if (found := hashlib.sha256(content).hexdigest()) != digest:
+        raise DataError(
+            f"{path}: its sha256 is {found}, but the set was written with {digest}. Restore it "
+            "from a copy, or delete the set and run its stage again."
+        )
+    seen = np.frombuffer(content[: len(content) // 4 * 4], "<u4").astype(np.int64)
+    if len(content) % 4 or (seen >= vocab_size).any() or len(np.unique(seen)) != len(seen):
+        raise DataError(f"{path}: not a list of different ids below {vocab_size}")
+    unseen = np.ones(vocab_size, np.bool_)
+    unseen[seen] = False
+    return np.concatenate([seen, np.flatnonzero(unseen)]).astype(np.uint32)
