@@ -416,6 +416,9 @@ class TeacherLogits(Table):
     """Training sequences that are scored, from the first on; default all. What the source holds
     out is scored in any case."""
     record: Record = Record()
+    layout: Literal["open", "packed"] = "open"
+    """`packed` stores the same records in about three quarters of the bytes; other programs can
+    then read everything but the records (storage/FORMAT.md)."""
     teacher_prompt: TeacherPrompt | None = None
     """Default: the teacher reads the prompts as the student read them, token by token."""
     consistency: Literal["refuse", "warn"] = "refuse"
@@ -424,8 +427,8 @@ class TeacherLogits(Table):
     run: ScoreRun = ScoreRun()
 
     def unused(self) -> frozenset[str]:
-        """A check decides whether there is a set, not what is in it."""
-        return frozenset({"consistency"})
+        """A check decides whether there is a set, not what is in it; some have nothing to pack."""
+        return frozenset({"consistency", *(["layout"] if self.record.kind == "sampled" else [])})
 
 
 class RecordSets(TeacherLogits):

@@ -19,6 +19,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from stages.calibration import FILE, calibrated, sample, stored
 from stages.config import Record, TeacherLogits
 from stages.identity import (
@@ -36,6 +39,7 @@ from stages.tokenizer import copy_tokenizer
 from stages.training.inputs import TOKENIZER, data_tokenizer
 from storage.errors import ConfigError, DataError
 from storage.manifest import Manifest, Part, SetMeta, commit_parts, read_manifest
+from storage.ranks import write_ranks
 from storage.rows import Rows
 from storage.shard import PartWriter, read_meta, read_rows
 
@@ -55,6 +59,8 @@ class Teacher:
     """What is kept, its tau known."""
     prompts: TeacherPrompts | None
     """What the teacher reads in place of the student's prompts."""
+    ranks: str | None = None
+    """As in `SetMeta`: packed parts have them."""
 
 
 def plan(job: Job[TeacherLogits]) -> list[ShardSpec]:
@@ -91,7 +97,8 @@ def open_engine(job: Job[TeacherLogits]) -> Iterator[Teacher]:
     with open_scorer(directory, job.inputs["teacher"].dtype, job.config.run) as plain:
         _check_vocabulary(source, where, plain.vocab_size, plain.logits)
         scorer = PrivilegedScorer(plain, prompts) if prompts else plain
-        yield Teacher(scorer, identity, _calibrated(job, scorer), prompts)
+        ranks = _ranks(job, plain.vocab_size)
+        yield Teacher(scorer, identity, _calibrated(job, scorer), prompts, ranks)
 
 
 def run_shard(job: Job[TeacherLogits], spec: ShardSpec, engine: Teacher) -> Part:
@@ -114,6 +121,8 @@ def run_shard(job: Job[TeacherLogits], spec: ShardSpec, engine: Teacher) -> Part
         record=record.model_dump(),
         tokenizer=_tokenizer(engine.identity),
         teacher=engine.identity,
+        layout="open" if engine.ranks is None else "packed",
+        ranks=engine.ranks,
     )
     if engine.prompts is not None:  # a pass over their file for each part, not for each window
         names = _sequences(job, part, spec.count, ("prompt_id",))
@@ -229,6 +238,21 @@ def _teacher_prompts(
     return TeacherPrompts.of(
         job.config.teacher_prompt, directory, compare=template == identity["chat_template"]
     )
+
+
+def _ranks(job: Job[TeacherLogits], vocab_size: int) -> str | None:
+    """sha256 of the order in which packed records count ids; None for the open layout."""
+    if job.config.layout == "open" or job.config.record.kind == "sampled":
+        return None
+
+    def count() -> NDArray[np.int64]:
+        count_V = np.zeros(vocab_size, np.int64)
+        for part, sequences in _scored(job):
+            for rows in _sequences(job, part, sequences, ("tok",)):
+                count_V += np.bincount(rows["tok"], minlength=vocab_size)[:vocab_size]
+        return count_V
+
+    return write_ranks(job.directory, count)
 
 
 def _identity(job: Job[TeacherLogits]) -> tuple[Path, dict[str, Any]]:

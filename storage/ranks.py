@@ -6,6 +6,7 @@ its sha256.
 """
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.errors import DataError
-from storage.files import create_once, disk_errors
+from storage.files import create_once, disk_errors, sha256_file
 from storage.manifest import RANKS
 
 
-def write_ranks(directory: Path, count_V: NDArray[np.integer[Any]]) -> str:
+def write_ranks(directory: Path, count: Callable[[], NDArray[np.integer[Any]]]) -> str:
     """Write the file of a set, unless it is there already.
 
     Args:
         directory: of the set; made if it is not there.
-        count_V: [V] how often each id occurs, in the data or in anything like it. Which numbers
-            these are changes the size of the set and nothing else.
+        count: Says how often each id occurs, [V], in the data or in anything like it; not asked if
+            the file is there. Which numbers these are changes the size of the set, nothing else.
 
     Returns:
         Its sha256: `SetMeta.ranks`.
@@ -31,12 +32,14 @@ def write_ranks(directory: Path, count_V: NDArray[np.integer[Any]]) -> str:
     Raises:
         RetryError: the disk refused.
     """
-    order = np.argsort(-count_V.astype(np.int64), kind="stable")
-    seen = order[: np.count_nonzero(count_V)].astype("<u4")
-    with disk_errors(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-    create_once(directory / RANKS, seen.tobytes())
-    return hashlib.sha256((directory / RANKS).read_bytes()).hexdigest()
+    path = directory / RANKS
+    if not path.exists():
+        count_V = count().astype(np.int64)
+        order = np.argsort(-count_V, kind="stable")
+        with disk_errors(path):
+            directory.mkdir(parents=True, exist_ok=True)
+        create_once(path, order[: np.count_nonzero(count_V)].astype("<u4").tobytes())
+    return sha256_file(path)
 
 
 def read_ranks(directory: Path, digest: str | None, vocab_size: int) -> NDArray[np.uint32]:

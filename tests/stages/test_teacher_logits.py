@@ -18,12 +18,14 @@ from stages.job import Input, Job
 from storage.codec import to_batch
 from storage.errors import ConfigError, DataError, RetryError
 from storage.manifest import (
+    RANKS,
     Manifest,
     Part,
     SetMeta,
     build_manifest,
     commit_parts,
     read_manifest,
+    verify_set,
     write_manifest,
 )
 from storage.rows import Rows
@@ -228,6 +230,33 @@ def test_every_kind_is_written_and_read(
     expected_T = log_p_TV[np.arange(scored.tokens), parts[2]["tok"]]
     np.testing.assert_allclose(scored["lp"], expected_T, atol=1e-3)
     assert read_meta(job.directory / manifest.parts[2].file).record_kind == record["kind"]
+
+
+@pytest.mark.parametrize("kind", ["counts", "head_tail", "top_k"])
+def test_packed_records_are_the_same_records(
+    tmp_path: Path, teacher: Path, source: Path, parts: list[Rows], kind: str
+) -> None:
+    record = {"kind": kind} | ({} if kind == "top_k" else {"copies": 2, "logp": True})
+    jobs = {
+        layout: make_job(tmp_path / layout, teacher, source, layout=layout, record=record)
+        for layout in ("open", "packed")
+    }
+    plain, small = (run(job) for job in jobs.values())
+    for one, other in zip(plain.parts, small.parts, strict=True):
+        assert one.row_groups == other.row_groups
+        assert read_meta(jobs["packed"].directory / other.file).layout == "packed"
+    assert verify_set(jobs["packed"].directory) == []
+    ranks = np.fromfile(jobs["packed"].directory / RANKS, "<u4")
+    count_V = np.bincount(np.concatenate([rows["tok"] for rows in parts]), minlength=REAL)
+    assert (np.diff(count_V[ranks]) <= 0).all()
+    assert set(ranks) == set(np.flatnonzero(count_V))
+
+
+def test_what_has_no_entries_is_never_packed(tmp_path: Path, teacher: Path, source: Path) -> None:
+    job = make_job(tmp_path, teacher, source, layout="packed", record={"kind": "sampled"})
+    (part, *_) = run(job).parts
+    assert read_meta(job.directory / part.file).layout == "open"
+    assert job.config.unused() > TeacherLogits().unused()
 
 
 def test_a_second_run_gives_the_same_bytes(tmp_path: Path, teacher: Path, source: Path) -> None:

@@ -49,8 +49,8 @@ def meta_of(kind: str, vocab_size: int = 1 << 20, candidates: int = 2, **record:
 
 def packed(meta: SetMeta, directory: Path, rows: Rows) -> SetMeta:
     """The packed layout of a set in `directory`, with ranks from the tokens of `rows`."""
-    count_V = np.bincount(rows["tok"], minlength=meta.vocab_size)
-    return replace(meta, layout="packed", ranks=write_ranks(directory, count_V))
+    ranks = write_ranks(directory, lambda: np.bincount(rows["tok"], minlength=meta.vocab_size))
+    return replace(meta, layout="packed", ranks=ranks)
 
 
 def sequence(
