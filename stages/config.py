@@ -328,6 +328,9 @@ class Architecture(Table):
     intermediate_size: Positive | None = None
     """Width of the MLP; default three times `hidden_size`."""
     tie_embeddings: bool = True
+    init_std: Annotated[float, Field(gt=0.0)] = 0.02
+    """Standard deviation of the initial weights. The usual 0.02 suits wide models; those of a few
+    hundred units learn faster from about 1 / sqrt(hidden_size)."""
     max_positions: Positive = 2048
 
 

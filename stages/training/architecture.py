@@ -39,6 +39,7 @@ def new_model(
         head_dim=shape.hidden_size // shape.heads,
         max_position_embeddings=shape.max_positions,
         tie_word_embeddings=shape.tie_embeddings,
+        initializer_range=shape.init_std,
         **special,
     )
     with torch.random.fork_rng():

@@ -79,6 +79,14 @@ def test_writing_again_after_a_kill_replaces_what_was_there(source: Path, tmp_pa
     assert load_model(target, "float32", "cpu").num_parameters() == model.num_parameters()
 
 
+def test_initial_weights_are_as_wide_as_asked_for() -> None:
+    shape = Architecture(hidden_size=64, layers=1, heads=2)
+    for std in (shape.init_std, 0.125):
+        model = new_model(shape.model_copy(update={"init_std": std}), tokenizer(), 0, CPU)
+        weight = model.get_parameter("model.layers.0.mlp.up_proj.weight")
+        assert weight.std().item() == pytest.approx(std, rel=0.05)
+
+
 def test_a_new_model_has_the_shape_and_the_seed_asked_for(source: Path) -> None:
     words = load_tokenizer(source)
     shape = Architecture(hidden_size=16, layers=2, heads=4, kv_heads=2, max_positions=32)
