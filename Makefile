@@ -25,7 +25,7 @@ export PYTHONPYCACHEPREFIX := $(CURDIR)/.pycache
 .NOTPARALLEL:
 .SUFFIXES:
 .DEFAULT_GOAL := help
-.PHONY: help env lock clean distclean test lint types $(STAGES) demo demo-live status explain
+.PHONY: help env lock clean distclean test lint types $(STAGES) demo demo-live status explain bench
 
 ## Stages (each first completes what it depends on; what is done already is not done again)
 # corpus          tokenise text into sequences
@@ -63,6 +63,7 @@ explain: env
 # test            lint, types and pytest
 # lint            ruff: rules and format
 # types           pyright
+# bench           every benchmark against its target; writes docs/benchmarks.md (a quiet machine!)
 # lock            pin the newest versions that fit pyproject.toml
 # env             make the environment, or bring it up to date
 # clean           remove caches and build output (neither sets nor the environment)
@@ -76,6 +77,10 @@ lint: env
 
 types: env
 	@$(BIN)/pyright --pythonpath $(BIN)/python
+
+bench: env
+	@$(PYTHON) tools/setup_env.py --venv "$(VENV)" --device $(DEVICE) --bench
+	@$(BIN)/python -m benchmarks $(ARGS)
 
 lock: env
 	@$(BIN)/python tools/lock.py

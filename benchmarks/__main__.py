@@ -19,11 +19,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import Report, arguments, figure, lines_table, markdown, show
+from benchmarks.harness import ROOT, Report, arguments, figure, lines_table, markdown, show
 
 log = logging.getLogger("benchmarks")
 
-ROOT = Path(__file__).resolve().parent.parent
 PAGE, RAW = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "benchmarks.jsonl"
 
 BENCHMARKS = (
@@ -71,7 +70,7 @@ def main() -> int:
     arguments(parser).add_argument("--only", nargs="+", choices=BENCHMARKS, default=BENCHMARKS)
     parsed = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    options = [f"--store={parsed.store}", *(["--quick"] if parsed.quick else [])]
+    options = [f"--store={parsed.store.absolute()}", *(["--quick"] if parsed.quick else [])]
     options += [f"--rounds={parsed.rounds}"] if parsed.rounds else []
     before, start = os.getloadavg()[0], time.time()
     reports: dict[str, Report] = {}
@@ -98,17 +97,15 @@ def run_one(name: str, options: list[str]) -> Report | None:
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "report.json"
         command = [sys.executable, "-m", f"benchmarks.{name}", f"--json={out}", *options]
-        done = subprocess.run(command, cwd=Path.cwd(), env=environment(), stdout=sys.stderr)
+        done = subprocess.run(command, cwd=ROOT, env=environment(), stdout=sys.stderr)
         if done.returncode != 0 or not out.exists():
             return None
         return Report.from_json(json.loads(out.read_text()))
 
 
 def environment() -> dict[str, str]:
-    """One thread per library, no progress bars, and these sources whatever the directory."""
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    settings = {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
-    return os.environ | settings | {"PYTHONPATH": path}
+    """One thread per library, no progress bars, no look at the Hub."""
+    return os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
 
 
 def all_lines(reports: dict[str, Report]) -> list[Any]:

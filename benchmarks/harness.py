@@ -16,6 +16,9 @@ from typing import Any, Literal
 
 log = logging.getLogger("benchmarks")
 
+ROOT = Path(__file__).resolve().parent.parent
+"""Where child processes start: `benchmarks` is no installed package."""
+
 Seconds = dict[str, list[float]]
 """CPU seconds of each candidate, round by round."""
 

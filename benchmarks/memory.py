@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.generator import SETS, VOCABULARY, Teacher, small_world, world
-from benchmarks.harness import Goal, Line, Options, Report, Table, main, spread
+from benchmarks.harness import ROOT, Goal, Line, Options, Report, Table, main, spread
 from benchmarks.records import counts_of, meta_of, write_part, write_set
 from stages.config import Record
 
@@ -81,7 +81,7 @@ def _write(directory: Path, parts: int, positions: int, quick: bool) -> None:
 def _child(directory: Path, batches: int) -> dict[str, float]:
     command = [sys.executable, "-m", "benchmarks.memory", "--read", str(directory)]
     done = subprocess.run(
-        [*command, "--batches", str(batches)], check=True, capture_output=True, text=True
+        [*command, "--batches", str(batches)], check=True, capture_output=True, text=True, cwd=ROOT
     )
     return json.loads(done.stdout.splitlines()[-1])
 

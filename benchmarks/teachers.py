@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+from benchmarks.harness import ROOT
 from benchmarks.sources import Block
 from stages.models import load_model, load_tokenizer, real_vocab_size, response_hidden
 from stages.scoring.score import scoring_head
@@ -125,6 +126,7 @@ def _afterglow(*arguments: str, store: Path) -> dict[str, Any]:
         check=True,
         stdout=subprocess.PIPE,
         text=True,
+        cwd=ROOT,
         env={name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"},
     )
     return json.loads(done.stdout.strip().splitlines()[-1])

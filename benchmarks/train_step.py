@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from benchmarks.harness import Goal, Line, Options, Report, Table, cost_line, interleave, main
+from benchmarks.harness import ROOT, Goal, Line, Options, Report, Table, cost_line, interleave, main
 from benchmarks.memory import resident
 from stages.head_loss import head_loss
 from stages.models import lm_head, response_hidden
@@ -75,7 +75,7 @@ SIZES = {
     "demo": Size(20, 64, 2, 64, 9, 30, 1024, 4, 1),
     "V = 151,936": Size(151_936, 256, 2, 4, 32, 64, 128, 5, 7),
 }
-QUICK = {"demo": SIZES["demo"], "V = 1,000": Size(1000, 64, 1, 4, 4, 8, 16, 5, 7)}
+QUICK = {"V = 1,000": Size(1000, 64, 1, 4, 4, 8, 16, 5, 7)}
 
 
 class Steps:
@@ -225,9 +225,8 @@ def _repeated(steps: Steps, candidate: str, times: int) -> Callable[[], None]:
 def _memory(size: str, quick: bool) -> dict[str, float]:
     """Growth of the peak resident memory over three steps of each candidate, in MB."""
     command = [sys.executable, "-m", "benchmarks.train_step", "--child", size]
-    done = subprocess.run(
-        [*command, *(["--quick"] if quick else [])], check=True, capture_output=True, text=True
-    )
+    command += ["--quick"] if quick else []
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -58,6 +58,12 @@ def test_the_environment_comes_first() -> None:
     assert second.startswith("elsewhere/bin/afterglow run train report")
 
 
+def test_benchmarks_bring_their_peers() -> None:
+    lines = make("-n", "bench", "ARGS=--quick")
+    assert lines[-2].endswith("--bench")
+    assert lines[-1] == ".venv/bin/python -m benchmarks --quick"
+
+
 def test_help_lists_every_target() -> None:
     described = {line.split()[0] for line in make("help") if line.startswith("  ")}
     phony = next(

@@ -44,7 +44,7 @@ def test_lock_holds_pins_and_hashes_only(path: Path) -> None:
         assert line.startswith("# ") or PIN.fullmatch(line) or HASH.fullmatch(line), line
 
 
-@pytest.mark.parametrize("stem", ["bootstrap", "cpu", "cuda", "dev"])
+@pytest.mark.parametrize("stem", ["bench", "bootstrap", "cpu", "cuda", "dev"])
 def test_every_pin_has_a_hash(stem: str) -> None:
     lines = (ROOT / "requirements" / f"{stem}.txt").read_text().splitlines()
     for line, following in zip(lines, [*lines[1:], ""], strict=True):
@@ -63,6 +63,8 @@ def test_every_pin_has_a_hash(stem: str) -> None:
         ("cuda", ["cuda"]),
         ("dev", ["dev", "cpu"]),
         ("dev", ["dev", "cuda"]),
+        ("bench", ["bench", "cpu"]),
+        ("bench", ["bench", "cuda"]),
     ],
 )
 def test_direct_dependencies_are_pinned_within_their_range(
@@ -79,6 +81,14 @@ def test_cpu_lock_names_no_cuda_build() -> None:
     named = pins("cpu")
     assert not CUDA_ONLY & named.keys()
     assert not [name for name in named if name.startswith(("nvidia-", "cuda-"))]
+
+
+def test_peers_change_nothing_that_is_installed() -> None:
+    peers = pins("bench")
+    assert not CUDA_ONLY & peers.keys()
+    for stem in ("cpu", "dev"):
+        shared = peers.keys() & pins(stem).keys()
+        assert all(peers[name] == pins(stem)[name] for name in shared)
 
 
 def test_torch_of_the_cpu_build_is_the_one_vllm_asks_for() -> None:

