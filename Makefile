@@ -25,7 +25,7 @@ export PYTHONPYCACHEPREFIX := $(CURDIR)/.pycache
 .NOTPARALLEL:
 .SUFFIXES:
 .DEFAULT_GOAL := help
-.PHONY: help env lock clean distclean test lint types $(STAGES) demo demo-live status explain bench
+.PHONY: help env lock clean distclean test lint types $(STAGES) demo demo-live repro-rskd status explain bench
 
 ## Stages (each first completes what it depends on; what is done already is not done again)
 # corpus          tokenise text into sequences
@@ -44,11 +44,15 @@ $(STAGES): env
 ## Demo
 # demo            the whole comparison with several seeds: make demo SEEDS=3
 # demo-live       the same students with the teacher in the loop: the baseline to match
+# repro-rskd      pre-training distillation on real text, kinds of records compared, SEEDS=3
 demo: env
 	@$(AFTERGLOW) seeds --count $(SEEDS) $(SOURCE) $(ARGS)
 
 demo-live: env
 	@$(AFTERGLOW) run report --recipe demo-live $(ARGS)
+
+repro-rskd: env
+	@$(AFTERGLOW) seeds --count $(SEEDS) --recipe repro-rskd $(ARGS)
 
 ## Looking
 # status          what is done, and what it cost
@@ -99,7 +103,7 @@ distclean: clean
 # RECIPE=name     a recipe that comes with the package (default: demo)
 # CONFIG=my.toml  your own recipe instead; several files are laid over each other in this order
 # ARGS="..."      passed on to afterglow, e.g. ARGS="--set train.steps=500"
-# SEEDS=3         demo: number of seeds
+# SEEDS=3         demo, repro-rskd: number of seeds
 # STAGE=name      explain: the stage in question
 # TESTS="..."     test: passed on to pytest, e.g. TESTS="tests/storage -x"
 # PYTHON=path     the Python that the environment is made from (default: python3)
