@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 
 from stages.config import GenerateRun, ScoreRun, Tokenizer
@@ -15,6 +16,10 @@ from stages.tokenizer import load_tokenizer, make_tokenizer
 
 # Before anything imports torch: settings that only work then.
 prepare_environment()
+
+# An example that takes long says that the machine is busy, nothing about the code.
+hypothesis.settings.register_profile("afterglow", deadline=None)
+hypothesis.settings.load_profile("afterglow")
 
 if TYPE_CHECKING:
     from stages.scoring.scorer import Scorer

@@ -259,9 +259,9 @@ def test_a_batch_larger_than_the_set(tmp_path: Path) -> None:
 
 
 def test_memory_does_not_grow_with_the_set(tmp_path: Path) -> None:
-    """What NumPy and Arrow hold at most while an epoch is read, at 10 and at 40 row groups."""
+    """What NumPy and Arrow hold at most while an epoch is read, at 10 and at 80 row groups."""
     peaks: list[int] = []
-    for parts in (5, 20):
+    for parts in (5, 40):
         write_set(tmp_path / str(parts), META, [64] * parts, longest=40)
         with Stream(tmp_path / str(parts), seed=0, batch_size=32, prefetch=2) as stream:
             gc.collect()
@@ -269,7 +269,8 @@ def test_memory_does_not_grow_with_the_set(tmp_path: Path) -> None:
             arrow = max(pa.total_allocated_bytes() for _ in itertools.islice(stream, 2 * parts))
             peaks.append(arrow + tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()
-    assert peaks[1] < 1.3 * peaks[0]
+    # Eight times the data; how many batches wait when a peak is taken is up to the threads.
+    assert peaks[1] < 2 * peaks[0]
 
 
 def test_a_stream_that_is_dropped_stops_reading(directory: Path) -> None:
