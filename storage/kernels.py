@@ -31,35 +31,6 @@ with np.errstate(over="ignore", invalid="ignore"):
     """exp of a float16, by its bits: a look-up is ten times faster than the function."""
 
 
-@nb.njit(nogil=True)
-def _drawn(
-    weight: float,
-    weight_of: Array,
-    ids_F: Array,
-    cnt_F: Array,
-    tlp_F: Array,
-    half: Array,
-    ids_E: Array,
-    weight_E: Array,
-    logp_E: Array,
-    exact_E: Array,
-) -> None:
-    """Sampled entries from where they are stored, F, to E; one vector loop per output."""
-    for k in range(len(ids_F)):
-        ids_E[k] = ids_F[k]
-    if len(cnt_F) > 0:
-        for k in range(len(ids_F)):
-            weight_E[k] = weight_of[cnt_F[k]]
-    else:
-        weight_E[: len(ids_F)] = weight
-    if len(tlp_F) > 0:
-        for k in range(len(ids_F)):
-            logp_E[k] = half[tlp_F[k]]
-    else:
-        logp_E[: len(ids_F)] = np.nan
-    exact_E[: len(ids_F)] = False
-
-
 @nb.njit(
     types.void(
         types.int64,
@@ -112,16 +83,24 @@ def decode_records(
         stored_ids_S, cnt_S: ids, and counts (empty unless `draws`).
         hlp_H, tlp_K: bits of the float16 log-probabilities; `tlp_K` may be empty: none are kept.
         half, half_exp: `HALF` and `HALF_EXP`.
-        entry_off: [T+1] out; its first entry is left alone.
+        entry_off: [T+1] out; its first entry is 0 already.
         ids_E, weight_E, logp_E, exact_E: out. Weights of a position sum to 1 up to float32.
     """
     weight_of = (np.arange(256) / max(draws, 1)).astype(np.float32)
-    if draws > 0 and copies == 1:  # everything is drawn and everything is wanted: one run
-        _drawn(0.0, weight_of, stored_ids_S, cnt_S, tlp_K, half, ids_E, weight_E, logp_E, exact_E)
-        entry = 0
+    kept = len(tlp_K) > 0
+    if copies == 1:  # every stored entry is wanted: long loops, which become vector code
+        for k in range(len(stored_ids_S)):
+            ids_E[k] = stored_ids_S[k]
+        exact_E[:] = False
+        if not kept:
+            logp_E[:] = np.nan
+    if copies == 1 and draws > 0:
+        for k in range(len(cnt_S)):
+            weight_E[k] = weight_of[cnt_S[k]]
+        for k in range(len(tlp_K)):
+            logp_E[k] = half[tlp_K[k]]
         for position in range(len(nh_T)):
-            entry += np.int64(nu_TC[position])
-            entry_off[position + 1] = entry
+            entry_off[position + 1] = entry_off[position] + nu_TC[position]
         return
     entry = 0
     source = 0
@@ -151,24 +130,30 @@ def decode_records(
         scale = (1.0 - outside) / mass if mass > 0.0 else 0.0
         for k in range(known):
             bits = hlp_H[head + k]
-            ids_E[entry + k] = stored_ids_S[source + k]
             logp_E[entry + k] = half[bits]
             weight_E[entry + k] = scale * half_exp[bits]
             exact_E[entry + k] = True
+        if copies > 1:
+            for k in range(known):
+                ids_E[entry + k] = stored_ids_S[source + k]
         entry += known
         first = source + known + skipped
-        _drawn(
-            outside / max(tail, 1),
-            weight_of,
-            stored_ids_S[first : first + tail],
-            cnt_S[first : first + tail],
-            tlp_K[drawn + skipped : drawn + skipped + tail],
-            half,
-            ids_E[entry:],
-            weight_E[entry:],
-            logp_E[entry:],
-            exact_E[entry:],
-        )
+        if draws > 0:
+            for k in range(tail):
+                weight_E[entry + k] = weight_of[cnt_S[first + k]]
+        else:
+            share = np.float32(outside / max(tail, 1))
+            for k in range(tail):
+                weight_E[entry + k] = share
+        if kept:
+            for k in range(tail):
+                logp_E[entry + k] = half[tlp_K[drawn + skipped + k]]
+        if copies > 1:
+            for k in range(tail):
+                ids_E[entry + k] = stored_ids_S[first + k]
+                exact_E[entry + k] = False
+                if not kept:
+                    logp_E[entry + k] = np.nan
         entry += tail
         source += known + outside_head
         head += known
