@@ -135,19 +135,14 @@ def unpack_counts(
             before = draws
             first = entry
             run = 0
-            while left > 0:
-                if entry >= len(cnt_E):
+            while left > 1 and before > 1:
+                stream = _stream_of_count(min(left, before))
+                if at[stream] >= start_SN[stream, row + 1] or entry >= len(cnt_E):
                     return -1
-                if left == 1 or before == 1:
-                    count = 1
-                else:
-                    stream = _stream_of_count(min(left, before))
-                    if at[stream] >= start_SN[stream, row + 1]:
-                        return -1
-                    count = np.int64(data[at[stream]])
-                    at[stream] += 1
-                    if not 1 <= count <= min(left, before):
-                        return -1
+                count = np.int64(data[at[stream]])
+                at[stream] += 1
+                if not 1 <= count <= min(left, before):
+                    return -1
                 if entry > first and count < before:
                     run_R[runs] = run
                     runs += 1
@@ -157,6 +152,16 @@ def unpack_counts(
                 left -= count
                 before = count
                 entry += 1
+            if entry + left > len(cnt_E):
+                return -1
+            if left > 0 and entry > first and before > 1:
+                run_R[runs] = run
+                runs += 1
+                run = 0
+            for k in range(left):
+                cnt_E[entry + k] = 1
+            run += left
+            entry += left
             run_R[runs] = run
             runs += 1
             nu_D[draw] = entry - first
