@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from storage import arrow, pages
 from storage.arrow import from_arrow
-from storage.kernels import join_bytes, zeros_among_levels
+from storage.kernels import byte_strings, join_bytes, zeros_among_levels
 from storage.rows import Rows
 from storage.shard import FOOTER_KEY, PartFile, PartWriter
 from storage.thrift import fields, structs
-from tests.storage.make import KINDS, meta_of, random_rows, rows_strategy, same_rows
+from tests.storage.make import KINDS, meta_of, packed, random_rows, rows_strategy, same_rows
 
 WITH_ENTRIES = [kind for kind in KINDS if "ids" in random_rows(meta_of(kind), 1)]
 
@@ -58,6 +58,30 @@ def test_the_same_rows_as_arrow(
             assert same_rows(file.read(group), _by_arrow(path, group))
     assert used == [*rows.columns] * len(file.row_groups)
     path.unlink()
+
+
+@pytest.mark.parametrize("kind", WITH_ENTRIES)
+def test_columns_of_bytes_are_read_as_by_arrow(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meta = meta_of(kind)
+    rows = random_rows(meta, 40)
+    with PartWriter(tmp_path, 0, packed(meta, tmp_path, rows)) as writer:
+        writer.write(rows)
+    reader = arrow.Reader(tmp_path / writer.part.file)
+    direct = [reader.read(group, None) for group in range(2)]
+    monkeypatch.setattr(pages, "read_blob", _unusual)
+    for group, (stays, blobs) in enumerate(direct):
+        plain, expected = reader.read(group, None)
+        assert same_rows(stays, plain)
+        assert list(blobs) == list(expected)
+        for name, (data, offsets) in expected.items():
+            assert blobs[name][0].tobytes() == data.tobytes()
+            assert blobs[name][1].tolist() == offsets.tolist()
+
+
+def _unusual(*_: object) -> None:
+    raise pages.Unusual
 
 
 def test_lists_that_run_over_many_pages(
@@ -193,6 +217,21 @@ def test_zeros_among_garbage_stay_within_bounds(code: bytes, levels: int, room: 
     assert count <= room
     assert (guarded[room:] == -7).all()
     assert (guarded[: max(count, 0)] < levels).all()
+
+
+@given(st.lists(st.binary(max_size=20), max_size=8), st.data())
+def test_byte_strings(strings: list[bytes], data: st.DataObject) -> None:
+    code = b"".join(len(each).to_bytes(4, "little") + each for each in strings)
+    raw, joined = np.frombuffer(code, np.uint8), b"".join(strings)
+    lengths, out = np.empty(len(strings), np.int64), np.empty(len(joined), np.uint8)
+    assert byte_strings(raw, lengths, out) == len(joined)
+    assert (out.tobytes(), lengths.tolist()) == (joined, [len(each) for each in strings])
+    cut = data.draw(st.integers(0, max(0, len(code) - 1)))
+    if code:
+        assert byte_strings(raw[:cut], lengths, out) == -1
+        assert byte_strings(np.append(raw, 0).astype(np.uint8), lengths, out) == -1
+    if joined:
+        assert byte_strings(raw, lengths, out[:-1]) == -1
 
 
 @given(st.lists(st.integers(0, 2**32 - 1), max_size=50))
