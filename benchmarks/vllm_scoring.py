@@ -8,6 +8,7 @@ larger body makes the share of the records smaller.
 """
 
 import itertools
+import statistics
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -23,10 +24,14 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from benchmarks.harness import (
     Options,
     Report,
+    Seconds,
     Table,
     cost_line,
+    figure,
     interleave,
     main,
+    ratios,
+    spread,
 )
 from stages.config import Record, ScoreRun
 from stages.engines.environment import prepare_environment
@@ -37,6 +42,7 @@ from storage.rows import Rows
 _SPREAD = 4.5
 """Standard deviation of the logits: a mean entropy of 4 nats, more than text has."""
 _RUN = {"tokens_per_batch": 512, "rows_per_chunk": 128, "device": "cpu"}
+_IN_VLLM = {**_RUN, "engine": "vllm"}
 
 
 def run(options: Options) -> Report:
@@ -49,24 +55,40 @@ def run(options: Options) -> Report:
         directory = Path(scratch)
         _write_teacher(directory, vocabulary, hidden)
         scored: dict[tuple[str, str], Rows] = {}
-        for dtype, engine in itertools.product(("float32", "bfloat16"), ("transformers", "vllm")):
-            run = ScoreRun.model_validate({"engine": engine, **_RUN})
-            with open_scorer(directory, dtype, run) as scorer:
-                scored[engine, dtype] = scorer.score(rows, record, 0)
-                if (engine, dtype) == ("vllm", "float32"):
-                    found = interleave(_candidates(scorer, rows), options.rounds)
+        found: dict[str, Seconds] = {}
+        for dtype in ("float32", "bfloat16"):
+            with (
+                open_scorer(directory, dtype, ScoreRun.model_validate(_RUN)) as one,
+                open_scorer(directory, dtype, ScoreRun.model_validate(_IN_VLLM)) as other,
+            ):
+                scored["transformers", dtype] = one.score(rows, record, 0)
+                scored["vllm", dtype] = other.score(rows, record, 0)
+                found[dtype] = interleave(_candidates(one, other, rows), options.rounds)
     line = cost_line(
         f"record extraction inside vLLM on CPU, head_tail, V = {vocabulary:,}, hidden {hidden}",
         f"s per {rows.tokens:,} positions",
-        found,
-        "head_tail",
-        "forward + head",
+        found["float32"],
+        "vLLM, head_tail",
+        "vLLM, forward + head",
         goals=(),
     )
-    return Report("Scoring inside vLLM", [line], [_agreement(scored)], [], {"cost": found})
+    tables = [_cost(found, rows.tokens), _agreement(scored)]
+    return Report("Scoring inside vLLM", [line], tables, [], found)
 
 
-def _candidates(scorer: Scorer, rows: Rows) -> dict[str, Callable[[], object]]:
+def _cost(found: dict[str, Seconds], positions: int) -> Table:
+    table: list[list[str]] = []
+    for dtype, seconds in found.items():
+        for name, values in seconds.items():
+            over = ratios(seconds, name, "vLLM, forward + head")
+            speed = positions / statistics.median(values)
+            ratio = f"{statistics.median(over):.3f} ± {spread(over):.2g}"
+            table.append([dtype, name, figure(speed), ratio])
+    header = ("numbers", "what", "positions per second", "time over vLLM, forward + head")
+    return Table("Cost, one core", header, table)
+
+
+def _candidates(transformers: Scorer, vllm: Scorer, rows: Rows) -> dict[str, Callable[[], object]]:
     from stages.scoring import vllm_model
 
     def thrown_away(logits: Any, positions: Any, *_: Any, rows_per_chunk: int, **__: Any) -> Any:
@@ -77,13 +99,14 @@ def _candidates(scorer: Scorer, rows: Rows) -> dict[str, Callable[[], object]]:
 
     def bare() -> None:
         with mock.patch.object(vllm_model, "make_records", thrown_away):
-            scorer.score(rows, Record(kind="sampled"), 0)
+            vllm.score(rows, Record(kind="sampled"), 0)
 
     return {
-        "forward + head": bare,
-        "head_tail": lambda: scorer.score(rows, Record(), 0),
-        "counts": lambda: scorer.score(rows, Record(kind="counts"), 0),
-        "sampled": lambda: scorer.score(rows, Record(kind="sampled"), 0),
+        "vLLM, forward + head": bare,
+        "vLLM, head_tail": lambda: vllm.score(rows, Record(), 0),
+        "vLLM, counts": lambda: vllm.score(rows, Record(kind="counts"), 0),
+        "vLLM, sampled": lambda: vllm.score(rows, Record(kind="sampled"), 0),
+        "transformers, head_tail": lambda: transformers.score(rows, Record(), 0),
     }
 
 

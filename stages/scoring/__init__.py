@@ -8,6 +8,10 @@
     score           hidden states -> head in chunks -> records of whole sequences
     scorer          a loaded teacher behind one interface, whatever runs it
 
+    vllm_scorer     the teacher in vLLM: requests out, answers in
+    vllm_model      the same, at the other end: a pooler that makes records; imported by vLLM only
+    vllm_wire       what travels between the two
+
 A record is defined by (logits, record parameters, uniforms) alone, so batching, order, sharding and
 retries cannot change it.
 """

@@ -212,23 +212,28 @@ class RecordPooler(Pooler):
     ) -> dict[str, Array]:
         """Columns of the records of hidden states `row_T`; empty on all ranks but the first."""
         index_T = torch.from_numpy(row_T).to(hidden_SD.device)
+        seen = 0
 
         def logits(chunk: slice) -> Tensor:
+            nonlocal seen
+            seen = chunk.stop
             return self._compute_logits(hidden_SD[index_T[chunk]])
 
-        if not self._makes_records:
-            for start in range(0, len(row_T), self._rows_per_chunk):
+        try:
+            if not self._makes_records:
+                return {}
+            made = make_records(
+                lambda chunk: logits(chunk).float().contiguous(),
+                positions,
+                _record(record),
+                seed,
+                vocab_size=self._vocab_size,
+                rows_per_chunk=self._rows_per_chunk,
+            )
+            return made.columns()
+        finally:  # ranks meet in the head: each must come to every chunk, also after an error
+            for start in range(seen, len(row_T), self._rows_per_chunk):
                 logits(slice(start, start + self._rows_per_chunk))
-            return {}
-        made = make_records(
-            lambda chunk: logits(chunk).float().contiguous(),
-            positions,
-            _record(record),
-            seed,
-            vocab_size=self._vocab_size,
-            rows_per_chunk=self._rows_per_chunk,
-        )
-        return made.columns()
 
     def _rehearse(self, hidden_SD: Tensor, requests: int) -> list[Tensor | None]:
         """Take as much memory as the work will: vLLM sizes its cache by this run."""
