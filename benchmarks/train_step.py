@@ -11,6 +11,9 @@ backward pass, clipping, AdamW. Candidates:
     plain cross_entropy           `torch.nn.functional.cross_entropy` over all logits at once
     full forward_kl               over all logits at once, of student and teacher (whose logits are
                                   there for nothing: its forward pass is not counted)
+    TRL GKD, TRL distillation     where TRL is installed: its two losses, over whole logits and in
+                                  chunks. The latter starts from the teacher's hidden states, so the
+                                  teacher's head (of the student's size here) is counted
 
 Memory is the peak of the resident memory of a process that runs three steps of one candidate, over
 what was resident before the first: gradients and the optimiser's state are in it.
@@ -32,6 +35,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from benchmarks import trl_losses
 from benchmarks.harness import ROOT, Goal, Line, Options, Report, Table, cost_line, interleave, main
 from benchmarks.memory import resident
 from stages.head_loss import head_loss
@@ -50,8 +54,8 @@ FROM_RECORDS: dict[str, ObjectiveFunction] = {
     "cross_entropy": CrossEntropy(),
 }
 PLAIN, FULL = "plain cross_entropy", "full forward_kl"
-CANDIDATES = (*FROM_RECORDS, PLAIN, FULL)
-WEIGHED = ("reverse_kl", "cross_entropy", PLAIN, FULL)
+CANDIDATES = (*FROM_RECORDS, PLAIN, FULL, *trl_losses.installed())
+WEIGHED = ("reverse_kl", "cross_entropy", PLAIN, FULL, *trl_losses.installed())
 """Whose memory is taken; other objectives need what `reverse_kl` does."""
 
 
@@ -100,6 +104,7 @@ class Steps:
         self.batch = make_batch(size)
         self.records = TorchRecords.from_batch(self.batch)
         self._teacher_TV: Tensor | None = None
+        self._teacher_hidden: tuple[Tensor, Tensor] | None = None
 
     def run(self, candidate: str) -> None:
         """One optimiser step."""
@@ -119,7 +124,11 @@ class Steps:
                 rows_per_chunk=self.size.rows_per_chunk,
                 normaliser=self.batch.tokens,
             )[0]
+        if candidate == trl_losses.DISTILLATION:
+            return trl_losses.distillation()(hidden_TD, head.weight, *self.teacher_hidden())
         logits_TV = functional.linear(hidden_TD, head.weight)
+        if candidate == trl_losses.GKD:
+            return trl_losses.gkd()(logits_TV, self.teacher())
         if candidate == PLAIN:
             return functional.cross_entropy(logits_TV, self.records.tok_T)
         return functional.kl_div(
@@ -132,6 +141,20 @@ class Steps:
             logits_TV = torch.randn(self.batch.tokens, self.size.vocabulary)
             self._teacher_TV = logits_TV.log_softmax(-1)
         return self._teacher_TV
+
+    def teacher_hidden(self) -> tuple[Tensor, Tensor]:
+        """Hidden states of a teacher as wide as the student, and its head; made once."""
+        if self._teacher_hidden is None:
+            head_VD = torch.randn(self.size.vocabulary, self.size.hidden) / self.size.hidden**0.5
+            self._teacher_hidden = torch.randn(self.batch.tokens, self.size.hidden), head_VD
+        return self._teacher_hidden
+
+    def prepare(self, candidate: str) -> None:
+        """Make what a live teacher would hand over, so that it is not measured."""
+        if candidate in (FULL, trl_losses.GKD):
+            self.teacher()
+        elif candidate == trl_losses.DISTILLATION:
+            self.teacher_hidden()
 
 
 def make_batch(size: Size) -> Batch:
@@ -232,6 +255,7 @@ def _memory(size: str, quick: bool) -> dict[str, float]:
 
 def _children(size: Size) -> dict[str, float]:
     """Every candidate in a fork of this process: libraries are loaded, nothing else is done."""
+    trl_losses.load()
     found: dict[str, float] = {}
     for candidate in WEIGHED:
         read, write = os.pipe()
@@ -248,8 +272,7 @@ def _children(size: Size) -> dict[str, float]:
 def _growth(size: Size, candidate: str) -> float:
     torch.set_num_threads(1)
     steps = Steps(size)
-    if candidate == FULL:
-        steps.teacher()
+    steps.prepare(candidate)
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the imports
     before = resident("VmRSS")
     for _ in range(3):
