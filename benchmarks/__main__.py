@@ -28,15 +28,17 @@ PAGE, RAW = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "benchmarks.jsonl"
 BENCHMARKS = (
     "gradient_error",
     "size",
+    "packed",
     "decode",
     "extraction",
+    "vllm_scoring",
     "sampler",
     "train_step",
     "reader_share",
     "memory",
     "containers",
 )
-"""In the order of the table of targets; `containers` has no line there."""
+"""In the order of the table of targets; `vllm_scoring` and `containers` have no target there."""
 
 LIBRARIES = (
     "numpy",
@@ -154,11 +156,12 @@ def page(
 ) -> str:
     """The whole document."""
     lines = all_lines(reports)
-    met = sum(line.met for line in lines)
+    aimed = [line for line in lines if line.goals]
+    met = sum(line.met for line in aimed)
     parts = [
         INTRODUCTION,
         "".join(f"- {name}: {value}\n" for name, value in facts),
-        f"## Targets\n\n{met} of {len(lines)} are met.\n\n{markdown(lines_table(lines))}",
+        f"## Targets\n\n{met} of {len(aimed)} are met.\n\n{markdown(lines_table(lines))}",
     ]
     for name, report in reports.items():
         command = f"`python -m benchmarks.{name}`, {figure(seconds[name])} s\n"

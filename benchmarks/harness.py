@@ -217,7 +217,7 @@ def lines_table(lines: Sequence[Line]) -> Table:
                 f"{figure(line.peer)}{unit} ({line.against})",
                 ratio,
                 ", ".join(targets),
-                "met" if line.met else "**not met**",
+                ("met" if line.met else "**not met**") if line.goals else "",
             ]
         )
     return Table("", ("line", "ours", "peer", "ratio", "target", ""), rows)

@@ -4,7 +4,7 @@ Shape letters: T positions, R rows of a block, V vocabulary, C candidates, U uni
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from benchmarks.sources import Block, Source
 from stages.config import Record
 from stages.scoring.sampler import Records, concat, sample, uniforms_needed
 from storage.manifest import Manifest, Part, SetMeta, write_manifest
+from storage.ranks import write_ranks
 from storage.rows import Rows, offsets_of
 from storage.shard import PartWriter
 
@@ -121,3 +122,9 @@ def meta_of(record: Record, vocabulary: int) -> SetMeta:
         vocab_size=vocabulary,
         record=record.model_dump(),
     )
+
+
+def packed_meta(directory: Path, meta: SetMeta, tok_T: Array) -> SetMeta:
+    """The same for the packed layout; the order of ids, by frequency in `tok_T`, is written."""
+    count_V = np.bincount(tok_T, minlength=meta.vocab_size)
+    return replace(meta, layout="packed", ranks=write_ranks(directory, lambda: count_V))

@@ -32,12 +32,11 @@ def weight(directory: Path) -> Weight:
     positions = sum(part.tokens for part in manifest.parts)
     if record is None or not positions:
         raise DataError(f"{directory}: holds no records to weigh")
-    every = column_names("records", record, 0, True)
     beside = column_names("records", {"kind": "sampled"}, 0, True)
     own = sum(
         size
         for part in manifest.parts
         for name, size in column_bytes(directory / part.file).items()
-        if name in every and name not in beside
+        if name not in beside
     )
     return Weight(sum(part.bytes for part in manifest.parts) / positions, own / positions)
