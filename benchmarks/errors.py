@@ -56,8 +56,18 @@ class Profile:
     square_T: NDArray[np.float64]
     """Sum of squared probabilities."""
     independent: dict[int, Error]
-    """By the number of draws."""
-    systematic: dict[int, Error]
+    """Of independent draws, by their number."""
+
+    def systematic(self, draws: int) -> Error:
+        """Error and entries of N systematic draws: an id below 1 / N is drawn once, or not."""
+        inside_TK = self.top_TK >= 1.0 / draws
+        expected_TK = np.where(inside_TK, draws * self.top_TK, 0.0)
+        f_TK = expected_TK - np.floor(expected_TK)
+        below_T = draws - expected_TK.sum(axis=1)
+        squares_T = draws**2 * self.square_T - np.square(expected_TK).sum(axis=1)
+        mse_T = (f_TK * (1.0 - f_TK)).sum(axis=1) + below_T - squares_T
+        entries_T = inside_TK.sum(axis=1) + below_T
+        return Error(float(mse_T.mean()) / draws**2, float(entries_T.mean()))
 
     def split(self, tau: float) -> Split:
         """How `head_tail` divides positions at this tau, without candidates."""
@@ -134,11 +144,11 @@ def profile(source: Source, positions: int, draws: Sequence[int] = ()) -> Profil
     Args:
         source: The teacher.
         positions: How many.
-        draws: Numbers of draws N to find the errors of.
+        draws: Numbers of independent draws N to find the errors of.
     """
     tops: list[Array] = []
     squares: list[Array] = []
-    sums = np.zeros((2, len(draws), 2))
+    sums = np.zeros((len(draws), 2))
     for block in source.blocks(positions):
         p_RV = probabilities(block.z_RV)
         K = min(_TOP, p_RV.shape[1])
@@ -146,14 +156,11 @@ def profile(source: Source, positions: int, draws: Sequence[int] = ()) -> Profil
         tops.append(-np.sort(-top_RK, axis=1))
         squares.append(np.square(p_RV).sum(axis=1))
         for index, n in enumerate(draws):
-            sums[0, index] += _independent(p_RV, n)
-            sums[1, index] += _systematic(p_RV, n)
+            sums[index] += _independent(p_RV, n)
     square_T = np.concatenate(squares)
-    means = sums / len(square_T)
-    found = [
-        {n: Error(*row.tolist()) for n, row in zip(draws, kind, strict=True)} for kind in means
-    ]
-    return Profile(np.concatenate(tops), square_T, *found)
+    means = (sums / len(square_T)).tolist()
+    found = {n: Error(*mean) for n, mean in zip(draws, means, strict=True)}
+    return Profile(np.concatenate(tops), square_T, found)
 
 
 def probabilities(z_RV: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -168,11 +175,3 @@ def _independent(p_RV: Array, draws: int) -> tuple[float, float]:
     never_RV = draws * np.log1p(-np.minimum(p_RV, 1 - 1e-15))
     mse_R = (1.0 - np.square(p_RV).sum(axis=1)) / draws
     return float(mse_R.sum()), float(-np.expm1(never_RV).sum())
-
-
-def _systematic(p_RV: Array, draws: int) -> tuple[float, float]:
-    """Summed over rows: squared error and distinct ids of N draws at (k + u) / N."""
-    expected_RV = draws * p_RV
-    f_RV = expected_RV % 1.0
-    mse = float((f_RV * (1.0 - f_RV)).sum()) / draws**2
-    return mse, float(np.minimum(1.0, expected_RV).sum())

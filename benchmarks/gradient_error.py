@@ -104,7 +104,7 @@ def _rows(name: str, found: Profile) -> list[list[str]]:
 
     rows = [
         row("RS-KD counts, N = 50", found.independent[50]),
-        row("systematic counts, N = 50", found.systematic[50]),
+        row("systematic counts, N = 50", found.systematic(50)),
         row(f"head_tail, tau = {TAU} (default)", found.head_tail(TAU)),
     ]
     theirs = found.independent[50]
@@ -125,7 +125,7 @@ def _check(source: Source, positions: int, record: Record, seeds: int) -> list[s
     exact = {
         "head_tail": found.head_tail(TAU),
         "multinomial": found.independent[50],
-        "systematic": found.systematic[50],
+        "systematic": found.systematic(50),
     }[record.kind if record.kind == "head_tail" else record.sampler]
     measured = [measure(source, positions, record, seed) for seed in range(seeds)]
     error = float(np.std(measured, ddof=1)) / math.sqrt(seeds)

@@ -46,6 +46,9 @@ def run(options: Options) -> Report:
             raise ValueError(f"{source.name}: no tau has the error of 50 draws")
         record = Record(tau=tau, candidates=0)
         ours = _weigh(drawn(source, positions, record), record, source.vocabulary)
+        draws = next(n for n in range(1, 51) if found.systematic(n).mse <= wanted.mse)
+        even = Record(kind="counts", draws=draws)
+        evenly = _weigh(drawn(source, positions, even), even, source.vocabulary)
         theirs = _weigh(_counts(source, positions), _COUNTS, source.vocabulary)
         best = min(ours, key=lambda layout: ours[layout].record)
         lines.append(
@@ -61,6 +64,7 @@ def run(options: Options) -> Report:
         )
         rows += [
             _row(source.name, f"head_tail, tau = {tau:.3g}", found.head_tail(tau), ours),
+            _row(source.name, f"systematic counts, N = {draws}", found.systematic(draws), evenly),
             _row(source.name, "RS-KD counts, N = 50", wanted, theirs),
         ]
         columns += [[source.name, layout, _columns(ours[layout])] for layout in ours]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.errors import Profile, profile
+from benchmarks.errors import Profile, probabilities, profile
 from benchmarks.generator import small_world
 from benchmarks.gradient_error import equal_entries, measure
 from benchmarks.records import draw
@@ -38,7 +38,7 @@ def test_exact_errors_are_those_measured_over_seeds(found: Profile) -> None:
     exact = [
         (Record(candidates=0), found.head_tail(0.023)),
         (Record(kind="counts", sampler="multinomial"), found.independent[50]),
-        (Record(kind="counts"), found.systematic[50]),
+        (Record(kind="counts"), found.systematic(50)),
     ]
     for record, error in exact:
         measured = [measure(SOURCE, POSITIONS, record, seed) for seed in range(12)]
@@ -46,10 +46,20 @@ def test_exact_errors_are_those_measured_over_seeds(found: Profile) -> None:
         assert abs(np.mean(measured) - error.mse) < 5 * standard + 0.002 * error.mse, record
 
 
+def test_systematic_errors_are_those_of_whole_rows(found: Profile) -> None:
+    p_TV = np.concatenate([probabilities(block.z_RV) for block in SOURCE.blocks(POSITIONS)])
+    for draws in (8, 50, 150):
+        expected_TV = draws * p_TV
+        f_TV = expected_TV % 1.0
+        error = found.systematic(draws)
+        assert error.mse == pytest.approx((f_TV * (1 - f_TV)).sum(1).mean() / draws**2)
+        assert error.entries == pytest.approx(np.minimum(1.0, expected_TV).sum(1).mean())
+
+
 def test_no_record_is_below_the_bound(found: Profile) -> None:
     for error in (
         *found.independent.values(),
-        *found.systematic.values(),
+        *(found.systematic(draws) for draws in (8, 50, 150)),
         *(found.head_tail(tau) for tau in (0.01, 0.05, 0.3)),
     ):
         bound = found.bound(error.entries)
