@@ -4,16 +4,18 @@
     python -m benchmarks.<name>     one of them
     --quick                         toy sizes: whether it runs, not how fast
 
-    harness     rounds, ratios, lines of the table of targets
-    generator   synthetic teachers of a large vocabulary, fitted to published statistics
-    teachers    real teachers: the demo's, and one of text
-    floor       what no context-free coder of counts can go below
-    peers       other containers for the same records
+    harness       rounds, ratios, lines of the table of targets
+    sources       teachers, synthetic (`generator`) and real (`teachers`), as rows of logits
+    errors        gradient error of records, exactly
+    floor         what no context-free coder of counts can go below
+    records       records of a teacher as rows and sets
+    peers         other containers for the same records; `trl_losses` the losses of TRL
+    steps         training steps with one loss or another
 
-    gradient_error, size, packed       what a byte of record is worth
-    decode, containers, memory         getting records out
-    sampler, extraction                getting records in
-    train_step, reader_share           using them
+    gradient_error, size, packed          what a byte of record is worth
+    decode, containers, memory            getting records out
+    sampler, extraction, vllm_scoring     getting records in
+    train_step, reader_share              using them
 
 Everything that is compared is measured in the same run, turn by turn, in CPU time of the process:
 other load moves all times, but hardly their ratio. Benchmarks report; they assert nothing.
