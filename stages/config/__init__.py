@@ -1,0 +1,79 @@
+"""The configuration tables of every stage: frozen, closed (`extra="forbid"`), documented in place.
+
+Each table has two kinds of fields. Plain fields decide what the output *means* and enter the key of
+the set; fields of the nested `run` table only say how the work is executed and never do. No field
+is called plain `temperature` at top level: `sampling.temperature`, `record.temperature` and
+`objective.temperature` are three different things.
+"""
+
+from stages.config.base import (
+    BY_CONTENT,
+    ByContent,
+    Fraction,
+    Named,
+    Positive,
+    Table,
+    merge,
+    plain_names,
+)
+from stages.config.data import Corpus, ModelRef, PromptSource, Sampling, Tokenizer, Verifier
+from stages.config.evaluation import Evaluate, EvaluateRun, GradientCheck, HeldOutText, Report
+from stages.config.generation import Generate, GenerateRun, Rollouts, SftData
+from stages.config.objectives import Between, Bound, Drift, Loss, Objective, Term, Weight
+from stages.config.records import (
+    Record,
+    RecordSets,
+    Residualize,
+    ScoreRun,
+    TeacherLogits,
+    TeacherPrompt,
+    template_fields,
+)
+from stages.config.training import Architecture, Pretrain, Sft, Student, Train, Training, TrainRun
+
+__all__ = [
+    "BY_CONTENT",
+    "Architecture",
+    "Between",
+    "Bound",
+    "ByContent",
+    "Corpus",
+    "Drift",
+    "Evaluate",
+    "EvaluateRun",
+    "Fraction",
+    "Generate",
+    "GenerateRun",
+    "GradientCheck",
+    "HeldOutText",
+    "Loss",
+    "ModelRef",
+    "Named",
+    "Objective",
+    "Positive",
+    "Pretrain",
+    "PromptSource",
+    "Record",
+    "RecordSets",
+    "Report",
+    "Residualize",
+    "Rollouts",
+    "Sampling",
+    "ScoreRun",
+    "Sft",
+    "SftData",
+    "Student",
+    "Table",
+    "TeacherLogits",
+    "TeacherPrompt",
+    "Term",
+    "Tokenizer",
+    "Train",
+    "TrainRun",
+    "Training",
+    "Verifier",
+    "Weight",
+    "merge",
+    "plain_names",
+    "template_fields",
+]

@@ -1,0 +1,66 @@
+"""Tables of `evaluate` and `report`."""
+
+from stages.config.base import Named, Positive, Table
+from stages.config.data import PromptSource, Sampling, Verifier
+from stages.config.generation import GenerateRun
+
+
+class EvaluateRun(GenerateRun):
+    """Execution of `evaluate`: generation first, then a scoring pass."""
+
+    tokens_per_batch: Positive = 16384
+    """Tokens in one forward pass over held-out rollouts, padding included."""
+
+
+class HeldOutText(Table):
+    """Sequences that every model is judged on as plain text, with the teacher beside it."""
+
+    data: Named = "corpus"
+    """`corpus`, or the directory of a set; what it holds out is read."""
+    sequences: Positive | None = None
+    """At most so many sequences, from the first on; default all."""
+
+
+class GradientCheck(Table):
+    """Gradients from records against gradients of the teacher's whole distribution.
+
+    Taken on held-out batches, for every student whose objective aims at the forward KL.
+    """
+
+    at: Named = ""
+    """Student of this recipe at whose weights all gradients are taken; empty: each at its own."""
+    batch_size: Positive = 64
+    """Sequences per gradient; noise shrinks with it, bias does not."""
+    batches: Positive = 4
+    """Gradients the figures are means over."""
+
+
+class Evaluate(Table):
+    """How every model is judged."""
+
+    prompts: PromptSource | None = None
+    """Questions the models answer; without them nothing is generated."""
+    records: bool = True
+    """Compare with the teacher on what `teacher-logits` holds out."""
+    text: HeldOutText | None = None
+    """Loss, calibration and acceptance on held-out text; default none."""
+    gradient: GradientCheck | None = None
+    """Angle and norm of the gradients that records give; default none."""
+    weight: bool = False
+    """Also report the bytes that a position of a student's records takes."""
+    verifier: Verifier = Verifier()
+    n: Positive = 1
+    """Sampled responses per prompt; pass@k is reported for k = 1, 2, 4, ... up to n."""
+    sampling: Sampling = Sampling()
+    greedy: bool = True
+    """Also answer every prompt greedily."""
+    teacher: bool = True
+    """Also evaluate the teacher: the ceiling of the table."""
+    run: EvaluateRun = EvaluateRun()
+
+
+class Report(Table):
+    """The closing table."""
+
+    baseline: str = "sft"
+    """Row the gains are measured against."""

@@ -1,0 +1,51 @@
+"""Tables of the stages that generate: `sft-data` and `rollouts`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from stages.config.base import Fraction, Positive, Table
+from stages.config.data import PromptSource, Sampling, Verifier
+
+
+class GenerateRun(Table):
+    """Execution of a generating stage."""
+
+    engine: Literal["auto", "vllm", "transformers"] = "auto"
+    """`auto` takes vLLM where it is installed."""
+    max_sequences: Positive = 256
+    """Sequences decoded at the same time."""
+    max_model_len: Positive | None = None
+    """Context length given to the engine; default prompt plus response."""
+    memory_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.85
+    """Share of GPU memory the engine may take."""
+    kv_cache_mib: Positive = 256
+    """Size of the key-value cache on a CPU, in MiB."""
+    tensor_parallel: Positive = 1
+    """GPUs that hold one model together."""
+
+
+class Generate(Table):
+    """Settings common to `sft-data` and `rollouts`."""
+
+    prompts: PromptSource
+    n: Positive = 1
+    """Responses per prompt."""
+    sampling: Sampling = Sampling()
+    verifier: Verifier = Verifier()
+    """Used where prompts have answers; wrong responses are kept and marked."""
+    sequences_per_part: Positive = 16384
+    run: GenerateRun = GenerateRun()
+
+
+class SftData(Generate):
+    """The teacher answers the SFT prompts."""
+
+
+class Rollouts(Generate):
+    """pi_ref answers the OPD prompts."""
+
+    candidates: Annotated[int, Field(ge=0, le=64)] = 4
+    """How many of pi_ref's own likeliest ids are kept per position."""
+    holdout: Fraction = 0.02
+    """Share of the prompts whose rollouts are kept out of training, for evaluation."""

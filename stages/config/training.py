@@ -1,0 +1,163 @@
+"""Tables of the stages that train: `pretrain`, `sft` and `train`."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from stages.config.base import Fraction, Named, Positive, Table, merge, plain_names
+from stages.config.objectives import Drift, Objective
+
+
+class TrainRun(Table):
+    """Execution of a training stage."""
+
+    tokens_per_microbatch: Positive = 16384
+    """Tokens in one forward and backward pass, padding included; gradients are accumulated."""
+    rows_per_chunk: Positive = 1024
+    """Positions whose logits exist at the same time in the fused head and loss."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a third more compute."""
+    checkpoint_every: Positive = 200
+    """Optimiser steps between resumable checkpoints."""
+    log_every: Positive = 10
+    """Optimiser steps between lines in the log and in metrics.jsonl."""
+    prefetch: Positive = 3
+    """Batches the reader keeps ready."""
+    softmax: Literal["torch", "triton"] = "torch"
+    """Kernels of the fused head and loss; `triton` needs a GPU and has not been timed on one."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class Training(Table):
+    """Optimisation settings common to `pretrain`, `sft` and `train`."""
+
+    steps: Positive | None = None
+    """Optimiser steps; give this or `epochs`."""
+    epochs: Annotated[float, Field(gt=0.0)] | None = None
+    """Passes over the data; give this or `steps`."""
+    batch_size: Positive = 64
+    """Sequences per optimiser step, over all devices and micro-batches."""
+    learning_rate: Annotated[float, Field(gt=0.0)] = 1e-5
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    """Shape of the decay after warm-up, from `learning_rate` to `final_ratio` of it."""
+    warmup: Fraction = 0.0
+    """Share of the steps spent warming up."""
+    final_ratio: Fraction = 0.0
+    """Learning rate at the last step, as a share of `learning_rate`."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    grad_clip: Annotated[float, Field(gt=0.0)] = 1.0
+    """Largest global gradient norm."""
+    max_length: Positive | None = None
+    """Sequences are cut to this many tokens, prompt included; default no cut."""
+    run: TrainRun = TrainRun()
+
+    @model_validator(mode="after")
+    def _steps_or_epochs(self) -> Self:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give exactly one of `steps` and `epochs`")
+        return self
+
+
+class Architecture(Table):
+    """Shape of a model made from scratch (Qwen3 blocks)."""
+
+    hidden_size: Positive = 256
+    layers: Positive = 4
+    heads: Positive = 4
+    kv_heads: Positive | None = None
+    """Default: as many as `heads`."""
+    intermediate_size: Positive | None = None
+    """Width of the MLP; default three times `hidden_size`."""
+    tie_embeddings: bool = True
+    init_std: Annotated[float, Field(gt=0.0)] = 0.02
+    """Standard deviation of the initial weights. The usual 0.02 suits wide models; those of a few
+    hundred units learn faster from about 1 / sqrt(hidden_size)."""
+    max_positions: Positive = 2048
+
+
+class Pretrain(Training):
+    """A small model trained from scratch on the corpus."""
+
+    architecture: Architecture = Architecture()
+    init_only: bool = False
+    """Stop at the random initialisation: a base model that knows nothing."""
+    seed: int = 0
+    """Seed of initialisation and data order; independent of the recipe's seed."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_steps_needed(cls, values: object) -> object:
+        if isinstance(values, dict) and values.get("init_only"):
+            return {"steps": 1, **values}
+        return values
+
+
+class Sft(Training):
+    """The student is fine-tuned on the teacher's answers; the result is pi_ref."""
+
+    keep: Literal["all", "correct"] = "all"
+    """Which answers to train on."""
+
+
+class Student(Training):
+    """One student: where it starts, what it reads, what it minimises."""
+
+    init: Named = "sft"
+    """`sft` (pi_ref), `scratch`, a directory or Hub id, or `pretrain:<name>`."""
+    data: Named = "teacher-logits"
+    """`teacher-logits`, `teacher-logits:<name>` for one made by a comparison table,
+    `residualize`, `sft-data`, `live` (teacher in the loop), or the directory of a set."""
+    live: Literal["record", "full"] = "record"
+    """`data = "live"`: whether the objective reads a record of the teacher, drawn like those of
+    the set, or its `full` distribution (`forward_kl` only): what records are estimates of."""
+    objective: Objective = Objective()
+    drift: Drift = Drift()
+    consistency: Literal["refuse", "warn"] = "refuse"
+    """What to do when pi_ref and the records descend from different teachers."""
+    architecture: Architecture | None = None
+    """Shape of the model when `init = "scratch"`."""
+
+    @model_validator(mode="after")
+    def _full_objective(self) -> Self:
+        if self.reads_all and self.objective.name != "forward_kl":
+            raise ValueError(
+                f'`live = "full"` serves the objective forward_kl, not {self.objective.name}'
+            )
+        return self
+
+    @property
+    def reads_all(self) -> bool:
+        """Whether the teacher's whole distribution is read, and no record."""
+        return self.data == "live" and self.live == "full"
+
+    def unused(self) -> frozenset[str]:
+        """How a live teacher is read, where there is none."""
+        return frozenset(() if self.data == "live" else {"live"})
+
+
+class Train(Student):
+    """The student, and others trained beside it for comparison."""
+
+    compare: dict[str, dict[str, object]] = Field(default_factory=dict)
+    """Further students by name: each table overrides fields of this one."""
+
+    @field_validator("compare")
+    @classmethod
+    def _plain_names(cls, value: dict[str, dict[str, object]]) -> dict[str, dict[str, object]]:
+        return plain_names(value)
+
+    def students(self) -> dict[str, Student]:
+        """All students by name; the main one is called after its objective.
+
+        Raises:
+            ValueError: a comparison table has an unknown field or an impossible value.
+        """
+        own = self.model_dump(exclude={"compare"})
+        main = Student.model_validate(own)
+        out: dict[str, Student] = {}
+        for name, table in self.compare.items():
+            out[name] = Student.model_validate(merge(own, table))
+        out[main.objective.name] = main
+        return out
