@@ -47,8 +47,9 @@ class Stream:
         directory: A committed set of sequences or records.
         seed: Decides the order.
         batch_size: Sequences per step, over all ranks.
-        rank, world_size: This process, and how many share a step; `world_size` divides
-            `batch_size`.
+        rank, world_size: This process, and how many share a step: of B sequences, those from
+            B * rank // world_size to B * (rank + 1) // world_size. More processes than sequences
+            leave some with an empty batch.
         split: `train` or `holdout`.
         prefetch: Batches made ahead by a background thread.
         max_length: Responses are cut so that prompt plus response has at most this many tokens.
@@ -72,11 +73,8 @@ class Stream:
         max_length: int | None = None,
         keep: Keep | None = None,
     ) -> None:
-        if batch_size < 1 or batch_size % world_size:
-            raise ConfigError(
-                f"batch_size {batch_size} cannot be shared by {world_size} processes: make it a "
-                "positive multiple of their number"
-            )
+        if batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
         if not 0 <= rank < world_size:
             raise ConfigError(f"rank {rank} is not one of {world_size} processes")
         if prefetch < 1:
@@ -89,8 +87,9 @@ class Stream:
             raise DataError(f"{directory}: no {which}sequences in split {split!r}")
         self.meta = self._groups.meta
         """What the parts say about the set."""
+        first, end = (batch_size * number // world_size for number in (rank, rank + 1))
         self._source = _Source(
-            self._groups, self._order, batch_size, rank, batch_size // world_size, max_length
+            self._groups, self._order, batch_size, first, end - first, max_length
         )
         self._identity = {
             "manifest": self.manifest.digest,
@@ -192,20 +191,22 @@ class _Source:
         groups: "_Groups",
         order: Order,
         batch_size: int,
-        rank: int,
+        first: int,
         share: int,
         max_length: int | None,
     ) -> None:
         self._groups = groups
         self._order = order
         self.batch_size = batch_size
-        self._rank = rank
+        self._first = first
         self._share = share
         self._max_length = max_length
 
     def batch(self, step: int) -> Batch:
-        first = step * self.batch_size + self._rank * self._share
-        meta, spans = self._groups.meta, self._order.spans(first, self._share)
+        meta = self._groups.meta
+        if not self._share:
+            return to_batch(self._groups.rows(0).take(np.zeros(0, np.int64)), meta)
+        spans = self._order.spans(step * self.batch_size + self._first, self._share)
         batch = Batch.concat(
             [
                 to_batch(self._rows(list(same)), meta, draw)

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from storage.codec import Batch, to_batch
 from storage.errors import ConfigError, DataError
@@ -74,23 +76,52 @@ def test_steps_run_over_epoch_borders(directory: Path) -> None:
     assert set(counts.values()) == {2}
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_ranks_share_the_same_global_batches(directory: Path, world_size: int) -> None:
-    with Stream(directory, seed=3, batch_size=20) as alone:
-        whole = _take(alone, 12)
+@settings(max_examples=25, deadline=None)
+@given(
+    batch_size=st.integers(1, 60),
+    world_size=st.integers(1, 9),
+    later=st.integers(1, 9),
+    seed=st.integers(0, 2**64 - 1),
+    stop=st.integers(0, 4),
+)
+def test_ranks_share_the_same_global_batches(
+    directory: Path, batch_size: int, world_size: int, later: int, seed: int, stop: int
+) -> None:
+    """No sequence twice, none lost, in the order of one process; also after another world size.
+
+    Shares of a step differ by one sequence at most, and whole records come along.
+    """
+    with Stream(directory, seed=seed, batch_size=batch_size) as alone:
+        whole = _take(alone, 6)
+    state, before = _shares(directory, seed, batch_size, world_size, None, stop)
+    _, after = _shares(directory, seed, batch_size, later, state, 6 - stop)
+    for pieces, batch in zip([*before, *after], whole, strict=True):
+        sizes = {len(piece) for piece in pieces}
+        assert max(sizes) - min(sizes) <= 1
+        assert _bytes(Batch.concat(pieces)) == _bytes(batch)
+
+
+def _shares(
+    directory: Path,
+    seed: int,
+    batch_size: int,
+    world_size: int,
+    state: dict[str, object] | None,
+    count: int,
+) -> tuple[dict[str, object], list[list[Batch]]]:
+    """State after `count` steps from `state` on, the same for all ranks; per step, their shares."""
     shares: list[list[Batch]] = []
+    states: list[dict[str, object]] = []
     for rank in range(world_size):
         with Stream(
-            directory, seed=3, batch_size=20, rank=rank, world_size=world_size, prefetch=rank + 1
+            directory, seed=seed, batch_size=batch_size, rank=rank, world_size=world_size
         ) as stream:
-            shares.append(_take(stream, 12))
-    for step, batch in enumerate(whole):
-        pieces = [shares[rank][step] for rank in range(world_size)]
-        assert {len(piece) for piece in pieces} == {20 // world_size}
-        assert _ids(pieces) == batch.seq_id.tolist()
-        assert (
-            np.concatenate([piece.weight for piece in pieces]).tobytes() == batch.weight.tobytes()
-        )
+            if state is not None:
+                stream.load_state_dict(state)
+            shares.append(_take(stream, count))
+            states.append(stream.state_dict())
+    assert all(found == states[0] for found in states)
+    return states[0], [list(pieces) for pieces in zip(*shares, strict=True)]
 
 
 @pytest.mark.parametrize("stop", [0, 1, 5, 13])
@@ -238,8 +269,8 @@ def test_a_part_exchanged_for_another_valid_one_is_refused(tmp_path: Path) -> No
 def test_what_cannot_be_streamed(directory: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no sequences in split 'test'"):
         Stream(directory, seed=0, batch_size=4, split="test")
-    with pytest.raises(ConfigError, match="batch_size 6 cannot be shared by 4 processes"):
-        Stream(directory, seed=0, batch_size=6, world_size=4)
+    with pytest.raises(ConfigError, match="batch_size is 0"):
+        Stream(directory, seed=0, batch_size=0)
     with pytest.raises(ConfigError, match="rank 2 is not one of 2"):
         Stream(directory, seed=0, batch_size=6, rank=2, world_size=2)
     with pytest.raises(ConfigError, match="prefetch is 0"):
