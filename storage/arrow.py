@@ -73,8 +73,11 @@ class Reader:
         self._stream = path.open("rb", buffering=0)
         self._footer: Footer | None = None
         self.metadata: dict[bytes, bytes] = dict(self._parquet.metadata.metadata or {})
-        self.row_groups = int(self._parquet.metadata.num_row_groups)
+        groups = map(self._parquet.metadata.row_group, range(self._parquet.metadata.num_row_groups))
+        self.rows = [int(group.num_rows) for group in groups]
+        """Rows of every row group, as the Parquet metadata says."""
         schema = self._parquet.schema_arrow
+        self.columns: list[str] = list(schema.names)
         self._names = [name for name in schema.names if name in COLUMNS]
         self._blobs = [name for name in schema.names if name in BLOBS]
         long = "ids" in self._names or EXTRA_BITS in self._blobs

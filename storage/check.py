@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.errors import DataError
+from storage.limits import MOST_RANKED
 from storage.manifest import Json, SetMeta
 from storage.rows import Rows, find_row, offsets_of, values_per_position
 from storage.schema import (
@@ -49,6 +50,8 @@ def check_meta(meta: SetMeta) -> None:
         raise DataError(f"layout is packed, but {what} have no entries to be packed")
     if packed != (meta.ranks is not None):
         raise DataError("ranks are given exactly when the layout is packed (storage.ranks)")
+    if packed and meta.vocab_size > MOST_RANKED:
+        raise DataError(f"vocab_size is {meta.vocab_size}; a packed set has at most {MOST_RANKED}")
 
 
 def _check_record(record: Json) -> None:

@@ -14,11 +14,14 @@ from typing import Any, Literal, TypeVar, cast
 
 from storage.errors import DataError, RetryError
 from storage.files import create_once, sha256_file
+from storage.limits import check_file, check_part, check_row_group
 
 FILE_NAME = "manifest.json"
 RANKS = "ranks.u32"
 """Frequencies of ids: lies beside packed parts (`storage.ranks`)."""
 MANIFEST_FORMAT = 1
+DIGEST = "sha256"
+"""Field of a manifest that holds the digest of all others."""
 
 Json = Mapping[str, Any]
 ManifestKind = Literal["sequences", "records", "model", "metrics"]
@@ -159,7 +162,7 @@ class Manifest:
     @property
     def digest(self) -> str:
         """sha256 of the canonical JSON: what this set *is*, byte for byte."""
-        return hashlib.sha256(canonical(self.to_json()).encode()).hexdigest()
+        return _digest(self.to_json())
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""
@@ -167,7 +170,16 @@ class Manifest:
 
     @classmethod
     def from_json(cls, value: Json) -> "Manifest":
-        """The inverse of `to_json`; unknown fields are ignored."""
+        """The inverse of `to_json`; unknown fields are ignored.
+
+        Raises:
+            ValueError: a size or a path that no set has (`storage.limits`).
+            KeyError, TypeError, AttributeError: not the shape of a manifest.
+        """
+        for part in value["parts"]:
+            check_part(part)
+        for item in value["files"]:
+            check_file(item)
         parts = tuple(
             build(Part, part | {"row_groups": row_groups_from_json(part["row_groups"])})
             for part in value["parts"]
@@ -183,8 +195,15 @@ def build(cls: type[T], value: Json) -> T:
 
 
 def row_groups_from_json(value: Iterable[Json]) -> tuple[RowGroup, ...]:
-    """Row groups as stored in footers and manifests."""
-    return tuple(build(RowGroup, group) for group in value)
+    """Row groups as stored in footers and manifests.
+
+    Raises:
+        ValueError: sizes that no row group has.
+    """
+    groups = tuple(value)
+    for group in groups:
+        check_row_group(group)
+    return tuple(build(RowGroup, group) for group in groups)
 
 
 def canonical(value: object) -> str:
@@ -206,13 +225,25 @@ def read_manifest(directory: Path) -> Manifest:
             f"{directory}: no {FILE_NAME}, so this is not a committed set. Finish it by running "
             "its stage again, or give another directory."
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(_unreadable(path, error)) from error
     check_format(path, value, MANIFEST_FORMAT)
     try:
+        _check_digest(value)
         return Manifest.from_json(value)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(_unreadable(path, error)) from error
+
+
+def _check_digest(value: dict[str, Any]) -> None:
+    """A manifest without a digest was written before there was one."""
+    expected = value.pop(DIGEST, None)
+    if expected is not None and (found := _digest(value)) != expected:
+        raise ValueError(f"its {DIGEST} is {found}, not {expected}")
+
+
+def _digest(value: Json) -> str:
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
 
 
 def check_format(path: Path, value: object, newest: int) -> None:
@@ -251,8 +282,7 @@ def write_manifest(directory: Path, manifest: Manifest) -> Manifest:
         DataError: the directory holds a committed set of another key.
         RetryError: the disk refused.
     """
-    text = json.dumps(manifest.to_json(), indent=1, sort_keys=True, allow_nan=False) + "\n"
-    if create_once(directory / FILE_NAME, text.encode()):
+    if create_once(directory / FILE_NAME, to_text(manifest).encode()):
         return manifest
     existing = read_manifest(directory)
     if existing.key != manifest.key:
@@ -261,6 +291,13 @@ def write_manifest(directory: Path, manifest: Manifest) -> Manifest:
             "Use another directory; a committed set is never overwritten."
         )
     return existing
+
+
+def to_text(manifest: Manifest) -> str:
+    """A manifest as it is stored, with its digest."""
+    value = json.loads(canonical(manifest.to_json()))  # as a reader will see it
+    text = json.dumps(value | {DIGEST: _digest(value)}, indent=1, sort_keys=True)
+    return text + "\n"
 
 
 def build_manifest(

@@ -188,8 +188,8 @@ def _ids(blobs: Blobs, runs: Array, run_off: Offsets, entries: int, code: Code) 
     extra, byte_off = blobs[EXTRA_BITS]
     if (byte_off % 4).any():
         raise _damaged()
-    words = np.zeros(len(extra) // 4 + 1, np.uint32)
-    words[:-1].view(np.uint8)[:] = extra
+    words = np.zeros(len(extra) // 4 + 2, np.uint32)  # the kernel looks at pairs of words
+    words[:-2].view(np.uint8)[:] = extra
     ids = np.empty(entries, np.uint32)
     found = kernels.unpack_ids(
         run_off,

@@ -322,7 +322,7 @@ def unpack_ids(
     Args:
         run_off, run_R, base_B, extra_B, stream_LB: as there.
         data, start_SN: as in `unpack_counts`.
-        word_W, word_off: words of extra bits and one more, and [N+1] those of each sequence.
+        word_W, word_off: words of extra bits and two more, and [N+1] those of each sequence.
         id_of_rank_V: the inverse of `rank_V`.
         ids_E: out.
 

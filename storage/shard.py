@@ -197,14 +197,34 @@ class PartFile:
             ) from error
         except DAMAGE as error:
             raise DataError(_damaged(path, "footer", error)) from error
-        footer = _read_footer(path, self._reader.metadata)
-        self.meta = SetMeta.from_json(footer)
-        self._layout = layout_of(path.parent, self.meta)
-        self.index = int(footer["index"])
-        self.split = str(footer["split"])
-        self.row_groups: tuple[RowGroup, ...] = row_groups_from_json(footer["row_groups"])
-        if self._reader.row_groups != len(self.row_groups):
-            raise DataError(_damaged(path, "footer", "wrong number of row groups"))
+        try:
+            self._describe(_read_footer(path, self._reader.metadata))
+        except BaseException:
+            self.close()
+            raise
+
+    def _describe(self, footer: dict[str, Any]) -> None:
+        try:
+            self.meta = SetMeta.from_json(footer)
+            check_meta(self.meta)
+            self._layout = layout_of(self.path.parent, self.meta)
+            self.index = int(footer["index"])
+            self.split = str(footer["split"])
+            self.row_groups: tuple[RowGroup, ...] = row_groups_from_json(footer["row_groups"])
+            self._check_columns()
+        except (*DAMAGE, TypeError, AttributeError) as error:
+            raise DataError(_damaged(self.path, "footer", error)) from error
+
+    def _check_columns(self) -> None:
+        """The file is laid out as its description says: what is decoded relies on it."""
+        rows = [group.rows for group in self.row_groups]
+        if self._reader.rows != rows:
+            raise ValueError(f"row groups of {self._reader.rows} rows, described as {rows}")
+        meta, layout, found = self.meta, self._layout, self._reader.columns
+        names = column_names(meta.kind, meta.record, meta.candidates, "ref_lp" in found)
+        expected = [*(name for name in names if name not in layout.replaced), *layout.blobs]
+        if found != expected:
+            raise ValueError(f"columns {', '.join(found)}, described as {', '.join(expected)}")
 
     def read(self, group: int, columns: Sequence[str] | None = None) -> Rows:
         """One row group.
@@ -342,7 +362,10 @@ def _read_footer(path: Path, found: dict[bytes, bytes]) -> dict[str, Any]:
         raise DataError(f"{path}: a Parquet file, but not one written by afterglow")
     if hashlib.sha256(text).hexdigest().encode() != found.get(FOOTER_DIGEST_KEY):
         raise DataError(_damaged(path, "footer", "checksum of the description differs"))
-    footer = json.loads(text)
+    try:
+        footer = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(_damaged(path, "footer", error)) from error
     check_format(path, footer, FORMAT_VERSION)
     return footer
 

@@ -1,5 +1,6 @@
 """Manifests: canonical, written once, and honest about what is missing or wrong."""
 
+import hashlib
 import json
 import threading
 from dataclasses import replace
@@ -9,10 +10,12 @@ import pytest
 
 from storage.errors import DataError, RetryError
 from storage.manifest import (
+    DIGEST,
     FILE_NAME,
     Manifest,
     Totals,
     build_manifest,
+    canonical,
     read_manifest,
     verify_set,
     write_manifest,
@@ -53,8 +56,23 @@ def test_unknown_fields_of_a_later_writer_are_ignored(tmp_path: Path) -> None:
     path = tmp_path / FILE_NAME
     value = json.loads(path.read_text())
     value["later"] = value["parts"][0]["later"] = value["parts"][0]["row_groups"][0]["later"] = 1
+    del value[DIGEST]
+    value[DIGEST] = hashlib.sha256(canonical(value).encode()).hexdigest()
     path.write_text(json.dumps(value))
     assert read_manifest(tmp_path) == manifest
+
+
+def test_a_manifest_of_before_there_was_a_digest(tmp_path: Path) -> None:
+    manifest = write_set(tmp_path, META, [5])
+    value = json.loads((tmp_path / FILE_NAME).read_text())
+    del value[DIGEST]
+    (tmp_path / FILE_NAME).write_text(json.dumps(value))
+    assert read_manifest(tmp_path) == manifest
+
+
+def test_the_digest_in_the_file_is_that_of_the_set(tmp_path: Path) -> None:
+    manifest = write_set(tmp_path, META, [5])
+    assert json.loads((tmp_path / FILE_NAME).read_text())[DIGEST] == manifest.digest
 
 
 @pytest.mark.parametrize(
