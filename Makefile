@@ -13,7 +13,7 @@ DEVICE ?= auto
 BIN := $(VENV)/bin
 AFTERGLOW := $(BIN)/afterglow
 SOURCE = $(if $(CONFIG),$(addprefix --config ,$(CONFIG)),--recipe $(RECIPE))
-CODE := benchmarks pipeline stages storage tests tools
+CODE := benchmarks dags pipeline stages storage tests tools
 STAGES := corpus pretrain sft-data sft rollouts teacher-logits residualize train evaluate report
 
 # A dozen short processes import large libraries: without cached bytecode each pays seconds to compile
@@ -25,7 +25,7 @@ export PYTHONPYCACHEPREFIX := $(CURDIR)/.pycache
 .NOTPARALLEL:
 .SUFFIXES:
 .DEFAULT_GOAL := help
-.PHONY: help env lock clean distclean test lint types $(STAGES) demo demo-live repro-rskd status explain bench
+.PHONY: help env lock clean distclean test test-schedulers lint types $(STAGES) demo demo-live repro-rskd status explain bench
 
 ## Stages (each first completes what it depends on; what is done already is not done again)
 # corpus          tokenise text into sequences
@@ -65,15 +65,19 @@ explain: env
 
 ## Development
 # test            lint, types and pytest
+# test-schedulers the chain in a real Airflow and a real Dagster, each in an environment of its own
 # lint            ruff: rules and format
 # types           pyright
 # bench           every benchmark against its target; writes docs/benchmarks.md (a quiet machine!)
 # lock            pin the newest versions that fit pyproject.toml
 # env             make the environment, or bring it up to date
 # clean           remove caches and build output (neither sets nor the environment)
-# distclean       the same, and the environment
+# distclean       the same, and the environments
 test: lint types
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile $(TESTS)
+
+test-schedulers: env
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -m scheduler tests/schedulers $(TESTS)
 
 lint: env
 	@$(BIN)/ruff check --quiet $(CODE)
@@ -97,7 +101,7 @@ clean:
 	@find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean
-	@rm -rf .venv .venv.lock
+	@rm -rf .venv .venv-airflow .venv-dagster .venv*.lock
 
 ## Variables
 # RECIPE=name     a recipe that comes with the package (default: demo)

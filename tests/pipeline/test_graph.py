@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from pipeline.graph import BY_NAME, STAGES
+from pipeline.graph import BY_NAME, STAGES, downstream
 
 
 def test_stages_come_after_what_they_need() -> None:
@@ -11,6 +11,12 @@ def test_stages_come_after_what_they_need() -> None:
     for stage in STAGES:
         assert set(stage.needs) <= seen, stage.name
         seen.add(stage.name)
+
+
+def test_downstream_is_all_that_reads_a_set_directly_or_not() -> None:
+    assert downstream("teacher-logits") == {"residualize", "train", "evaluate", "report"}
+    assert downstream("corpus") == {stage.name for stage in STAGES} - {"corpus"}
+    assert downstream("report") == set()
 
 
 def test_names_map_to_modules() -> None:

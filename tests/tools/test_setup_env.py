@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tools import setup_env
-from tools.setup_env import CANNOT, LAYERS, Environment, SetupError
+from tools.setup_env import CANNOT, LAYERS, SCHEDULERS, Environment, SetupError
 
 SCRIPT = Path(setup_env.__file__).resolve()
 
@@ -43,6 +43,21 @@ def test_any_other_fact_calls_for_work(tmp_path: Path, fact: str) -> None:
     env = Environment(tmp_path / "venv")
     pretend_complete(env, **{fact: "other"})
     assert setup_env.missing(env, setup_env.wanted_note(env, "cpu")) == {fact}
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_an_environment_of_a_scheduler_holds_its_locks_and_not_the_project(
+    tmp_path: Path, scheduler: str
+) -> None:
+    env = Environment(tmp_path / "venv")
+    wanted = setup_env.wanted_note(env, scheduler)
+    assert "project" not in wanted
+    assert wanted["locks"] == setup_env.digest(
+        setup_env.LOCKS / "bootstrap.txt", setup_env.LOCKS / f"{scheduler}.txt"
+    )
+    pretend_complete(env, **wanted)
+    setup_env.ensure(env, scheduler)
+    assert setup_env.missing(env, setup_env.wanted_note(env, "cpu")) >= {"device", "locks"}
 
 
 def test_an_environment_that_lost_its_interpreter_lacks_everything(tmp_path: Path) -> None:

@@ -1,0 +1,56 @@
+"""The `afterglow` command as schedulers call it: arguments in, the last line out, or a `Failed`.
+
+Standard library only, like `pipeline.graph`: the files in `dags/` are made of these two and of
+their scheduler, and are parsed many times a minute.
+"""
+
+import json
+import os
+import shlex
+import subprocess
+from collections.abc import Iterable
+from typing import Any
+
+TRY_AGAIN = 75
+"""Exit code of a failure that is not the data's or the configuration's: disk full, pre-empted."""
+
+RETRIES = 5
+"""How often a scheduler repeats a task that ended so."""
+
+
+class Failed(Exception):
+    """The command has failed; its own log says why."""
+
+    def __init__(self, arguments: list[str], code: int) -> None:
+        ended = f"exit code {code}" if code >= 0 else f"killed by signal {-code}"
+        super().__init__(f"afterglow {shlex.join(arguments)}: {ended}; see its log")
+        self.again = code < 0 or code == TRY_AGAIN
+        """Whether the same command may succeed later: exit code 75, or death by a signal."""
+
+
+def setting(name: str, default: str) -> str:
+    """The environment variable `AFTERGLOW_<NAME>`."""
+    return os.environ.get(f"AFTERGLOW_{name}", default)
+
+
+def recipe_arguments(recipe: str, config: Iterable[str], overrides: Iterable[str]) -> list[str]:
+    """Arguments that select a recipe: TOML files or, where there are none, one by its name."""
+    files = [word for file in config for word in ("--config", file)]
+    source = files or ["--recipe", recipe]
+    return [*source, *(word for override in overrides for word in ("--set", override))]
+
+
+def call(arguments: list[str]) -> dict[str, Any]:
+    """Run `afterglow ARGUMENTS` (or what AFTERGLOW_COMMAND says instead); its stderr is ours.
+
+    Returns:
+        The JSON object on the last line of stdout.
+
+    Raises:
+        Failed: any exit code but 0.
+    """
+    command = shlex.split(setting("COMMAND", "afterglow"))
+    done = subprocess.run([*command, *arguments], stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode != 0:
+        raise Failed(arguments, done.returncode)
+    return json.loads(done.stdout.splitlines()[-1])
