@@ -90,7 +90,43 @@ def _parser() -> argparse.ArgumentParser:
     )
     verify.add_argument("directories", nargs="+", type=Path, metavar="SET")
     _teacher_arguments(verify)
+    gc = verb("gc", "list what the store holds for nothing; with --yes, remove it")
+    adopt = verb("adopt", "check a set that was made elsewhere and copy it into the store")
+    publish = verb("publish", "send sets to the Hugging Face Hub with a card", recipe=False)
+    _housekeeping_arguments(gc, adopt, publish)
     return parser
+
+
+def _housekeeping_arguments(
+    gc: argparse.ArgumentParser, adopt: argparse.ArgumentParser, publish: argparse.ArgumentParser
+) -> None:
+    gc.add_argument("--yes", action="store_true", help="remove it; otherwise nothing changes")
+    gc.add_argument(
+        "--older-than",
+        type=float,
+        default=24.0,
+        metavar="HOURS",
+        help="leave alone what was written to since (24); longer than any writer pauses",
+    )
+    adopt.add_argument(
+        "directories",
+        nargs="+",
+        type=Path,
+        metavar="DIRECTORY",
+        help="a set with its manifest, or parts of a set of the recipe",
+    )
+    publish.add_argument("directories", nargs="+", type=Path, metavar="SET")
+    publish.add_argument("--repo", required=True, metavar="OWNER/NAME")
+    publish.add_argument(
+        "--licence", default="unknown", metavar="ID", help="as on the Hub, e.g. apache-2.0"
+    )
+    publish.add_argument("--private", action="store_true", help="if the repository is made anew")
+    publish.add_argument(
+        "--dry-run", action="store_true", help="write the repository here and send nothing"
+    )
+    publish.add_argument(
+        "--into", type=Path, metavar="DIRECTORY", help="of the dry run (OWNER--NAME)"
+    )
 
 
 def _teacher_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import runner, show
+from pipeline import housekeeping, runner, show
 from pipeline.config import Recipe, load_recipe
 from pipeline.graph import BY_NAME
 from pipeline.plan import Planned, build, named, resolve, select
@@ -202,6 +202,18 @@ def _verify_teacher(options: argparse.Namespace) -> Result:
     return result
 
 
+def gc(options: argparse.Namespace) -> Result:
+    """Sweep what nothing refers to."""
+    recipe = read_recipe(options)
+    return housekeeping.gc(options, recipe, open_store(recipe))
+
+
+def adopt(options: argparse.Namespace) -> Result:
+    """Register sets that were made elsewhere."""
+    recipe = read_recipe(options)
+    return housekeeping.adopt(options, recipe, open_store(recipe))
+
+
 def _print(verb: str, lines: show.Lines) -> Result:
     rows, nodes = lines
     sys.stdout.write("\n".join(rows) + "\n")
@@ -222,4 +234,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], Result]] = {
     "config": config,
     "seeds": seeds,
     "verify": verify,
+    "gc": gc,
+    "adopt": adopt,
+    "publish": housekeeping.publish,
 }
