@@ -7,7 +7,7 @@ own sets (`make status`) and, for large vocabularies, follow the entropy of ids:
 from dataclasses import dataclass
 
 from pipeline.config import Recipe
-from pipeline.plan import Node
+from pipeline.nodes import Node
 from stages.config import Corpus, Generate, PromptSource, Record, Residualize, TeacherLogits
 from stages.prompts import count_prompts
 

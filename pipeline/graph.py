@@ -1,7 +1,8 @@
 """The chain as data: stages, edges and resources.
 
 Standard library only: schedulers parse this module many times a minute, so importing it must cost
-nothing. What a *recipe* makes of it (variants, keys, directories) is in `pipeline.plan`.
+nothing. What a *recipe* makes of it (variants, keys, directories) is in
+`pipeline.nodes` and `pipeline.plan`.
 """
 
 from dataclasses import dataclass

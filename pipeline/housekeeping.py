@@ -9,7 +9,8 @@ from pathlib import Path
 from pipeline import publish as publishing
 from pipeline.adopt import adopt_parts, adopt_set
 from pipeline.config import Recipe
-from pipeline.plan import build, resolve
+from pipeline.nodes import build
+from pipeline.plan import resolve
 from pipeline.sweep import find_strays, remove
 from storage.errors import UsageError
 from storage.manifest import FILE_NAME

@@ -8,7 +8,8 @@ from pipeline import provenance
 from pipeline.config import Recipe
 from pipeline.estimate import estimate
 from pipeline.fingerprint import difference
-from pipeline.plan import Node, Planned
+from pipeline.nodes import Node
+from pipeline.plan import Planned
 from storage.store import Store
 
 _UNKNOWN = "not known"

@@ -6,6 +6,7 @@ stage do not depend on each other, and a sharded stage is committed after the la
 """
 
 import importlib
+import logging
 import re
 from collections.abc import Iterable
 from itertools import groupby, pairwise
@@ -16,20 +17,28 @@ from storage.errors import UsageError
 from storage.shard import find_part
 from storage.store import Store
 
+log = logging.getLogger(__name__)
+
 _ITEM = re.compile(r"(\d+)(?:-(\d+))?")
 
 
 def units(planned: Iterable[Planned], store: Store, at_most: int) -> list[list[str]]:
     """Arguments of the commands that complete the nodes in `planned`, none for committed ones.
 
+    A node that reads what is not committed has none either: in a recipe with several rounds a stage
+    comes around once more when the round before has ended.
+
     Args:
-        planned: Nodes of one stage; what they read must be committed.
+        planned: Nodes of one stage.
         store: Where their sets go.
         at_most: Most units of one sharded node; its missing parts are spread over them evenly.
     """
     out: list[list[str]] = []
     for chosen in planned:
         if chosen.manifest(store) is not None:
+            continue
+        if waiting := chosen.waits_for(store):
+            log.info("%s waits for %s: ask again after it", chosen.node.name, ", ".join(waiting))
             continue
         if not chosen.node.stage.sharded:
             out.append(["run", chosen.node.name, "--here"])

@@ -113,6 +113,11 @@ class Student(Training):
     """`data = "live"`: whether the objective reads a record of the teacher, drawn like those of
     the set, or its `full` distribution (`forward_kl` only): what records are estimates of."""
     objective: Objective = Objective()
+    rounds: Positive = 1
+    """Times that rollouts, scoring and training follow each other: from the second on, the student
+    as it is writes rollouts of its own to the prompts that follow, and goes on from there with a
+    fresh optimiser. A round takes `steps`, or ends early at `drift.stop_chi2`. Tables of `compare`
+    have one round unless they say otherwise."""
     drift: Drift = Drift()
     consistency: Literal["refuse", "warn"] = "refuse"
     """What to do when pi_ref and the records descend from different teachers."""
@@ -127,14 +132,23 @@ class Student(Training):
             )
         return self
 
+    @model_validator(mode="after")
+    def _rounds_of_records(self) -> Self:
+        if self.rounds > 1 and self.data.partition(":")[0] != "teacher-logits":
+            raise ValueError(
+                f"`rounds = {self.rounds}` makes new records for every round, so `data` must be a "
+                f'set that `teacher-logits` makes, not "{self.data}"'
+            )
+        return self
+
     @property
     def reads_all(self) -> bool:
         """Whether the teacher's whole distribution is read, and no record."""
         return self.data == "live" and self.live == "full"
 
     def unused(self) -> frozenset[str]:
-        """How a live teacher is read, where there is none."""
-        return frozenset(() if self.data == "live" else {"live"})
+        """How a live teacher is read, where there is none. Each round is a set of its own."""
+        return frozenset({"rounds"} if self.data == "live" else {"rounds", "live"})
 
 
 class Train(Student):
@@ -156,6 +170,7 @@ class Train(Student):
         """
         own = self.model_dump(exclude={"compare"})
         main = Student.model_validate(own)
+        own["rounds"] = 1
         out: dict[str, Student] = {}
         for name, table in self.compare.items():
             out[name] = Student.model_validate(merge(own, table))

@@ -103,6 +103,37 @@ def test_a_second_student_needs_no_teacher(chain: Outcome, store: Path) -> None:
     assert done.result["ran"] == ["train.reverse_kl"]
 
 
+def test_a_second_round_starts_where_the_first_has_ended(chain: Outcome, store: Path) -> None:
+    """Schedulers go through the stages once more: what waits for the first round comes then."""
+    rounds = ("train.rounds=2", "rollouts.prompts.limit=64", "rollouts.run.engine=transformers")
+    extra = [part for override in rounds for part in ("--set", override)]
+
+    def call(*arguments: str) -> Outcome:
+        done = afterglow(*arguments, *TINY, *extra, store=store)
+        assert done.code == 0, done.err
+        return done
+
+    def units(stage: str) -> list[str]:
+        return [unit[1] for unit in call("units", stage).result["units"]]
+
+    assert set(units("rollouts")) == {"rollouts"}
+    call("run", "train.reverse_kl")
+    assert set(units("rollouts")) == {"rollouts.reverse_kl-2"}
+    assert units("teacher-logits") == []
+    call("commit", "teacher-logits", "--if-present")
+
+    second = call("run", "train.reverse_kl-2")
+    ran = ["rollouts.reverse_kl-2", "teacher-logits.reverse_kl-2", "train.reverse_kl-2"]
+    assert second.result["ran"] == ran
+    (student,) = (Path(path) for path in second.result["sets"].values())
+    read = read_manifest(student)
+    first = read_manifest(Path(call("run", "train.reverse_kl").result["sets"]["train.reverse_kl"]))
+    assert read.teacher == first.teacher
+    inputs = dict(read.payload)["inputs"]
+    assert isinstance(inputs, dict)
+    assert inputs["init"]["key"] == first.key
+
+
 @pytest.mark.parametrize("override", ["seed=1", "rollouts.sampling.temperature=0.9"])
 def test_what_decides_the_rollouts_changes_them(chain: Outcome, store: Path, override: str) -> None:
     assert "rollouts" in to_do(store, override)

@@ -8,7 +8,8 @@ import pytest
 from pipeline.config import load_recipe
 from pipeline.estimate import bytes_per_position
 from pipeline.graph import BY_NAME
-from pipeline.plan import Planned, build, named, resolve, select
+from pipeline.nodes import build, select
+from pipeline.plan import Planned, named, resolve
 from stages.config import Record, TeacherLogits
 from storage.errors import ConfigError
 from storage.store import Store
