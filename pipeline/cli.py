@@ -75,6 +75,10 @@ def _parser() -> argparse.ArgumentParser:
     commit.add_argument(
         "--if-present", action="store_true", help="succeed if the recipe lacks the stage"
     )
+    for each in (units, commit):
+        each.add_argument(
+            "--node", action="store_true", help="the node of this name, not the stage's other ones"
+        )
     status = verb("status", "what is done, how large it is and what it cost")
     status.add_argument("targets", nargs="*", metavar="STAGE")
     explain = verb("explain", "why a set is missing, field by field against the nearest one")

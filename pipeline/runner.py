@@ -1,23 +1,15 @@
-"""Runs what is missing, in order, and commits.
+"""Makes one set in this process: its missing parts, then the manifest.
 
-Every stage runs in a process of its own: engines and trainers do not share a process well (thread
-settings, allocators, patched libraries), and a killed stage takes nothing else with it. A set
-exists once its manifest does, and the manifest is written last; so nothing here keeps state.
+A set exists once its manifest does, and the manifest is written last; so nothing here keeps state.
 """
 
 import errno
 import importlib
 import logging
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
-from itertools import groupby
-from types import FrameType
 from typing import Any
 
 from pipeline import provenance
@@ -33,74 +25,9 @@ log = logging.getLogger(__name__)
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.ESTALE}
 
 
-class StageFailed(AfterglowError):
-    """A stage's process ended with an error it has already explained."""
-
-    def __init__(self, names: str, exit_code: int) -> None:
-        super().__init__(f"{names}: stopped with exit code {exit_code}; see the message above")
-        self.exit_code = exit_code
-
-
 def missing(planned: Iterable[Planned], store: Store) -> list[Planned]:
     """Those without a committed set."""
     return [p for p in planned if p.manifest(store) is None]
-
-
-# ---------------------------------------------------------------------------------------------
-# The chain: one process per stage
-
-
-def run_chain(todo: list[Planned], arguments: list[str]) -> None:
-    """Run the nodes in `todo`, stage by stage, each stage in a process of its own.
-
-    Args:
-        todo: Missing nodes in order.
-        arguments: Command-line arguments that select the recipe, handed on to every process.
-
-    Raises:
-        StageFailed: a process failed; its exit code becomes ours.
-    """
-    for stage, group in groupby(todo, key=lambda planned: planned.node.stage.name):
-        names = [planned.node.name for planned in group]
-        command = [sys.executable, "-m", "pipeline", "run", *names, "--here", *arguments]
-        log.info("%s: starting %s", stage, ", ".join(names))
-        code = _run_process(command)
-        if code != 0:
-            raise StageFailed(", ".join(names), code)
-
-
-def _run_process(command: list[str]) -> int:
-    """Run `command` with our stderr; on SIGTERM pass it on and wait. Returns the exit code."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=_environment())
-
-    def pass_on(signum: int, _frame: FrameType | None) -> None:
-        process.send_signal(signum)
-
-    before = signal.signal(signal.SIGTERM, pass_on)
-    try:
-        code = process.wait()
-    except KeyboardInterrupt:
-        process.wait()
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    return RetryError.exit_code if code < 0 else code
-
-
-def _environment() -> dict[str, str]:
-    """Environment of a stage; what the user has set stays.
-
-    Idle OpenMP threads that spin cost small models most of their speed as soon as anything else
-    runs on the machine. Libraries' progress bars belong on a terminal only.
-    """
-    settings = {"OMP_WAIT_POLICY": "PASSIVE"}
-    if not sys.stderr.isatty():
-        settings["TQDM_DISABLE"] = "1"
-    return settings | os.environ
-
-
-# ---------------------------------------------------------------------------------------------
-# One node, in this process
 
 
 def run_node(planned: Planned, store: Store) -> Manifest:
@@ -166,13 +93,13 @@ def finish(planned: Planned, job: Job[Any], manifest: Manifest) -> Manifest:
 def _run_parts(module: Any, job: Job[Any], specs: list[ShardSpec]) -> None:
     todo = [spec for spec in specs if find_part(job.directory, spec.index) is None]
     if len(todo) < len(specs):
-        log.info("%s: %d of %d parts are done", job.name, len(specs) - len(todo), len(specs))
+        log.info("%s: %d of %d parts are there", job.name, len(specs) - len(todo), len(specs))
     if not todo:
         return
     with module.open_engine(job) as engine:
         for spec in todo:
             part: Part = module.run_shard(job, spec, engine)
-            log.info("%s: part %d of %d, %s", job.name, spec.index + 1, len(specs), part.file)
+            log.info("%s: part %d, %s", job.name, spec.index, part.file)
 
 
 @contextmanager

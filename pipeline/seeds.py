@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 from pipeline import provenance, runner
+from pipeline.chain import Chain
 from pipeline.config import Recipe
 from pipeline.document import replace_block, surroundings
-from pipeline.plan import Planned, build, resolve, select
+from pipeline.nodes import build, select
+from pipeline.plan import Planned, resolve
 from stages.evaluation.table import Row
 from stages.report import format_table, legend, read_rows, summarise
 from storage.store import Store
@@ -44,8 +46,10 @@ def run_seeds(
     sets: dict[Path, Planned] = {}
     for seed in range(recipe.seed, recipe.seed + seeds):
         log.info("%s: seed %d", recipe.name, seed)
-        planned = _plan(recipe.model_copy(update={"seed": seed}), store)
-        runner.run_chain(runner.missing(planned, store), [*arguments, "--set", f"seed={seed}"])
+        seeded = recipe.model_copy(update={"seed": seed})
+        planned = _plan(seeded, store)
+        chain = Chain(seeded, [*arguments, "--set", f"seed={seed}"])
+        chain.run(runner.missing(planned, store))
         sets |= {one.directory(store): one for one in planned}
         reports.append(planned[-1].directory(store))
     summary = summarise([read_rows(report) for report in reports])

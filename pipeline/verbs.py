@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import housekeeping, runner, show
+from pipeline.chain import Chain
 from pipeline.config import Recipe, load_recipe
 from pipeline.graph import BY_NAME
-from pipeline.plan import Planned, build, named, resolve, select
+from pipeline.nodes import build, select
+from pipeline.plan import Planned, named, resolve
 from pipeline.provenance import to_toml
 from pipeline.seeds import run_seeds
 from pipeline.units import parse_shards
@@ -90,7 +92,7 @@ def run(options: argparse.Namespace) -> Result:
         return {"verb": "run", "done": _names(opened.named)}
     todo = runner.missing(opened.planned, opened.store)
     if todo:
-        runner.run_chain(todo, recipe_argv(options))
+        Chain(opened.recipe, recipe_argv(options)).run(todo)
     else:
         log.info("%s: up to date", ", ".join(options.targets))
     for chosen in opened.named:
@@ -110,7 +112,7 @@ def units(options: argparse.Namespace) -> Result:
     """Print the commands that complete a stage side by side, one a line; none if it is absent."""
     if _lacks(options):
         return {"verb": "units", "units": []}
-    opened = open_plan(options, ready=True)
+    opened = open_plan(options, ready=True, alone=options.node)
     found = find_units(opened.named, opened.store, options.at_most)
     commands = [[*unit, *recipe_argv(options)] for unit in found]
     sys.stdout.write("".join(f"afterglow {shlex.join(command)}\n" for command in commands))
@@ -128,11 +130,14 @@ def commit(options: argparse.Namespace) -> Result:
     """Verify all parts of a sharded stage and write its manifest."""
     if options.if_present and _lacks(options):
         return {"verb": "commit", "sets": {}, "new": []}
-    opened = open_plan(options, ready=True)
+    opened = open_plan(options, ready=True, alone=options.node)
     new = runner.missing(opened.named, opened.store)
+    if options.if_present:  # later rounds have their turn when the one before has ended
+        new = [chosen for chosen in new if not chosen.waits_for(opened.store)]
     for chosen in new:
         runner.commit(chosen, opened.store)
-    sets = {p.node.name: str(p.directory(opened.store)) for p in opened.named}
+    there = [p for p in opened.named if p.manifest(opened.store) is not None]
+    sets = {p.node.name: str(p.directory(opened.store)) for p in there}
     return {"verb": "commit", "sets": sets, "new": _names(new)}
 
 

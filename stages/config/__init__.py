@@ -18,7 +18,8 @@ from stages.config.base import (
 )
 from stages.config.data import Corpus, ModelRef, PromptSource, Sampling, Tokenizer, Verifier
 from stages.config.evaluation import Evaluate, EvaluateRun, GradientCheck, HeldOutText, Report
-from stages.config.generation import Generate, GenerateRun, Rollouts, SftData
+from stages.config.execution import Workers
+from stages.config.generation import EngineRun, Generate, GenerateRun, Rollouts, SftData
 from stages.config.objectives import Between, Bound, Drift, Loss, Objective, Term, Weight
 from stages.config.records import (
     Record,
@@ -39,6 +40,7 @@ __all__ = [
     "ByContent",
     "Corpus",
     "Drift",
+    "EngineRun",
     "Evaluate",
     "EvaluateRun",
     "Fraction",
@@ -73,6 +75,7 @@ __all__ = [
     "Training",
     "Verifier",
     "Weight",
+    "Workers",
     "merge",
     "plain_names",
     "template_fields",

@@ -2,10 +2,10 @@
 
 from stages.config.base import Named, Positive, Table
 from stages.config.data import PromptSource, Sampling, Verifier
-from stages.config.generation import GenerateRun
+from stages.config.generation import EngineRun
 
 
-class EvaluateRun(GenerateRun):
+class EvaluateRun(EngineRun):
     """Execution of `evaluate`: generation first, then a scoring pass."""
 
     tokens_per_batch: Positive = 16384

@@ -6,10 +6,11 @@ from pydantic import Field
 
 from stages.config.base import Fraction, Positive, Table
 from stages.config.data import PromptSource, Sampling, Verifier
+from stages.config.execution import Workers
 
 
-class GenerateRun(Table):
-    """Execution of a generating stage."""
+class EngineRun(Table):
+    """How an engine generates."""
 
     engine: Literal["auto", "vllm", "transformers"] = "auto"
     """`auto` takes vLLM where it is installed."""
@@ -23,6 +24,10 @@ class GenerateRun(Table):
     """Size of the key-value cache on a CPU, in MiB."""
     tensor_parallel: Positive = 1
     """GPUs that hold one model together."""
+
+
+class GenerateRun(EngineRun, Workers):
+    """Execution of a generating stage."""
 
 
 class Generate(Table):

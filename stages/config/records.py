@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from stages.config.base import Fraction, Named, Positive, Table, merge, plain_names
 from stages.config.data import PromptSource
+from stages.config.execution import Workers
 
 
 class Record(Table):
@@ -121,7 +122,7 @@ def template_fields(template: str) -> tuple[str, ...]:
     )
 
 
-class ScoreRun(Table):
+class ScoreRun(Workers):
     """Execution of teacher scoring."""
 
     engine: Literal["transformers", "vllm"] = "transformers"

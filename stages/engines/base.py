@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.config import GenerateRun, Sampling
+from stages.config import EngineRun, Sampling
 from stages.counter import hash64
 from stages.engines.environment import prepare_environment
 from storage.errors import ConfigError, DataError
@@ -129,9 +129,7 @@ def _context(config: Any) -> int | None:
     return limit
 
 
-def context_length(
-    facts: ModelFacts, longest_prompt: int, max_tokens: int, run: GenerateRun
-) -> int:
+def context_length(facts: ModelFacts, longest_prompt: int, max_tokens: int, run: EngineRun) -> int:
     """Context an engine must be opened with: prompt plus response, within the model's own.
 
     `run.max_model_len` may raise it but not lower it: how work is executed must not change what
@@ -188,7 +186,7 @@ def sequence_seed(seed: int, seq_id: int) -> int:
 
 
 def open_generator(
-    directory: Path, *, dtype: str, run: GenerateRun, max_model_len: int, seed: int = 0
+    directory: Path, *, dtype: str, run: EngineRun, max_model_len: int, seed: int = 0
 ) -> AbstractContextManager[Generator]:
     """Start an engine with the model in `directory`; leaving the context frees its memory.
 

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stages.config import GenerateRun, Sampling
+from stages.config import EngineRun, Sampling
 from stages.counter import uniform
 from stages.engines.base import (
     Completion,
@@ -201,7 +201,7 @@ def _invert(logp_BV: Tensor, uniform_B: Tensor) -> Tensor:
 
 @contextmanager
 def open_transformers(
-    directory: Path, *, dtype: str, run: GenerateRun, max_model_len: int
+    directory: Path, *, dtype: str, run: EngineRun, max_model_len: int
 ) -> Iterator[TransformersGenerator]:
     """As `open_generator`, on transformers; on a GPU where there is one."""
     from transformers.utils.logging import disable_progress_bar

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.config import GenerateRun, Sampling
+from stages.config import EngineRun, Sampling
 from stages.engines.base import (
     Completion,
     ModelFacts,
@@ -124,7 +124,7 @@ def _completion(request: Request, output: Any, candidates: int) -> Completion:
 
 @contextmanager
 def open_vllm(
-    directory: Path, *, dtype: str, run: GenerateRun, max_model_len: int, seed: int
+    directory: Path, *, dtype: str, run: EngineRun, max_model_len: int, seed: int
 ) -> Iterator[VllmGenerator]:
     """As `open_generator`, on vLLM."""
     facts = model_facts(directory)
@@ -151,7 +151,7 @@ def open_vllm(
             generator.close()
 
 
-def _cpu_options(run: GenerateRun, max_model_len: int) -> dict[str, Any]:
+def _cpu_options(run: EngineRun, max_model_len: int) -> dict[str, Any]:
     return {
         "enforce_eager": True,
         "kv_cache_memory_bytes": run.kv_cache_mib << 20,
@@ -161,7 +161,7 @@ def _cpu_options(run: GenerateRun, max_model_len: int) -> dict[str, Any]:
     }
 
 
-def _gpu_options(run: GenerateRun) -> dict[str, Any]:
+def _gpu_options(run: EngineRun) -> dict[str, Any]:
     return {
         "gpu_memory_utilization": run.memory_fraction,
         "tensor_parallel_size": run.tensor_parallel,

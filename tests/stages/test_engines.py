@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stages.config import GenerateRun, Sampling
+from stages.config import EngineRun, Sampling
 from stages.engines import (
     Completion,
     Generator,
@@ -69,7 +69,7 @@ def logits(directory: Path, request: Request, completion: Completion) -> Tensor:
 
 def open_here(directory: Path, name: str) -> AbstractContextManager[Generator]:
     """An engine opened by the test itself."""
-    options = GenerateRun.model_validate({"engine": name, "max_sequences": 8, "kv_cache_mib": 64})
+    options = EngineRun.model_validate({"engine": name, "max_sequences": 8, "kv_cache_mib": 64})
     return open_generator(directory, dtype="float32", run=options, max_model_len=CONTEXT)
 
 
@@ -321,7 +321,7 @@ def test_the_context_fits_prompt_and_response(
     longest: int, max_tokens: int, limit: int | None, expected: int
 ) -> None:
     facts = ModelFacts(17, 17, CONTEXT, (EOS,))
-    options = GenerateRun(max_model_len=limit)
+    options = EngineRun(max_model_len=limit)
     assert context_length(facts, longest, max_tokens, options) == expected
 
 
@@ -329,4 +329,4 @@ def test_the_context_fits_prompt_and_response(
 def test_an_execution_option_cannot_change_responses(limit: int) -> None:
     facts = ModelFacts(17, 17, CONTEXT, (EOS,))
     with pytest.raises(ConfigError, match=f"run.max_model_len = {limit}"):
-        context_length(facts, 10, 20, GenerateRun(max_model_len=limit))
+        context_length(facts, 10, 20, EngineRun(max_model_len=limit))

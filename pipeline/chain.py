@@ -1,0 +1,119 @@
+"""Runs what is missing, stage after stage, each in a process of its own.
+
+Engines and trainers do not share a process well (thread settings, allocators, patched libraries),
+and a killed stage takes nothing else with it.
+"""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from itertools import groupby
+from types import FrameType
+
+from pipeline.config import Recipe
+from pipeline.executors import Units, complete, local
+from pipeline.plan import Planned
+from pipeline.provenance import to_toml
+from pipeline.ray_executor import cluster
+from stages.config import Workers
+from storage.errors import AfterglowError, RetryError
+
+log = logging.getLogger(__name__)
+
+
+class StageFailed(AfterglowError):
+    """A stage's process ended with an error it has already explained."""
+
+    def __init__(self, names: str, exit_code: int) -> None:
+        super().__init__(f"{names}: stopped with exit code {exit_code}; see the message above")
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True)
+class Chain:
+    """How the command is called again for parts of the same recipe."""
+
+    recipe: Recipe
+    arguments: list[str]
+    """Command-line arguments that select the recipe."""
+
+    def run(self, todo: list[Planned]) -> None:
+        """Make the nodes in `todo`, which come in order and miss nothing but each other.
+
+        Raises:
+            StageFailed: a process failed; its exit code becomes ours.
+        """
+        for (stage, workers), group in groupby(todo, key=lambda p: (p.node.stage.name, _spread(p))):
+            names = [planned.node.name for planned in group]
+            log.info("%s: starting %s", stage, ", ".join(names))
+            if workers is None:
+                self._call("run", names, "--here")
+                continue
+            for name in names:
+                self._side_by_side(name, workers)
+
+    def _side_by_side(self, name: str, workers: Workers) -> None:
+        def ask() -> Units:
+            count = str(workers.workers)
+            out = self._call("units", [name], "--node", "--at-most", count)
+            found: Units = json.loads(out.splitlines()[-1])["units"]
+            return [unit[: -len(self.arguments) or None] for unit in found]
+
+        on_ray = workers.executor == "ray"
+        executor = cluster(to_toml(self.recipe)) if on_ray else local(self.arguments)
+        code = complete(ask, workers, executor)
+        if code != 0:
+            raise StageFailed(name, code)
+        self._call("commit", [name], "--node")
+
+    def _call(self, verb: str, names: list[str], *options: str) -> str:
+        """Run a verb in a process of its own; returns its stdout."""
+        command = [sys.executable, "-m", "pipeline", verb, *names, *options, *self.arguments]
+        code, out = _run_process(command)
+        if code != 0:
+            raise StageFailed(", ".join(names), code)
+        return out
+
+
+def _spread(planned: Planned) -> Workers | None:
+    """How parts of a node are made side by side; None: one after the other, in one process."""
+    run = getattr(planned.node.config, "run", None)
+    return run if isinstance(run, Workers) and run.spread else None
+
+
+def _run_process(command: list[str]) -> tuple[int, str]:
+    """Run `command` with our stderr; SIGTERM is passed on, and waited for.
+
+    Returns:
+        Exit code, 75 for a process that was killed, and stdout.
+    """
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=_environment())
+
+    def pass_on(signum: int, _frame: FrameType | None) -> None:
+        process.send_signal(signum)
+
+    before = signal.signal(signal.SIGTERM, pass_on)
+    try:
+        out, _ = process.communicate()
+    except KeyboardInterrupt:
+        process.wait()
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return RetryError.exit_code if process.returncode < 0 else process.returncode, out
+
+
+def _environment() -> dict[str, str]:
+    """Environment of a stage; what the user has set stays.
+
+    Idle OpenMP threads that spin cost small models most of their speed as soon as anything else
+    runs on the machine. Libraries' progress bars belong on a terminal only.
+    """
+    settings = {"OMP_WAIT_POLICY": "PASSIVE"}
+    if not sys.stderr.isatty():
+        settings["TQDM_DISABLE"] = "1"
+    return settings | os.environ

@@ -1,0 +1,25 @@
+"""Who makes the parts of a stage."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from stages.config.base import Positive, Table
+
+
+class Workers(Table):
+    """Parts of a stage do not depend on each other: several workers may make them side by side."""
+
+    executor: Literal["local", "ray"] = "local"
+    """`local`: processes of this machine; `ray`: tasks of a Ray cluster (docs/ray.md)."""
+    workers: Positive = 1
+    """Processes or tasks at the same time, each with an engine of its own."""
+    cpus: Positive | None = None
+    """CPU cores of one worker; default: of this machine an equal share, in a Ray cluster 1."""
+    gpus: Annotated[float, Field(ge=0.0)] | None = None
+    """GPUs of one worker; default `tensor_parallel` where there are GPUs. `ray` takes fractions."""
+
+    @property
+    def spread(self) -> bool:
+        """Whether parts are made outside the process that commits them."""
+        return self.workers > 1 or self.executor != "local"
