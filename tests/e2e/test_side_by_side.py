@@ -47,8 +47,8 @@ def test_sigterm_reaches_the_workers_and_keeps_what_is_done(store: Path, alone: 
     assert take_away(done) == alone
 
 
-def test_bad_data_stops_all_workers(store: Path, alone: list[str]) -> None:
-    limited = ("--set", "teacher-logits.record.candidates=4")  # a corpus has none
-    done = afterglow("run", "teacher-logits", *RECIPE, *TWO, *limited, store=store)
-    assert done.code == 65, done.err
-    assert not list(store.glob("teacher-logits-*/manifest.json"))
+def test_what_is_refused_starts_no_worker(store: Path, alone: list[str]) -> None:
+    impossible = ("--set", "teacher-logits.record.candidates=4")  # a corpus has none
+    done = afterglow("run", "teacher-logits", *RECIPE, *TWO, *impossible, store=store)
+    assert done.code == 78, done.err
+    assert not list(store.glob("teacher-logits-*/part-*"))
