@@ -15,7 +15,7 @@ the file is parsed, by the DAG processor and by the workers:
     AFTERGLOW_COMMAND        the command, default `afterglow`; may hold arguments
     AFTERGLOW_UNITS          most mapped tasks of a set, default 8
     AFTERGLOW_GPU_POOL       pool of the tasks that use a GPU, default `default_pool`
-    AFTERGLOW_RETRY_SECONDS  wait before the first of five retries, default 60; doubled each time
+    AFTERGLOW_RETRY_SECONDS  least wait before the first of five retries, default 60; doubled then
     AFTERGLOW_STUDENTS       recipes (TOML files, separated by blanks) of students to train and
                              evaluate on every set of teacher records that is committed
 """
@@ -47,13 +47,15 @@ ASSETS = {stage.name: Asset(f"afterglow://{stage.name}") for stage in STAGES}
 DEFAULTS = {
     "retries": command.RETRIES,
     "retry_delay": timedelta(seconds=RETRY_SECONDS),
-    "retry_exponential_backoff": True,
+    "retry_exponential_backoff": 2.0,  # a factor: True would be 1
 }
 SHORT_NAME = (
     "{{ task.op_kwargs['unit'][1:4]"
     " | reject('in', ['--shard', '--here', '--config', '--recipe']) | join(' ') }}"
 )
 """What a mapped task is called in the UI: the node and its parts, as in `rollouts 0-3`."""
+_STDOUT = 1
+"""Descriptor whose lines Airflow logs as information; those of stderr it logs as errors."""
 
 
 def recipe_params(config: list[str]) -> dict[str, Param]:
@@ -79,7 +81,7 @@ def call(words: list[str]) -> dict[str, Any]:
         AirflowFailException: it will not.
     """
     try:
-        return command.call(words)
+        return command.call(words, log=_STDOUT)
     except command.Failed as failed:
         raise (AirflowException if failed.again else AirflowFailException)(str(failed)) from None
 

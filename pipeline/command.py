@@ -40,8 +40,12 @@ def recipe_arguments(recipe: str, config: Iterable[str], overrides: Iterable[str
     return [*source, *(word for override in overrides for word in ("--set", override))]
 
 
-def call(arguments: list[str]) -> dict[str, Any]:
-    """Run `afterglow ARGUMENTS` (or what AFTERGLOW_COMMAND says instead); its stderr is ours.
+def call(arguments: list[str], log: int | None = None) -> dict[str, Any]:
+    """Run `afterglow ARGUMENTS` (or what AFTERGLOW_COMMAND says instead).
+
+    Args:
+        arguments: Of the command.
+        log: Descriptor that its messages go to; default our own stderr.
 
     Returns:
         The JSON object on the last line of stdout.
@@ -50,7 +54,9 @@ def call(arguments: list[str]) -> dict[str, Any]:
         Failed: any exit code but 0.
     """
     command = shlex.split(setting("COMMAND", "afterglow"))
-    done = subprocess.run([*command, *arguments], stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(
+        [*command, *arguments], stdout=subprocess.PIPE, stderr=log, text=True, check=False
+    )
     if done.returncode != 0:
         raise Failed(arguments, done.returncode)
     return json.loads(done.stdout.splitlines()[-1])

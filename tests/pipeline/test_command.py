@@ -24,6 +24,13 @@ def test_arguments_arrive_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     assert command.call(["a b", '"', "$HOME"]) == ["a b", '"', "$HOME"]
 
 
+def test_messages_go_where_they_are_sent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pretend(monkeypatch, "import sys; sys.stderr.write('working'); print('[1]')")
+    with (tmp_path / "log").open("w") as log:
+        assert command.call([], log=log.fileno()) == [1]
+    assert (tmp_path / "log").read_text() == "working"
+
+
 @pytest.mark.parametrize(
     ("program", "again", "says"),
     [
