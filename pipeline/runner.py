@@ -16,6 +16,7 @@ from pipeline import provenance
 from pipeline.plan import Planned
 from stages.job import Job, ShardSpec
 from storage.errors import AfterglowError, DataError, RetryError
+from storage.intact import check_files
 from storage.manifest import Manifest, Part, write_manifest
 from storage.shard import find_part
 from storage.store import Store
@@ -38,6 +39,7 @@ def run_node(planned: Planned, store: Store) -> Manifest:
         return done
     start = time.time()
     with _diskful(job):
+        check_inputs(job)
         job.directory.mkdir(parents=True, exist_ok=True)
         module = importlib.import_module(planned.node.stage.module)
         with provenance.ledger(job.directory):
@@ -62,6 +64,7 @@ def run_shards(planned: Planned, store: Store, indices: list[int]) -> None:
         raise DataError(f"{job.stage} is not sharded: run it without --shard")
     module = importlib.import_module(planned.node.stage.module)
     with _diskful(job):
+        check_inputs(job)
         job.directory.mkdir(parents=True, exist_ok=True)
         specs: dict[int, ShardSpec] = {spec.index: spec for spec in module.plan(job)}
         unknown = [index for index in indices if index not in specs]
@@ -88,6 +91,17 @@ def finish(planned: Planned, job: Job[Any], manifest: Manifest) -> Manifest:
     """Provenance first, manifest last."""
     provenance.write(job.directory, job.name, planned.node.config, manifest)
     return write_manifest(job.directory, manifest)
+
+
+def check_inputs(job: Job[Any]) -> None:
+    """Hash the models and other whole files that a node reads from the store.
+
+    Raises:
+        DamageError: one is not what was written.
+    """
+    for source in job.inputs.values():
+        if source.key is not None:
+            check_files(source.directory)
 
 
 def _run_parts(module: Any, job: Job[Any], specs: list[ShardSpec]) -> None:

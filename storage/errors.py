@@ -23,6 +23,18 @@ class DataError(AfterglowError, ValueError):
     exit_code = 65
 
 
+class DamageError(DataError):
+    """A stored file is not what was written.
+
+    Attributes:
+        result: What the command's last line says, so that a caller can mend it: the path.
+    """
+
+    def __init__(self, path: object, message: str) -> None:
+        super().__init__(message)
+        self.result = {"damaged": str(path)}
+
+
 class EngineError(AfterglowError, RuntimeError):
     """A model or an inference engine produced something unusable."""
 

@@ -22,7 +22,7 @@ import numpy as np
 from storage.arrow import DAMAGE, Reader, Writer
 from storage.check import check_meta, check_rows
 from storage.codec import checksum, stored
-from storage.errors import DataError
+from storage.errors import DamageError, DataError
 from storage.files import HashingFile, disk_errors, sha256_file, sync_directory, temporary_name
 from storage.layout import layout_of
 from storage.manifest import (
@@ -191,12 +191,13 @@ class PartFile:
         try:
             self._reader = Reader(path)
         except FileNotFoundError as error:
-            raise DataError(
+            raise DamageError(
+                path,
                 f"{path}: this part is missing. Restore it from a copy, or delete {path.parent} "
-                "and run the stage again."
+                "and run the stage again.",
             ) from error
         except DAMAGE as error:
-            raise DataError(_damaged(path, "footer", error)) from error
+            raise _damaged(path, "footer", error) from error
         try:
             self._describe(_read_footer(path, self._reader.metadata))
         except BaseException:
@@ -213,7 +214,7 @@ class PartFile:
             self.row_groups: tuple[RowGroup, ...] = row_groups_from_json(footer["row_groups"])
             self._check_columns()
         except (*DAMAGE, TypeError, AttributeError) as error:
-            raise DataError(_damaged(self.path, "footer", error)) from error
+            raise _damaged(self.path, "footer", error) from error
 
     def _check_columns(self) -> None:
         """The file is laid out as its description says: what is decoded relies on it."""
@@ -244,11 +245,9 @@ class PartFile:
             rows, blobs = self._reader.read(group, None if whole else columns)
             rows = self._layout.unpack(rows, blobs) if whole else rows
         except DAMAGE as error:
-            raise DataError(_damaged(self.path, f"row group {group}", error)) from error
+            raise _damaged(self.path, f"row group {group}", error) from error
         if whole and checksum(rows) != self.row_groups[group].crc32:
-            raise DataError(
-                _damaged(self.path, f"row group {group}", "checksum of the values differs")
-            )
+            raise _damaged(self.path, f"row group {group}", "checksum of the values differs")
         return rows if columns is None else rows.only(columns)
 
     def close(self) -> None:
@@ -361,17 +360,18 @@ def _read_footer(path: Path, found: dict[bytes, bytes]) -> dict[str, Any]:
     if text is None:
         raise DataError(f"{path}: a Parquet file, but not one written by afterglow")
     if hashlib.sha256(text).hexdigest().encode() != found.get(FOOTER_DIGEST_KEY):
-        raise DataError(_damaged(path, "footer", "checksum of the description differs"))
+        raise _damaged(path, "footer", "checksum of the description differs")
     try:
         footer = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(_damaged(path, "footer", error)) from error
+        raise _damaged(path, "footer", error) from error
     check_format(path, footer, FORMAT_VERSION)
     return footer
 
 
-def _damaged(path: Path, where: str, error: object) -> str:
-    return (
+def _damaged(path: Path, where: str, error: object) -> DamageError:
+    return DamageError(
+        path,
         f"{path}, {where}: damaged ({error}). `afterglow verify {path.parent}` lists everything "
-        "that is wrong; restore the file from a copy, or delete the set and run its stage again."
+        "that is wrong; `afterglow run` of its stage with --check makes the part again.",
     )

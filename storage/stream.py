@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.codec import Batch, to_batch
-from storage.errors import ConfigError, DataError
+from storage.errors import ConfigError, DamageError, DataError
 from storage.manifest import Manifest, Part, SetMeta, read_manifest
 from storage.order import Order, Span
 from storage.prefetch import Prefetch
@@ -282,9 +282,10 @@ def _open(directory: Path, part: Part) -> PartFile:
     file = PartFile(directory / part.file)
     if file.row_groups != part.row_groups:
         file.close()
-        raise DataError(
+        raise DamageError(
+            directory / part.file,
             f"{directory / part.file}: not the file the manifest lists (its row groups differ). "
-            "Restore it from a copy, or delete the set and run its stage again."
+            "Restore it from a copy, or delete the set and run its stage again.",
         )
     return file
 

@@ -8,7 +8,6 @@ latest. It names the key and the data it belongs to and is refused by any other 
 
 import fcntl
 import logging
-import os
 import pickle
 import shutil
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,7 @@ from typing import Any
 
 import torch
 
+from stages.training.seal import check_seal, seal
 from storage.errors import DataError, RetryError
 from storage.files import disk_errors, sync_directory, temporary_name
 
@@ -73,9 +73,9 @@ def save(work: Path, identity: Mapping[str, str], state: State) -> None:
     try:
         with disk_errors(path), temporary.open("xb") as stream:
             torch.save({"version": _VERSION, "identity": dict(identity), **state}, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.rename(path)
+        with disk_errors(path):
+            seal(temporary)
+            temporary.rename(path)
         sync_directory(work)
     finally:
         temporary.unlink(missing_ok=True)
@@ -92,6 +92,7 @@ def load(work: Path, identity: Mapping[str, str]) -> State | None:
         return None
     remedy = f"Remove {work} to train from the beginning."
     try:
+        check_seal(path)
         state: State = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
         raise DataError(f"{path}: damaged checkpoint ({error}). {remedy}") from error

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -9,6 +10,7 @@ from torch import nn
 from stages.config import Training
 from stages.training import checkpoint
 from stages.training.optim import adamw
+from stages.training.seal import seal
 from storage.errors import DataError, RetryError
 
 RUN = {"key": "a" * 64, "data": "b" * 64}
@@ -61,6 +63,7 @@ def test_another_runs_checkpoint_is_refused_with_both_names(tmp_path: Path, fiel
 
 def test_a_later_versions_checkpoint_is_refused(tmp_path: Path) -> None:
     torch.save({"version": 99, "identity": RUN}, tmp_path / "checkpoint.pt")
+    seal(tmp_path / "checkpoint.pt")
     with pytest.raises(DataError, match="checkpoint version 99"):
         checkpoint.load(tmp_path, RUN)
 
@@ -72,6 +75,23 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path, keep: int) -> None:
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(DataError, match="damaged checkpoint"):
         checkpoint.load(tmp_path, RUN)
+
+
+def test_no_flipped_bit_and_no_cut_goes_unnoticed(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, RUN, {"step": 1, "model": torch.zeros(100)})
+    path = tmp_path / "checkpoint.pt"
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for bit in rng.integers(0, 8 * len(whole), 200):
+        damaged = bytearray(whole)
+        damaged[bit >> 3] ^= 1 << (bit & 7)
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match="damaged checkpoint"):
+            checkpoint.load(tmp_path, RUN)
+    for size in rng.integers(0, len(whole), 50):
+        path.write_bytes(whole[:size])
+        with pytest.raises(DataError, match="damaged checkpoint"):
+            checkpoint.load(tmp_path, RUN)
 
 
 def test_a_disk_that_refuses_leaves_the_previous_one(
