@@ -19,6 +19,7 @@ from pipeline.executors import Units, complete, local
 from pipeline.plan import Planned
 from pipeline.provenance import to_toml
 from pipeline.ray_executor import cluster
+from pipeline.units import format_shards
 from stages.config import Workers
 from storage.errors import AfterglowError, RetryError
 
@@ -26,11 +27,18 @@ log = logging.getLogger(__name__)
 
 
 class StageFailed(AfterglowError):
-    """A stage's process ended with an error it has already explained."""
+    """A stage's process ended with an error it has already explained.
 
-    def __init__(self, names: str, exit_code: int) -> None:
+    Attributes:
+        damaged: The file of a set that it found damaged, if that was the reason.
+    """
+
+    def __init__(self, names: str, exit_code: int, out: str = "") -> None:
         super().__init__(f"{names}: stopped with exit code {exit_code}; see the message above")
         self.exit_code = exit_code
+        last = out.rstrip().rpartition("\n")[2]
+        said: dict[str, str] = json.loads(last) if last.startswith('{"damaged"') else {}
+        self.damaged = said.get("damaged")
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,14 @@ class Chain:
             for name in names:
                 self._side_by_side(name, workers)
 
+    def make_parts(self, name: str, indices: list[int]) -> None:
+        """Make parts of a node that are missing or damaged, whether it is committed or not.
+
+        Raises:
+            StageFailed: the process failed.
+        """
+        self._call("run", [name], "--shard", format_shards(indices))
+
     def _side_by_side(self, name: str, workers: Workers) -> None:
         def ask() -> Units:
             count = str(workers.workers)
@@ -75,7 +91,7 @@ class Chain:
         command = [sys.executable, "-m", "pipeline", verb, *names, *options, *self.arguments]
         code, out = _run_process(command)
         if code != 0:
-            raise StageFailed(", ".join(names), code)
+            raise StageFailed(", ".join(names), code, out)
         return out
 
 

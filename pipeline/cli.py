@@ -63,6 +63,9 @@ def _parser() -> argparse.ArgumentParser:
         "--shard", metavar="PARTS", help="make only these parts of one sharded stage: 3, 0-7, 0-2,5"
     )
     run.add_argument("--here", action="store_true", help="only the named nodes, in this process")
+    run.add_argument(
+        "--check", action="store_true", help="re-check every hash first, make damaged parts again"
+    )
     plan = verb("plan", "print stages, keys and estimated sizes; nothing is run or downloaded")
     plan.add_argument("targets", nargs="*", metavar="STAGE")
     units = verb("units", "print the commands that complete a stage side by side, one a line")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import housekeeping, runner, show
+from pipeline import housekeeping, mend, runner, show
 from pipeline.chain import Chain
 from pipeline.config import Recipe, load_recipe
 from pipeline.graph import BY_NAME
@@ -90,16 +90,16 @@ def run(options: argparse.Namespace) -> Result:
         for chosen in opened.named:
             runner.run_node(chosen, opened.store)
         return {"verb": "run", "done": _names(opened.named)}
-    todo = runner.missing(opened.planned, opened.store)
-    if todo:
-        Chain(opened.recipe, recipe_argv(options)).run(todo)
-    else:
+    chain = Chain(opened.recipe, recipe_argv(options))
+    mended = mend.check(opened.planned, opened.store, chain) if options.check else []
+    todo = mend.complete(opened.planned, opened.store, chain)
+    if not todo:
         log.info("%s: up to date", ", ".join(options.targets))
     for chosen in opened.named:
         if chosen.node.stage.name == "report":
             sys.stdout.write((chosen.directory(opened.store) / "report.txt").read_text() + "\n")
     sets = {p.node.name: str(p.directory(opened.store)) for p in opened.named}
-    return {"verb": "run", "ran": _names(todo), "sets": sets}
+    return {"verb": "run", "ran": _names(todo), "sets": sets, "mended": mended}
 
 
 def plan(options: argparse.Namespace) -> Result:
