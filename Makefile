@@ -65,7 +65,7 @@ explain: env
 
 ## Development
 # test            lint, types and pytest
-# test-schedulers the chain in a real Airflow and a real Dagster, each in an environment of its own
+# test-schedulers the chain in a real Airflow, Dagster and Ray cluster
 # lint            ruff: rules and format
 # types           pyright
 # bench           every benchmark against its target; writes docs/benchmarks.md (a quiet machine!)
@@ -77,6 +77,7 @@ test: lint types
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile $(TESTS)
 
 test-schedulers: env
+	@$(PYTHON) tools/setup_env.py --venv "$(VENV)" --device $(DEVICE) --also ray
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -m scheduler tests/schedulers $(TESTS)
 
 lint: env
@@ -87,7 +88,7 @@ types: env
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: env
-	@$(PYTHON) tools/setup_env.py --venv "$(VENV)" --device $(DEVICE) --bench
+	@$(PYTHON) tools/setup_env.py --venv "$(VENV)" --device $(DEVICE) --also bench
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 lock: env

@@ -60,7 +60,7 @@ def test_the_environment_comes_first() -> None:
 
 def test_benchmarks_bring_their_peers() -> None:
     lines = make("-n", "bench", "ARGS=--quick")
-    assert lines[-2].endswith("--bench")
+    assert lines[-2].endswith("--also bench")
     assert lines[-1] == ".venv/bin/python -m benchmarks --quick"
 
 

@@ -8,6 +8,7 @@ index; here only files that one of our targets can install are kept, and no addr
     requirements/cuda.txt       extra `cuda`
     requirements/dev.txt        extra `dev`, on top of either
     requirements/bench.txt      extra `bench`, on top of these
+    requirements/ray.txt        extra `ray`, on top of them too
     requirements/bootstrap.txt  uv itself
     requirements/airflow.txt    Apache Airflow alone, for `make test-schedulers`
     requirements/dagster.txt    Dagster alone, for the same
@@ -36,7 +37,7 @@ from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCKS = ROOT / "requirements"
-PROJECT_LOCKS = ("cpu", "cuda", "dev", "bench")
+PROJECT_LOCKS = ("cpu", "cuda", "dev", "bench", "ray")
 MACHINES = ("x86_64", "aarch64")
 OLDEST_GLIBC, NEWEST_GLIBC = 17, 45
 
@@ -259,10 +260,15 @@ def main() -> int:
     ours = [
         text.partition(" \\")[0] for lock in (cpu, dev) for texts in lock.values() for text in texts
     ]
-    bench = compiled(expand(project, "bench"), overrides=[*ours, *absent, *never(NOT_FOR_FILES)])
     there = (cpu.keys() & cuda.keys()) | dev.keys()
-    bench = {name: texts for name, texts in bench.items() if name not in there}
-    for stem, lock in zip(PROJECT_LOCKS, (cpu, cuda, dev, bench), strict=True):
+
+    def on_top(extra: str) -> dict[str, list[str]]:
+        unused = [*ours, *absent, *never(NOT_FOR_FILES)]
+        found = compiled(expand(project, extra), overrides=unused)
+        return {name: texts for name, texts in found.items() if name not in there}
+
+    locks = (cpu, cuda, dev, on_top("bench"), on_top("ray"))
+    for stem, lock in zip(PROJECT_LOCKS, locks, strict=True):
         if stem in named:
             write(stem, lock)
     return 0

@@ -1,6 +1,6 @@
 """Make the virtual environment that everything runs in; do nothing when it is there already.
 
-    python3 tools/setup_env.py [--venv .venv] [--device auto|cpu|cuda] [--bench]
+    python3 tools/setup_env.py [--venv .venv] [--device auto|cpu|cuda] [--also bench|ray]
     python3 tools/setup_env.py --venv .venv-airflow --scheduler airflow|dagster
 
 Standard library only, and no syntax younger than Python 3.6: an interpreter that is too old must be
@@ -38,6 +38,7 @@ LAYERS = {
     "dagster": ("bootstrap", "dagster"),
 }
 DEVICES, SCHEDULERS = ("cpu", "cuda"), ("airflow", "dagster")
+ALSO = ("bench", "ray")
 OLDEST, NEWEST = (3, 11), (3, 14)
 TRY_AGAIN, CANNOT = 75, 78
 
@@ -287,14 +288,14 @@ def install_project(env: Environment) -> None:
     first_success("installing afterglow", env.uv(*project), env.pip(*project))
 
 
-def install_bench(env: Environment) -> None:
-    """Add what the benchmarks compare with, unless it is there; a note of its own says so."""
-    file = env.path / "afterglow-bench.txt"
-    wanted = digest(LOCKS / "bench.txt")
+def install_also(env: Environment, name: str) -> None:
+    """Add `requirements/NAME.txt`, unless it is there; a note of its own says so."""
+    file = env.path / f"afterglow-{name}.txt"
+    wanted = digest(LOCKS / f"{name}.txt")
     if file.exists() and file.read_text() == wanted:
         return
-    pins = ["-r", str(LOCKS / "bench.txt")]
-    first_success("installing requirements/bench.txt", env.uv(*pins), env.pip(*pins))
+    pins = ["-r", str(LOCKS / f"{name}.txt")]
+    first_success(f"installing requirements/{name}.txt", env.uv(*pins), env.pip(*pins))
     file.write_text(wanted)
 
 
@@ -353,14 +354,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Make the environment Afterglow runs in.")
     parser.add_argument("--venv", default=".venv", help="directory of the environment")
     parser.add_argument("--device", default="auto", choices=["auto", *DEVICES])
-    parser.add_argument("--bench", action="store_true", help="add the peers of the benchmarks")
+    parser.add_argument(
+        "--also", choices=ALSO, help="add the peers of the benchmarks, or Ray, to the environment"
+    )
     parser.add_argument("--scheduler", choices=SCHEDULERS, help="this scheduler, and nothing else")
     arguments = parser.parse_args()
     env = Environment((ROOT / arguments.venv).resolve())
     try:
         ensure(env, arguments.scheduler or arguments.device)
-        if arguments.bench:
-            install_bench(env)
+        if arguments.also:
+            install_also(env, arguments.also)
     except SetupError as error:
         log.error("set-up: %s", error)
         return error.code

@@ -140,14 +140,14 @@ def test_the_script_parses_under_an_old_python() -> None:
     subprocess.run([sys.executable, "-c", compile_old], check=True)
 
 
-def test_peers_of_the_benchmarks_are_installed_once(
+def test_what_is_added_is_installed_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     env, installed = Environment(tmp_path), list[str]()
     monkeypatch.setattr(setup_env, "first_success", lambda what, *_: installed.append(what))
     for _ in range(2):
-        setup_env.install_bench(env)
+        setup_env.install_also(env, "bench")
     assert installed == ["installing requirements/bench.txt"]
     (tmp_path / "afterglow-bench.txt").write_text("of an older lock")
-    setup_env.install_bench(env)
+    setup_env.install_also(env, "bench")
     assert len(installed) == 2
