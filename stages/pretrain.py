@@ -1,6 +1,7 @@
 """`pretrain`: a small model from scratch on a corpus. The demo makes its teacher and base so."""
 
 from contextlib import closing
+from functools import partial
 
 import torch
 
@@ -11,6 +12,7 @@ from stages.objectives.build import build_objective
 from stages.training.architecture import new_model
 from stages.training.data import step_count
 from stages.training.fit import Ingredients, data_stream, fit
+from stages.training.group import current
 from stages.training.inputs import TOKENIZER
 from storage.manifest import Manifest, read_manifest
 
@@ -26,11 +28,11 @@ def run(job: Job[Pretrain]) -> Manifest:
     config = job.config
     corpus = job.inputs["corpus"].directory
     tokenizer_from = corpus / TOKENIZER
-    model = new_model(
-        config.architecture,
-        load_tokenizer(tokenizer_from),
-        job.seed,
+    dtype = getattr(torch, config.dtype)
+    model = current().build(
+        partial(new_model, config.architecture, load_tokenizer(tokenizer_from), job.seed),
         pick_device(config.run.device),
+        dtype,
     )
     with closing(data_stream(job, corpus)) as source:
         return fit(
@@ -42,6 +44,6 @@ def run(job: Job[Pretrain]) -> Manifest:
                 objective=build_objective(Objective(name="cross_entropy")),
                 data=read_manifest(corpus),
                 tokenizer_from=tokenizer_from,
-                dtype=getattr(torch, config.dtype),
+                dtype=dtype,
             ),
         )

@@ -6,6 +6,7 @@ offline distillation is only right when the teacher of this stage is the one tha
 """
 
 from contextlib import closing
+from functools import partial
 
 import torch
 
@@ -16,6 +17,7 @@ from stages.models import load_model, pick_device
 from stages.objectives.build import build_objective
 from stages.training.data import step_count
 from stages.training.fit import Ingredients, data_stream, fit
+from stages.training.group import current
 from stages.training.inputs import data_tokenizer, tokenizer_directory
 from storage.manifest import Manifest, read_manifest
 
@@ -36,7 +38,10 @@ def run(job: Job[Sft]) -> Manifest:
     check_tokenizer(
         data_tokenizer(source_set, data), tokenizer_hash(base), str(source_set), str(base)
     )
-    model = load_model(base, "float32", pick_device(config.run.device))
+    dtype = getattr(torch, job.inputs["base"].dtype)
+    model = current().build(
+        partial(load_model, base, "float32"), pick_device(config.run.device), dtype
+    )
     with closing(data_stream(job, source_set, config.keep)) as source:
         return fit(
             job,
@@ -47,6 +52,6 @@ def run(job: Job[Sft]) -> Manifest:
                 objective=build_objective(Objective(name="cross_entropy")),
                 data=data,
                 tokenizer_from=tokenizer_directory(source_set, base),
-                dtype=getattr(torch, job.inputs["base"].dtype),
+                dtype=dtype,
             ),
         )

@@ -15,6 +15,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -40,6 +41,7 @@ from stages.training.agreement import check_agreement
 from stages.training.architecture import new_model
 from stages.training.data import Source, step_count
 from stages.training.fit import Ingredients, data_stream, fit
+from stages.training.group import current
 from stages.training.inputs import (
     check_prompts_shared,
     data_tokenizer,
@@ -117,6 +119,12 @@ def _check(job: Job[Student]) -> _Checked:
     directory, data = source.directory, read_manifest(source.directory)
     if job.config.data == "live":
         check_prompts_shared(directory, data)
+        if current().size > 1:
+            raise ConfigError(
+                f'{job.name}: data = "live" runs in one process: the student writes fresh '
+                "responses between the steps, which it cannot do while its weights are cut over "
+                "several. Set run.processes = 1, or train on stored records."
+            )
     promise = (
         FULL
         if job.config.reads_all
@@ -177,11 +185,13 @@ def _start(known: _Checked) -> PreTrainedModel:
     config = known.job.config
     device = pick_device(config.run.device)
     if known.init is not None:
-        return load_model(known.init, "float32", device)
-    if config.architecture is None:
+        make = partial(load_model, known.init, "float32")
+    elif config.architecture is None:
         raise ConfigError('train.init = "scratch" needs a [train.architecture] table for its shape')
-    tokenizer = load_tokenizer(known.tokenizer_from)
-    return new_model(config.architecture, tokenizer, known.job.seed, device)
+    else:
+        tokenizer = load_tokenizer(known.tokenizer_from)
+        make = partial(new_model, config.architecture, tokenizer, known.job.seed)
+    return current().build(make, device, known.dtype)
 
 
 def _agreement(known: _Checked, model: PreTrainedModel) -> float | None:
@@ -198,6 +208,7 @@ def _agreement(known: _Checked, model: PreTrainedModel) -> float | None:
         known.data.meta,
         dtype=known.dtype,
         rows_per_chunk=known.job.config.run.rows_per_chunk,
+        group=current(),
     )
 
 

@@ -26,6 +26,8 @@ class TrainRun(Table):
     softmax: Literal["torch", "triton"] = "torch"
     """Kernels of the fused head and loss; `triton` needs a GPU and has not been timed on one."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    processes: Positive = 1
+    """Processes the training is spread over (FSDP2), one a GPU. Under torchrun, what it started."""
 
 
 class Training(Table):

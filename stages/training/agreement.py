@@ -8,6 +8,7 @@ another precision, a sampling temperature that was not recorded.
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,7 +16,9 @@ from transformers import PreTrainedModel
 
 from stages.head_loss import head_statistics
 from stages.models import lm_head, response_hidden
-from stages.training.data import microbatches
+from stages.objectives.records import TorchRecords
+from stages.training.data import cut
+from stages.training.group import ALONE, Group
 from storage.batch import Batch
 from storage.errors import EngineError
 from storage.stream import read_split
@@ -35,27 +38,39 @@ def log_probs(
     temperature: float,
     dtype: torch.dtype,
     rows_per_chunk: int,
+    group: Group = ALONE,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The model's log-probabilities of the realised tokens, and `ref_lp`, both [T] on the CPU.
 
-    Sequences are regrouped into micro-batches; the two tensors are in the same order.
+    Sequences are spread over the processes of `group` and regrouped into micro-batches; the two
+    tensors are in the same order, and hold all sequences in every process.
     """
     own, stored = [torch.zeros(0)], [torch.zeros(0)]
     device = model.device
-    for part, records in microbatches(batch, _BUDGET, device):
-        assert records.ref_lp_T is not None, "the caller looks first"
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, dtype == torch.bfloat16):
+
+    def forward(part: Batch, records: TorchRecords) -> torch.Tensor:
+        with torch.autocast(device.type, torch.bfloat16, dtype == torch.bfloat16):
             hidden_TD = response_hidden(model, part)
-            found = head_statistics(
+            return head_statistics(
                 hidden_TD,
                 lm_head(model),
                 records,
                 rows_per_chunk=rows_per_chunk,
                 temperature=temperature,
-            )
-        own.append(found.logq_T.float().cpu())
-        stored.append(records.ref_lp_T.float().cpu())
-    return torch.cat(own), torch.cat(stored)
+            ).logq_T
+
+    with torch.no_grad():
+        parts = cut(batch.select(range(group.rank, len(batch), group.size)), _BUDGET)
+        for part in parts:
+            records = TorchRecords.from_batch(part, device)
+            assert records.ref_lp_T is not None, "the caller looks first"
+            logq_T = group.whole(model, partial(forward, part, records))
+            own.append(logq_T.float().cpu())
+            stored.append(records.ref_lp_T.float().cpu())
+        for _ in range(max(group.gather(len(parts))) - len(parts)):
+            group.idle(model)
+    shares = group.gather((torch.cat(own), torch.cat(stored)))
+    return torch.cat([share[0] for share in shares]), torch.cat([share[1] for share in shares])
 
 
 def check_agreement(
@@ -65,6 +80,7 @@ def check_agreement(
     *,
     dtype: torch.dtype,
     rows_per_chunk: int,
+    group: Group = ALONE,
 ) -> float | None:
     """Compare the model with the `ref_lp` it left in the set it has written.
 
@@ -74,6 +90,7 @@ def check_agreement(
         meta: Its manifest's `meta`: `sampling` and `full_support`.
         dtype: bfloat16 runs under autocast and is allowed a wider tolerance.
         rows_per_chunk: Positions whose logits exist at the same time.
+        group: The processes that hold the model; they share the sequences.
 
     Returns:
         Mean absolute difference in nats over the first sequences; None where `ref_lp` is absent or
@@ -95,6 +112,7 @@ def check_agreement(
         temperature=float(sampling["temperature"]),
         dtype=dtype,
         rows_per_chunk=rows_per_chunk,
+        group=group,
     )
     difference = float((own_T - stored_T).abs().mean())
     tolerance = TOLERANCE[dtype]

@@ -4,6 +4,9 @@ A checkpoint holds all that the next step depends on (weights, optimiser, data p
 state, step, running sums), so a run killed at any instant continues as if nothing had happened. It
 is written to a temporary name, synced and renamed: there is always one whole checkpoint, the
 latest. It names the key and the data it belongs to and is refused by any other run.
+
+Several processes leave one file each, and a file that names them (`stages.training.shards`). Each
+kind of run continues from what the other kind left.
 """
 
 import fcntl
@@ -17,6 +20,7 @@ from typing import Any
 
 import torch
 
+from stages.training.group import ALONE, Group
 from stages.training.seal import check_seal, seal
 from storage.errors import DataError, RetryError
 from storage.files import disk_errors, sync_directory, temporary_name
@@ -25,20 +29,27 @@ log = logging.getLogger(__name__)
 
 State = dict[str, Any]
 
-_VERSION = 1
-_FILE = "checkpoint.pt"
+VERSION = 1
+"""Of the format, on one process or several."""
+FILE = "checkpoint.pt"
+MARKER = "checkpoint.json"
+"""Names the files of a checkpoint of several processes (`stages.training.shards`)."""
 
 
 @contextmanager
-def workspace(directory: Path) -> Iterator[Path]:
-    """The `.work` directory of the set in `directory`, held by this process alone.
+def workspace(directory: Path, group: Group = ALONE) -> Iterator[Path]:
+    """The `.work` directory of the set in `directory`, held by this process (group) alone.
 
-    The lock goes with the process, however it ends.
+    The lock goes with the process, however it ends; of a group, the first process holds it.
 
     Raises:
         RetryError: another process is training this very set.
     """
     work = directory / ".work"
+    if not group.first:
+        group.share(None)  # until the first one has the lock
+        yield work
+        return
     work.mkdir(parents=True, exist_ok=True)
     with (work / "lock").open("w") as handle:
         try:
@@ -49,6 +60,7 @@ def workspace(directory: Path) -> Iterator[Path]:
             ) from error
         for stray in work.glob(".*.tmp"):  # a writer was killed between write and rename
             stray.unlink()
+        group.share(None)
         yield work
 
 
@@ -68,47 +80,86 @@ def save(work: Path, identity: Mapping[str, str], state: State) -> None:
     Raises:
         RetryError: it cannot be written; the previous checkpoint is untouched.
     """
-    path = work / _FILE
-    temporary = temporary_name(work, _FILE)
+    path = work / FILE
+    temporary = temporary_name(work, FILE)
     try:
         with disk_errors(path), temporary.open("xb") as stream:
-            torch.save({"version": _VERSION, "identity": dict(identity), **state}, stream)
+            torch.save({"version": VERSION, "identity": dict(identity), **state}, stream)
         with disk_errors(path):
             seal(temporary)
             temporary.rename(path)
         sync_directory(work)
     finally:
         temporary.unlink(missing_ok=True)
+    if (work / MARKER).exists():  # several processes went before: theirs is behind this one now
+        from stages.training import shards
+
+        shards.remove(work)
 
 
 def load(work: Path, identity: Mapping[str, str]) -> State | None:
-    """The checkpoint, or None when there is none yet.
+    """The checkpoint, or None when there is none yet; also one that several processes left.
 
     Raises:
         DataError: it is damaged, or belongs to another run or other data.
     """
-    path = work / _FILE
+    if not (work / MARKER).exists():
+        return load_file(work / FILE, identity)
+    from stages.training import shards
+
+    left = shards.newest(work, identity)
+    return None if left is None else left.joined()
+
+
+def load_file(
+    path: Path, identity: Mapping[str, str], *, mmap: bool = False, sealed: bool = True
+) -> State | None:
+    """The state in one file, or None when there is no such file.
+
+    Args:
+        path: The file.
+        identity: What it must belong to.
+        mmap: Read tensors when they are looked at, and not before.
+        sealed: The file ends in its digest; otherwise the caller has compared it.
+
+    Raises:
+        DataError: it is damaged, or belongs to another run or other data.
+    """
     if not path.exists():
         return None
-    remedy = f"Remove {work} to train from the beginning."
     try:
-        check_seal(path)
-        state: State = torch.load(path, map_location="cpu", weights_only=True)
+        if sealed:
+            check_seal(path)
+        state: State = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
-        raise DataError(f"{path}: damaged checkpoint ({error}). {remedy}") from error
-    if state.get("version") != _VERSION:
+        raise DataError(f"{path}: damaged checkpoint ({error}). {remedy(path)}") from error
+    check_owner(path, state, identity)
+    return state
+
+
+def check_owner(path: Path, head: Mapping[str, Any], identity: Mapping[str, str]) -> None:
+    """Refuse a checkpoint of another version or another run.
+
+    Raises:
+        DataError: it is one.
+    """
+    if head.get("version") != VERSION:
         raise DataError(
-            f"{path}: checkpoint version {state.get('version')}, this program reads {_VERSION}. "
-            + remedy
+            f"{path}: checkpoint version {head.get('version')}, this program reads {VERSION}. "
+            + remedy(path)
         )
     for field, expected in identity.items():
-        found = state["identity"].get(field)
+        found = head["identity"].get(field)
         if found != expected:
             raise DataError(
                 f"{path}: checkpoint of another run: its {field} is {found}, this run's is "
-                f"{expected}. {remedy}"
+                f"{expected}. {remedy(path)}"
             )
-    return state
+
+
+def remedy(path: Path) -> str:
+    """What to do about a checkpoint that cannot be used; `path` lies in the workspace."""
+    return f"Remove {path.parent} to train from the beginning."
 
 
 def capture(model: torch.nn.Module, optimiser: torch.optim.Optimizer) -> State:

@@ -39,13 +39,18 @@ def step_count(config: Training, steps_per_epoch: float) -> int:
     return max(1, round(config.epochs * steps_per_epoch))
 
 
+def cut(batch: Batch, token_budget: int) -> list[Batch]:
+    """Groups of sequences of similar length that fit the budget once padded.
+
+    A batch that fits as a whole is passed on without a copy; one without positions gives none.
+    """
+    fits = len(batch) * int(batch.lengths.max(initial=0)) <= token_budget
+    return [batch] if fits and batch.tokens else batch.microbatches(token_budget)
+
+
 def microbatches(
     batch: Batch, token_budget: int, device: torch.device
 ) -> Iterator[tuple[Batch, TorchRecords]]:
-    """Groups of sequences of similar length that fit the budget once padded, with their records.
-
-    A batch that fits as a whole is passed on without a copy.
-    """
-    fits = len(batch) * int(batch.lengths.max(initial=0)) <= token_budget
-    for part in [batch] if fits and batch.tokens else batch.microbatches(token_budget):
+    """The groups of `cut`, one at a time with its records."""
+    for part in cut(batch, token_budget):
         yield part, TorchRecords.from_batch(part, device)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from stages.config import Drift
+from stages.training.sums import Gather, alone
 
 log = logging.getLogger(__name__)
 
@@ -77,11 +78,20 @@ class Guard:
         if self._limits is not None and sums is not None:
             self._sums = sums if self._sums is None else self._sums + sums
 
-    def judge(self, step: int) -> bool:
-        """Whether the run must stop after this step; warns once on leaving the limits."""
-        if self._limits is None or self._sums is None or step % JUDGED_EVERY:
+    def judge(self, step: int, gather: Gather = alone) -> bool:
+        """Whether the run must stop after this step; warns once on leaving the limits.
+
+        Args:
+            step: Optimiser steps made.
+            gather: Exchanges the sums of all processes, `Group.gather`: all come to one verdict.
+        """
+        if self._limits is None or step % JUDGED_EVERY:
             return False
-        found = summary(*self._sums.tolist())
+        own = None if self._sums is None else self._sums.tolist()
+        sums = [one for one in gather(own) if one is not None]
+        if not sums:
+            return False
+        found = summary(*(sum(column) for column in zip(*sums, strict=True)))
         before, self._sums = self._state, None
         self._state = verdict(found["drift_chi2"], self._limits)
         if self._state not in ("ok", before):

@@ -15,6 +15,7 @@ from stages.models import lm_head
 from stages.objectives.records import ObjectiveFunction
 from stages.training import checkpoint
 from stages.training.data import Source
+from stages.training.group import current
 from stages.training.loop import Outcome, Task, train
 from stages.training.metrics import Line
 from stages.training.output import model_manifest, write_model
@@ -50,12 +51,18 @@ class Ingredients:
 
 
 def data_stream(job: Job[Any], directory: Path, keep: Keep | None = None) -> Stream:
-    """The training split of the set in `directory`, in the order `job.seed` gives."""
+    """The training split of the set in `directory`, in the order `job.seed` gives.
+
+    Of every step, the share of this process.
+    """
     config: Training = job.config
+    group = current()
     return Stream(
         directory,
         seed=job.seed,
         batch_size=config.batch_size,
+        rank=group.rank,
+        world_size=group.size,
         prefetch=config.run.prefetch,
         max_length=config.max_length,
         keep=keep,
@@ -65,13 +72,16 @@ def data_stream(job: Job[Any], directory: Path, keep: Keep | None = None) -> Str
 def fit(job: Job[Any], made_of: Ingredients) -> Manifest:
     """Train, write the model into `job.directory`, and describe it; resumable at any point.
 
+    Of several processes the first one holds the workspace and writes model and manifest; the
+    others are handed the same manifest.
+
     Raises:
         DataError, EngineError, RetryError: as `loop.train` and `output.write_model`.
     """
     config: Training = job.config
-    model = made_of.model
+    model, group = made_of.model, current()
     _check_vocabulary(model, made_of.data)
-    torch.manual_seed(job.seed)
+    torch.manual_seed(job.seed + group.rank)
     model.train()
     if config.run.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -88,18 +98,24 @@ def fit(job: Job[Any], made_of: Ingredients) -> Manifest:
         limits=made_of.limits,
         device=model.device,
         dtype=made_of.dtype,
+        group=group,
     )
-    with checkpoint.workspace(job.directory) as work:
+    manifest: Manifest | None = None
+    with checkpoint.workspace(job.directory, group) as work:
         outcome = train(task, work)
-        files = write_model(model, job.directory, made_of.tokenizer_from, made_of.dtype, work)
-        manifest = model_manifest(
-            job,
-            [*files, "metrics.jsonl"],
-            {**made_of.meta, **_story(task, outcome)},
-            made_of.data.teacher,
-        )
-        checkpoint.discard(work)
-    return manifest
+        whole = group.export(model, made_of.dtype)
+        if whole is not None:
+            files = write_model(whole, job.directory, made_of.tokenizer_from, made_of.dtype, work)
+            manifest = model_manifest(
+                job,
+                [*files, "metrics.jsonl"],
+                {**made_of.meta, **_story(task, outcome)},
+                made_of.data.teacher,
+            )
+            checkpoint.discard(work)
+        made = group.share(manifest)
+    assert made is not None, "the first process has the whole model"
+    return made
 
 
 def _check_vocabulary(model: PreTrainedModel, data: Manifest) -> None:

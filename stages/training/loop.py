@@ -9,6 +9,7 @@ how the step is cut changes nothing. One forward pass; the logits never exist as
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,9 +22,10 @@ from stages.head_loss import head_loss
 from stages.models import Head, lm_head, response_hidden
 from stages.objectives.records import ObjectiveFunction, TorchRecords
 from stages.softmax_kernels import softmax_kernels
-from stages.training import checkpoint
-from stages.training.data import Source, microbatches
+from stages.training import checkpoint, reshard, shards
+from stages.training.data import Source, cut
 from stages.training.drift import Guard, ratio_sums
+from stages.training.group import ALONE, Group
 from stages.training.metrics import Line, Metrics, describe
 from stages.training.optim import adamw, clip_gradients, progress, rate_at, set_rate
 from stages.training.window import Window
@@ -56,6 +58,8 @@ class Task:
     device: torch.device
     dtype: torch.dtype
     """float32, or bfloat16 for autocast."""
+    group: Group = ALONE
+    """The processes that share each step; `source` gives this one its share."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +81,12 @@ def train(task: Task, work: Path) -> Outcome:
         EngineError: loss or gradient is not finite; the weights are as before that step.
         RetryError: a checkpoint cannot be written.
     """
-    config, model = task.config, task.model
+    config, model, group = task.config, task.model, task.group
     optimiser = adamw(model, config)
     window, guard = Window(), Guard(task.name, task.limits)
     step = _resume(task, work, optimiser, window, guard)
     stopped = False
-    with Metrics(task.directory / "metrics.jsonl", step) as metrics:
+    with Metrics(task.directory / "metrics.jsonl", step, group.first) as metrics:
         while step < task.steps and not stopped:
             batch = window.waiting(task.source.__next__)
             rate = rate_at(step, task.steps, config)
@@ -98,9 +102,14 @@ def train(task: Task, work: Path) -> Outcome:
             step += 1
 
             # -------------------------------------------------------------- once in a while
-            stopped = guard.judge(step)
+            stopped = guard.judge(step, group.gather)
             if step % config.run.log_every == 0 or step == task.steps or stopped:
-                line = {"step": step, **window.flush(), "grad_norm": norm.item(), "rate": rate}
+                line = {
+                    "step": step,
+                    **window.flush(group.gather),
+                    "grad_norm": norm.item(),
+                    "rate": rate,
+                }
                 metrics.write(line)
                 log.info("%s: %s", task.name, describe(line, task.steps))
             # A run that is to stop here must not resume behind this point.
@@ -110,19 +119,31 @@ def train(task: Task, work: Path) -> Outcome:
 
 
 def _forward_backward(task: Task, batch: Batch, window: Window, guard: Guard) -> Tensor:
-    """Accumulate the gradient of the mean loss over the positions of `batch`; returns the loss."""
-    if batch.tokens == 0:
+    """Accumulate the gradient of the mean loss over the positions of the step.
+
+    Every process goes as often through the model as the one with the most micro-batches.
+
+    Args:
+        task: What is trained.
+        batch: The share of this process in the step.
+        window, guard: Take in the statistics.
+
+    Returns:
+        The share of this process in the mean loss.
+    """
+    parts = cut(batch, task.config.run.tokens_per_microbatch)
+    shares = task.group.gather((batch.tokens, len(parts)))
+    tokens, passes = sum(share[0] for share in shares), max(share[1] for share in shares)
+    if tokens == 0:
         raise DataError(
-            f"{task.name}: sequences {_some(batch.seq_id.tolist())} have no response token left "
+            f"{task.name}: sequences {_some(_ids(task, batch))} have no response token left "
             "to train on. Raise `max_length` above the length of the prompts."
         )
-    run = task.config.run
-    head = lm_head(task.model)
     total = torch.zeros((), device=task.device)
-    for part, records in microbatches(batch, run.tokens_per_microbatch, task.device):
-        with torch.autocast(task.device.type, torch.bfloat16, task.dtype == torch.bfloat16):
-            hidden_TD = response_hidden(task.model, part)
-            loss, stats = _loss(task, hidden_TD, head, part, records, batch.tokens)
+    for part in parts:
+        records = TorchRecords.from_batch(part, task.device)
+        forward = partial(_forward, task, part, records, tokens)
+        loss, stats = task.group.whole(task.model, forward)
         loss.backward()
         total += loss.detach()
         drift = None
@@ -130,7 +151,18 @@ def _forward_backward(task: Task, batch: Batch, window: Window, guard: Guard) ->
             drift = ratio_sums(stats["logq"], records.ref_lp_T)
         window.add(stats, drift, len(part.prompt) + len(part.tok))
         guard.add(drift)
+    for _ in range(passes - len(parts)):
+        task.group.idle(task.model).backward()
     return total
+
+
+def _forward(
+    task: Task, part: Batch, records: TorchRecords, tokens: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """As `_loss`, from the token ids on."""
+    with torch.autocast(task.device.type, torch.bfloat16, task.dtype == torch.bfloat16):
+        hidden_TD = response_hidden(task.model, part)
+        return _loss(task, hidden_TD, lm_head(task.model), part, records, tokens)
 
 
 def _loss(
@@ -160,35 +192,42 @@ def _loss(
 
 
 def _require_finite(task: Task, step: int, batch: Batch, loss: Tensor, norm: Tensor) -> None:
-    """Stop before the optimiser spoils the weights."""
-    if bool(torch.isfinite(loss) & torch.isfinite(norm)):
+    """Stop before the optimiser spoils the weights; all processes come to the same end."""
+    if all(task.group.gather(bool(torch.isfinite(loss) & torch.isfinite(norm)))):
         return
     guilty = _not_finite_alone(task, batch)
     which = (
         f"caused by sequences {_some(guilty)}"
         if guilty
-        else f"though no sequence of {_some(batch.seq_id.tolist())} is at fault alone"
+        else f"though no sequence of {_some(_ids(task, batch))} is at fault alone"
     )
+    mean = sum(task.group.gather(loss.item()))
     raise EngineError(
-        f"{task.name}: step {step + 1}: loss {loss.item():g}, gradient norm {norm.item():g}, "
+        f"{task.name}: step {step + 1}: loss {mean:g}, gradient norm {norm.item():g}, "
         f"{which}. The step was not taken. Look at these sequences in the data; if nothing is "
         "wrong with them, lower `learning_rate`, warm up longer, or train in float32."
     )
 
 
 def _not_finite_alone(task: Task, batch: Batch) -> list[int]:
-    """Ids of the sequences whose own loss or gradient is not finite."""
+    """Ids of the sequences of the step whose own loss or gradient is not finite."""
     guilty: list[int] = []
-    for index in range(len(batch)):
-        one = batch.select([index])
-        if one.tokens == 0:
-            continue
-        task.model.zero_grad(set_to_none=True)
-        loss = _forward_backward(task, one, Window(), Guard(task.name, None))
-        norm = clip_gradients(task.model.parameters(), 1.0)
-        if not bool(torch.isfinite(loss) & torch.isfinite(norm)):
-            guilty += one.seq_id.tolist()
+    for rank, count in enumerate(task.group.gather(len(batch))):
+        for index in range(count):
+            one = batch.select([index] if rank == task.group.rank else [])
+            if not any(task.group.gather(one.tokens)):
+                continue
+            task.model.zero_grad(set_to_none=True)
+            loss = _forward_backward(task, one, Window(), Guard(task.name, None))
+            norm = clip_gradients(task.model.parameters(), 1.0)
+            if not all(task.group.gather(bool(torch.isfinite(loss) & torch.isfinite(norm)))):
+                guilty += _ids(task, one)
     return guilty
+
+
+def _ids(task: Task, batch: Batch) -> list[int]:
+    """Ids of the sequences in the shares of all processes."""
+    return [name for share in task.group.gather(batch.seq_id.tolist()) for name in share]
 
 
 def _some(items: list[int]) -> str:
@@ -210,14 +249,21 @@ def _save(
         "window": window.state_dict(),
         "guard": guard.state_dict(),
     }
-    checkpoint.save(work, task.identity, state)
+    if task.group.size == 1:
+        checkpoint.save(work, task.identity, state)
+    else:
+        shards.save(work, task.identity, state, task.group)
 
 
 def _resume(
     task: Task, work: Path, optimiser: torch.optim.Optimizer, window: Window, guard: Guard
 ) -> int:
     """Put everything back as it was at the checkpoint; returns the steps already made."""
-    state = checkpoint.load(work, task.identity)
+    if task.group.size == 1:
+        state = checkpoint.load(work, task.identity)
+    else:
+        left = shards.newest(work, task.identity, task.group)
+        state = left and left.taken(task.group, reshard.places(task.model, optimiser))
     if state is None:
         return 0
     checkpoint.restore(state, task.model, optimiser)

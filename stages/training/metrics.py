@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TextIO
 
 Line = dict[str, float | int | str | None]
 
@@ -14,11 +14,19 @@ class Metrics:
     """Appends lines to a file; on resume, lines after the checkpoint are dropped first.
 
     `last` is the latest line, also one of an earlier process; empty when there is none.
+
+    Args:
+        path: The file.
+        resume_step: Steps made before.
+        writes: Whether this process is the one that writes; the others only keep `last`.
     """
 
-    def __init__(self, path: Path, resume_step: int) -> None:
+    def __init__(self, path: Path, resume_step: int, writes: bool = True) -> None:
         kept = [line for line in read(path) if int(line["step"] or 0) <= resume_step]
         self.last: Line = kept[-1] if kept else {}
+        self._stream: TextIO | None = None
+        if not writes:
+            return
         temporary = path.with_suffix(".tmp")
         temporary.write_text("".join(_encode(line) for line in kept))
         temporary.replace(path)
@@ -33,13 +41,15 @@ class Metrics:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._stream.close()
+        if self._stream is not None:
+            self._stream.close()
 
     def write(self, line: Line) -> None:
         """Append one line; it must have a `step`."""
         text = _encode(line)
-        self._stream.write(text)
-        self._stream.flush()
+        if self._stream is not None:
+            self._stream.write(text)
+            self._stream.flush()
         self.last = json.loads(text)
 
 

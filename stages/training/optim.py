@@ -70,5 +70,10 @@ def rate_at(step: int, steps: int, config: Training) -> float:
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> torch.Tensor:
-    """Scale all gradients so that their joint norm is at most `limit`; returns the norm before."""
-    return nn.utils.clip_grad_norm_(parameters, limit, foreach=True)
+    """Scale all gradients so that their joint norm is at most `limit`; returns the norm before.
+
+    Of weights cut over several processes, it is the norm of the whole gradient.
+    """
+    norm = nn.utils.clip_grad_norm_(parameters, limit, foreach=True)
+    gather = getattr(norm, "full_tensor", None)  # a DTensor: every process knows a part of it
+    return norm if gather is None else gather()

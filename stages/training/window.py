@@ -2,14 +2,26 @@
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from stages.training.drift import summary
+from stages.training.sums import Gather, add_named, alone
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """What one process has summed."""
+
+    sums: dict[str, Any]
+    positions: int
+    tokens: int
+    waited: float
 
 
 class Window:
@@ -47,16 +59,24 @@ class Window:
         self._waited += time.perf_counter() - began
         return result
 
-    def flush(self) -> dict[str, float]:
-        """Means per position, drift, tokens per second and share of time spent waiting."""
+    def flush(self, gather: Gather = alone) -> dict[str, float]:
+        """Means per position, drift, tokens per second and share of time spent waiting.
+
+        Args:
+            gather: Exchanges the sums of all processes, `Group.gather`; means are over all of them.
+        """
+        own = {name: value.tolist() for name, value in self._sums.items()}
+        found = gather(_Sums(own, self._positions, self._tokens, self._waited))
+        positions = max(1, sum(one.positions for one in found))
         line: dict[str, float] = {}
-        for name, value in self._sums.items():
-            if name == "drift":
-                line |= summary(*value.tolist())
+        for name, value in add_named([one.sums for one in found]).items():
+            if isinstance(value, list):
+                line |= summary(*value)
             else:
-                line[name] = value.item() / max(1, self._positions)
+                line[name] = value / positions
         elapsed = time.perf_counter() - self._began
-        line |= {"tokens_per_second": self._tokens / elapsed, "waiting": self._waited / elapsed}
+        tokens, waited = sum(one.tokens for one in found), sum(one.waited for one in found)
+        line |= {"tokens_per_second": tokens / elapsed, "waiting": waited / len(found) / elapsed}
         self._sums, self._positions = {}, 0
         self._start_clock()
         return line

@@ -1,0 +1,102 @@
+"""The processes that train one model together; most often it is one.
+
+The loop asks a `Group` for everything in which several processes differ from one. `Group` itself is
+the single process: nothing is exchanged, and nothing of torch.distributed is imported.
+`stages.training.processes` has the other kind.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from stages.ranks import here
+from stages.training.sums import alone
+
+T = TypeVar("T")
+
+
+class Group:
+    """A process that trains alone."""
+
+    rank = 0
+    """Number of this process."""
+    size = 1
+    """Number of processes."""
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes metrics, model and manifest."""
+        return self.rank == 0
+
+    def gather(self, value: T) -> list[T]:
+        """The `value` of every process, in their order. Plain values; every process must call."""
+        return alone(value)
+
+    def share(self, value: T) -> T:
+        """The `value` of the first process; every process must call."""
+        return self.gather(value)[0]
+
+    def build(
+        self,
+        make: Callable[[torch.device], PreTrainedModel],
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> PreTrainedModel:
+        """The model that `make` puts on a device, ready to be trained by the group.
+
+        Args:
+            make: Makes float32 weights; the same ones in every process.
+            device: What each process trains on.
+            dtype: bfloat16 where the passes run under autocast.
+        """
+        return make(device)
+
+    def whole(self, model: PreTrainedModel, action: Callable[[], T]) -> T:
+        """Run a forward pass in which every weight of `model` can be read, head included.
+
+        Every process must call it equally often, and go backward through the result or not.
+        """
+        return action()
+
+    def idle(self, model: PreTrainedModel) -> Tensor:
+        """A loss of zero whose gradient is zero, for a process that has no more sequences."""
+        raise AssertionError("a process alone never waits for another")
+
+    def export(self, model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel | None:
+        """The model with whole weights, of type `dtype` if they had to be copied for it.
+
+        None but in the first process.
+        """
+        return model
+
+    def together(self) -> AbstractContextManager[None]:
+        """A block that ends with a clear error should another process be gone.
+
+        Raises:
+            RetryError: it is.
+        """
+        return nullcontext()
+
+
+ALONE = Group()
+
+
+@cache
+def current() -> Group:
+    """The group of this process, made at the first call.
+
+    Raises:
+        ConfigError: the launcher's variables make no sense.
+        RetryError: the other processes cannot be reached.
+    """
+    ranks = here()
+    if ranks.size == 1:
+        return ALONE
+    from stages.training.processes import Processes
+
+    return Processes(ranks)
