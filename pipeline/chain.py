@@ -14,14 +14,17 @@ from dataclasses import dataclass
 from itertools import groupby
 from types import FrameType
 
+from pipeline import processes, runner
 from pipeline.config import Recipe
 from pipeline.executors import Units, complete, local
 from pipeline.plan import Planned
 from pipeline.provenance import to_toml
 from pipeline.ray_executor import cluster
 from pipeline.units import format_shards
+from stages import ranks
 from stages.config import Workers
 from storage.errors import AfterglowError, RetryError
+from storage.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -55,11 +58,11 @@ class Chain:
         Raises:
             StageFailed: a process failed; its exit code becomes ours.
         """
-        for (stage, workers), group in groupby(todo, key=lambda p: (p.node.stage.name, _spread(p))):
+        for (stage, workers, count), group in groupby(todo, key=_how):
             names = [planned.node.name for planned in group]
             log.info("%s: starting %s", stage, ", ".join(names))
             if workers is None:
-                self._call("run", names, "--here")
+                self._call("run", names, "--here", together=count)
                 continue
             for name in names:
                 self._side_by_side(name, workers)
@@ -71,6 +74,21 @@ class Chain:
             StageFailed: the process failed.
         """
         self._call("run", [name], "--shard", format_shards(indices))
+
+    def here(self, chosen: list[Planned], store: Store) -> None:
+        """Make just these nodes, in this process unless they ask for several.
+
+        Raises:
+            StageFailed: one of several processes failed; its exit code becomes ours.
+        """
+        for planned in chosen:
+            if ranks.here().size > 1:
+                processes.run_node(planned, store)
+            elif processes.wanted(planned) > 1:
+                self._call("run", [planned.node.name], "--here", together=processes.wanted(planned))
+            else:
+                runner.run_node(planned, store)
+        processes.leave()
 
     def _side_by_side(self, name: str, workers: Workers) -> None:
         def ask() -> Units:
@@ -86,13 +104,18 @@ class Chain:
             raise StageFailed(name, code)
         self._call("commit", [name], "--node")
 
-    def _call(self, verb: str, names: list[str], *options: str) -> str:
-        """Run a verb in a process of its own; returns its stdout."""
-        command = [sys.executable, "-m", "pipeline", verb, *names, *options, *self.arguments]
-        code, out = _run_process(command)
+    def _call(self, verb: str, names: list[str], *options: str, together: int = 1) -> str:
+        """Run a verb in a process of its own, or several together; returns its stdout."""
+        arguments = [verb, *names, *options, *self.arguments]
+        code, out = _run_process(processes.command(together, arguments))
         if code != 0:
             raise StageFailed(", ".join(names), code, out)
         return out
+
+
+def _how(planned: Planned) -> tuple[str, Workers | None, int]:
+    """What nodes that are run by one command have in common."""
+    return planned.node.stage.name, _spread(planned), processes.wanted(planned)
 
 
 def _spread(planned: Planned) -> Workers | None:

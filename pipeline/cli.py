@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from pipeline import logs
+from stages.ranks import here
 from storage.errors import AfterglowError
 
 log = logging.getLogger(__name__)
@@ -23,16 +24,34 @@ def main(argv: list[str] | None = None) -> int:
     try:
         from pipeline.verbs import VERBS  # not at the top: `--help` should cost nothing
 
+        if not here().first:
+            logs.hush()
         result = VERBS[options.verb](options)
     except AfterglowError as error:
+        if (code := _told(error.exit_code)) is not None:
+            return code
         log.error("%s", error)
         _last_line(getattr(error, "result", None))  # what was found out before saying no
         return error.exit_code
     except KeyboardInterrupt:
+        if (code := _told(75)) is not None:
+            return code
         log.error("interrupted; finished parts and checkpoints are kept, run the same again")
         return 75
-    _last_line(result)
+    except Exception:
+        if (code := _told(1)) is not None:
+            return code
+        raise
+    if here().first:
+        _last_line(result)
     return 0
+
+
+def _told(code: int) -> int | None:
+    """Exit code of another process under torchrun that has explained already; None if to do so."""
+    from pipeline.processes import told
+
+    return told(code)
 
 
 def _last_line(result: dict[str, object] | None) -> None:

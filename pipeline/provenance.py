@@ -21,6 +21,7 @@ from typing import Any, cast
 import tomli_w
 
 from stages.config import Table
+from stages.ranks import here
 from storage.manifest import Manifest
 
 PROVENANCE = "provenance.json"
@@ -61,6 +62,7 @@ def write(directory: Path, name: str, config: Table, manifest: Manifest) -> None
         "git": _git(),
         "versions": _versions(),
         "hardware": _hardware(),
+        "processes": here().size,
         "cost": {**account, **asdict(manifest.totals)},
     }
     (directory / PROVENANCE).write_text(json.dumps(content, indent=2))

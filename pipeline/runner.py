@@ -38,7 +38,7 @@ def run_node(planned: Planned, store: Store) -> Manifest:
     if done is not None:
         return done
     start = time.time()
-    with _diskful(job):
+    with diskful(job):
         check_inputs(job)
         job.directory.mkdir(parents=True, exist_ok=True)
         module = importlib.import_module(planned.node.stage.module)
@@ -63,7 +63,7 @@ def run_shards(planned: Planned, store: Store, indices: list[int]) -> None:
     if not planned.node.stage.sharded:
         raise DataError(f"{job.stage} is not sharded: run it without --shard")
     module = importlib.import_module(planned.node.stage.module)
-    with _diskful(job):
+    with diskful(job):
         check_inputs(job)
         job.directory.mkdir(parents=True, exist_ok=True)
         specs: dict[int, ShardSpec] = {spec.index: spec for spec in module.plan(job)}
@@ -83,7 +83,7 @@ def commit(planned: Planned, store: Store) -> Manifest:
     if not planned.node.stage.sharded:
         raise DataError(f"{job.stage} commits itself when it ends: use `afterglow run`")
     module = importlib.import_module(planned.node.stage.module)
-    with _diskful(job):
+    with diskful(job):
         return finish(planned, job, module.commit(job))
 
 
@@ -117,7 +117,7 @@ def _run_parts(module: Any, job: Job[Any], specs: list[ShardSpec]) -> None:
 
 
 @contextmanager
-def _diskful(job: Job[Any]) -> Generator[None]:
+def diskful(job: Job[Any]) -> Generator[None]:
     """Turns what the disk says into one clear message; finished parts stay where they are."""
     try:
         yield

@@ -87,8 +87,7 @@ def run(options: argparse.Namespace) -> Result:
             runner.run_shards(chosen, opened.store, indices)
         return {"verb": "run", "shard": options.shard, "done": _names(opened.named)}
     if options.here:
-        for chosen in opened.named:
-            runner.run_node(chosen, opened.store)
+        Chain(opened.recipe, recipe_argv(options)).here(opened.named, opened.store)
         return {"verb": "run", "done": _names(opened.named)}
     chain = Chain(opened.recipe, recipe_argv(options))
     mended = mend.check(opened.planned, opened.store, chain) if options.check else []
