@@ -13,8 +13,9 @@ from pipeline import fingerprint, runner
 from pipeline.plan import Planned
 from pipeline.provenance import PROVENANCE, RESOLVED
 from storage.errors import DataError
-from storage.files import disk_errors, sync_directory, temporary_name
+from storage.files import disk_errors, sha256_file, size_of, sync_directory, temporary_name
 from storage.manifest import FILE_NAME, RANKS, Manifest, read_manifest, verify_set, write_manifest
+from storage.place import Place
 from storage.shard import find_part, read_meta, verify_part
 from storage.store import Store
 
@@ -123,13 +124,13 @@ def _check_inside(source: Path, names: list[str]) -> None:
             )
 
 
-def _problems_of_copies(directory: Path, manifest: Manifest) -> list[str]:
+def _problems_of_copies(directory: Place, manifest: Manifest) -> list[str]:
     sizes = [(part.file, part.bytes) for part in manifest.parts]
     sizes += [(file.path, file.bytes) for file in manifest.files]
     return [
         f"{directory / name}: {found} bytes, not {size}"
         for name, size in sizes
-        if (found := (directory / name).stat().st_size) != size
+        if (found := size_of(directory / name)) != size
     ]
 
 
@@ -143,7 +144,10 @@ def _same(found: Manifest, expected: Manifest, store: Store) -> Manifest:
     return found
 
 
-def _copy(source: Path, target: Path) -> None:
+def _copy(source: Path, target: Place) -> None:
+    if not isinstance(target, Path):
+        target.upload(source, sha256_file(source))
+        return
     temporary = temporary_name(target.parent, target.name)
     try:
         with disk_errors(target):
@@ -155,6 +159,6 @@ def _copy(source: Path, target: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _refuse(source: Path, problems: list[str]) -> None:
+def _refuse(source: Place, problems: list[str]) -> None:
     if problems:
         raise DataError(f"{source}: not adopted. {'; '.join(problems)}")

@@ -114,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     verify = verb(
         "verify", "re-check every hash of a set, or whose tokens or records it holds", recipe=False
     )
-    verify.add_argument("directories", nargs="+", type=Path, metavar="SET")
+    verify.add_argument("directories", nargs="+", type=_place, metavar="SET")
     _teacher_arguments(verify)
     gc = verb("gc", "list what the store holds for nothing; with --yes, remove it")
     adopt = verb("adopt", "check a set that was made elsewhere and copy it into the store")
@@ -153,6 +153,13 @@ def _housekeeping_arguments(
     publish.add_argument(
         "--into", type=Path, metavar="DIRECTORY", help="of the dry run (OWNER--NAME)"
     )
+
+
+def _place(text: str) -> object:
+    """A set named on the command line."""
+    from storage.place import place
+
+    return place(text)
 
 
 def _teacher_arguments(parser: argparse.ArgumentParser) -> None:

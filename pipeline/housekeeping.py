@@ -25,6 +25,11 @@ def gc(options: argparse.Namespace, recipe: Recipe, store: Store) -> Result:
     """Print what the store holds for nothing, with `--yes` remove it."""
     if not options.older_than >= 0:
         raise UsageError(f"--older-than {options.older_than}: give hours, 0 or more")
+    if not isinstance(store.root, Path):
+        raise UsageError(
+            f"{store.root}: gc looks after stores on this machine. On an object store let its own "
+            "rules remove unfinished uploads, and remove sets that are no longer wanted by hand."
+        )
     planned = resolve(build(recipe), store)
     keep = {one.directory(store).name if one.key else one.node.stage.name for one in planned}
     strays = find_strays(store.root, keep, time.time() - 3600.0 * options.older_than)

@@ -8,7 +8,6 @@ another comes out, it is thrown away, the damaged one stays, and the user is tol
 
 import logging
 from collections.abc import Iterable
-from pathlib import Path
 
 from pipeline.chain import Chain, StageFailed
 from pipeline.plan import Planned
@@ -17,6 +16,7 @@ from pipeline.units import format_shards
 from storage.errors import DataError
 from storage.intact import check_files
 from storage.manifest import Manifest, Part
+from storage.place import Place, place
 from storage.shard import verify_part
 from storage.store import Store
 
@@ -47,7 +47,7 @@ def complete(planned: list[Planned], store: Store, chain: Chain) -> list[Planned
             if error.damaged is None or error.damaged in mended:
                 raise
             mended.add(error.damaged)
-            if not _mend_file(Path(error.damaged), planned, store, chain):
+            if not _mend_file(place(error.damaged), planned, store, chain):
                 raise
         else:
             return todo
@@ -76,7 +76,7 @@ def check(planned: Iterable[Planned], store: Store, chain: Chain) -> list[str]:
     return mended
 
 
-def _mend_file(path: Path, planned: list[Planned], store: Store, chain: Chain) -> bool:
+def _mend_file(path: Place, planned: list[Planned], store: Store, chain: Chain) -> bool:
     """Whether the file was a damaged part of a set of the plan, and is whole again."""
     for chosen in planned:
         manifest = chosen.manifest(store)
@@ -89,7 +89,7 @@ def _mend_file(path: Path, planned: list[Planned], store: Store, chain: Chain) -
     return False
 
 
-def _damaged(directory: Path, parts: Iterable[Part]) -> list[Part]:
+def _damaged(directory: Place, parts: Iterable[Part]) -> list[Part]:
     out: list[Part] = []
     for part in parts:
         problems = verify_part(directory, part)

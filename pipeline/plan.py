@@ -18,6 +18,7 @@ from stages.job import Input, Job
 from stages.sources import corpus_identity, prompts_identity
 from storage.errors import ConfigError, DataError
 from storage.manifest import Manifest, read_manifest
+from storage.place import Place, place
 from storage.schema import FORMAT_VERSION
 from storage.store import Store
 
@@ -34,7 +35,7 @@ class Planned:
     payload: Mapping[str, object]
     inputs: Mapping[str, Input]
 
-    def directory(self, store: Store) -> Path:
+    def directory(self, store: Store) -> Place:
         """Where the set is, or will be."""
         return self.job(store).directory
 
@@ -99,7 +100,7 @@ def resolve(nodes: list[Node], store: Store, *, ready: bool = False) -> list[Pla
     Raises:
         DataError: `ready`, and a file or a model is missing.
     """
-    cache = DigestCache(store.root / ".digests.json")
+    cache = DigestCache(store.digests)
     done: dict[str, Planned] = {}
     for node in nodes:
         done[node.name] = _resolve(node, done, store, cache, ready)
@@ -141,7 +142,7 @@ def _external(
     source: External, dtype: str, cache: DigestCache, ready: bool
 ) -> tuple[dict[str, object], Input]:
     if source.kind == "set":
-        manifest = read_manifest(Path(source.path))
+        manifest = read_manifest(place(source.path))
         return {"key": manifest.key}, Input(source.path, manifest.key)
     directory = Path(source.path)
     if directory.is_dir():

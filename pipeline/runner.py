@@ -18,6 +18,7 @@ from stages.job import Job, ShardSpec
 from storage.errors import AfterglowError, DataError, RetryError
 from storage.intact import check_files
 from storage.manifest import Manifest, Part, write_manifest
+from storage.remote import Remote
 from storage.shard import find_part
 from storage.store import Store
 
@@ -90,7 +91,18 @@ def commit(planned: Planned, store: Store) -> Manifest:
 def finish(planned: Planned, job: Job[Any], manifest: Manifest) -> Manifest:
     """Provenance first, manifest last."""
     provenance.write(job.directory, job.name, planned.node.config, manifest)
-    return write_manifest(job.directory, manifest)
+    written = write_manifest(job.directory, manifest)
+    _forget_work(job)
+    return written
+
+
+def _forget_work(job: Job[Any]) -> None:
+    """Remove what a set in another store than this machine was made with."""
+    if isinstance(job.directory, Remote):
+        work = job.directory / ".work"
+        for name in work.below():
+            (work / name).unlink(missing_ok=True)
+        shutil.rmtree(job.site, ignore_errors=True)
 
 
 def check_inputs(job: Job[Any]) -> None:
@@ -124,7 +136,7 @@ def diskful(job: Job[Any]) -> Generator[None]:
     except OSError as error:
         if isinstance(error, AfterglowError) or error.errno not in _DISK:
             raise
-        free = shutil.disk_usage(job.store.root).free >> 20 if job.store.root.exists() else 0
+        free = shutil.disk_usage(job.store.local).free >> 20 if job.store.local.exists() else 0
         raise RetryError(
             f"{job.name}: {error.strerror} ({error.filename or job.directory}; {free} MiB free). "
             "Finished parts are kept: mend the cause and run the same command again."

@@ -13,6 +13,7 @@ from pipeline.nodes import build, select
 from pipeline.plan import Planned, resolve
 from stages.evaluation.table import Row
 from stages.report import format_table, legend, read_rows, summarise
+from storage.place import Place
 from storage.store import Store
 
 log = logging.getLogger(__name__)
@@ -42,8 +43,8 @@ def run_seeds(
     """
     if into is not None:
         surroundings(into)  # refused before the work, not after it
-    reports: list[Path] = []
-    sets: dict[Path, Planned] = {}
+    reports: list[Place] = []
+    sets: dict[Place, Planned] = {}
     for seed in range(recipe.seed, recipe.seed + seeds):
         log.info("%s: seed %d", recipe.name, seed)
         seeded = recipe.model_copy(update={"seed": seed})
@@ -72,7 +73,7 @@ def _headline(seeds: int) -> str:
     return f"{seeds} seeds, mean +- standard deviation" if seeds > 1 else "one seed"
 
 
-def _markdown(summary: list[Row], about: str, seeds: int, sets: list[Path]) -> str:
+def _markdown(summary: list[Row], about: str, seeds: int, sets: list[Place]) -> str:
     """Table, legend, and what it took to make."""
     bullets = "\n".join(f"- {line}" for line in about.splitlines())
     seconds = sum(float(provenance.cost(directory).get("seconds", 0.0)) for directory in sets)

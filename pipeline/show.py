@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from dataclasses import asdict
-from pathlib import Path
 
 from pipeline import provenance
 from pipeline.config import Recipe
@@ -10,6 +9,7 @@ from pipeline.estimate import estimate
 from pipeline.fingerprint import difference
 from pipeline.nodes import Node
 from pipeline.plan import Planned
+from storage.place import Place
 from storage.store import Store
 
 _UNKNOWN = "not known"
@@ -96,7 +96,7 @@ def explain_lines(store: Store, planned: Iterable[Planned]) -> Lines:
     return lines, result
 
 
-def _nearest(chosen: Planned, store: Store) -> tuple[Path, list[str]] | None:
+def _nearest(chosen: Planned, store: Store) -> tuple[Place, list[str]] | None:
     """The committed set of the same stage whose payload differs in the fewest fields."""
     candidates = [
         (path, difference(manifest.payload, chosen.payload))

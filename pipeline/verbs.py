@@ -21,6 +21,7 @@ from pipeline.units import units as find_units
 from stages.job import Input
 from storage.errors import DataError
 from storage.manifest import verify_set
+from storage.place import place
 from storage.store import Store
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,8 @@ def read_recipe(options: argparse.Namespace) -> Recipe:
 
 def open_store(recipe: Recipe) -> Store:
     """The store a recipe names, relative to the working directory."""
-    return Store(Path(recipe.store).absolute())
+    root = place(recipe.store)
+    return Store(root.absolute() if isinstance(root, Path) else root)
 
 
 def recipe_argv(options: argparse.Namespace) -> list[str]:

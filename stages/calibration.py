@@ -8,13 +8,13 @@ import json
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from stages.config import Record
 from stages.scoring.calibrate import Calibration
 from storage.errors import DataError, RetryError
 from storage.files import create_once
+from storage.place import Place
 from storage.rows import Rows
 from storage.schema import COLUMNS
 
@@ -58,7 +58,7 @@ def _cut(sequence: dict[str, Any]) -> dict[str, Any]:
 
 
 def calibrated(
-    directory: Path, key: str, record: Record, find: Callable[[], Calibration]
+    directory: Place, key: str, record: Record, find: Callable[[], Calibration]
 ) -> Record:
     """The record with its tau; `find` is called where no runner has found it yet.
 
@@ -89,7 +89,7 @@ def calibrated(
     return stored(directory, key, record)
 
 
-def stored(directory: Path, key: str, record: Record) -> Record:
+def stored(directory: Place, key: str, record: Record) -> Record:
     """The record with the tau that was found for this set.
 
     Raises:

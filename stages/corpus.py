@@ -169,7 +169,7 @@ def _rows(prepared: Prepared, indices: NDArray[np.int64], right: bool) -> Rows:
 
 def _prepare(job: Job[Corpus]) -> Prepared:
     """The tokenised corpus, made if it is not there yet."""
-    directory = job.directory / ".work" / "prepared"
+    directory = job.site / ".work" / "prepared"
     if not directory.is_dir():
         temporary = temporary_name(directory.parent, "prepared")
         try:

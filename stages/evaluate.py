@@ -52,6 +52,7 @@ from stages.verifiers import Check, open_verifier
 from storage.errors import EngineError
 from storage.files import create_once
 from storage.manifest import Manifest, build_manifest, read_manifest
+from storage.place import Place
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -92,7 +93,7 @@ def _check_tokens(job: Job[Evaluate], model: Path) -> None:
             check_tokenizer(expected, tokenizer_hash(model), str(directory), str(model))
 
 
-def _accuracy(answers: Path) -> dict[str, object]:
+def _accuracy(answers: Place) -> dict[str, object]:
     """Figures of the answers; nothing without prompts."""
     return dict(accuracy(read_answers(answers))) if answers.exists() else {}
 

@@ -39,6 +39,7 @@ from stages.tokenizer import load_tokenizer
 from stages.verifiers import Check, open_verifier
 from storage.errors import EngineError
 from storage.manifest import Manifest, Part, SetMeta, commit_parts
+from storage.place import Place
 from storage.rows import Rows
 from storage.schema import FINISH
 from storage.shard import PartWriter
@@ -131,7 +132,7 @@ class Generation:
     @cached_property
     def identity(self) -> ModelIdentity:
         """Who writes."""
-        cache = DigestCache(self.job.store.root / ".digests.json")
+        cache = DigestCache(self.job.store.digests)
         return model_identity(self.model, self.dtype, cache)
 
     @cached_property
@@ -179,7 +180,7 @@ class Generation:
                 writer.write(self._rows(block, [next(ordered) for _ in block], check))
         return writer.part
 
-    def commit(self, teacher: Any, files: Iterable[Path] = ()) -> Manifest:
+    def commit(self, teacher: Any, files: Iterable[Place] = ()) -> Manifest:
         """The manifest of the finished set; see `storage.manifest.commit_parts`."""
         job, sampling = self.job, self.config.sampling
         return commit_parts(

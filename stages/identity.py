@@ -14,7 +14,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from stages.job import Input
+from storage.copies import local_copy
 from storage.errors import DataError
+from storage.place import Place
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +107,7 @@ def model_identity(directory: Path, dtype: str, cache: DigestCache | None = None
     )
 
 
-def tokenizer_hash(directory: Path) -> str:
+def tokenizer_hash(directory: Place) -> str:
     """sha256 over what decides token ids; blind to formatting, padding and truncation settings.
 
     Raises:
@@ -131,7 +133,7 @@ def tokenizer_hash(directory: Path) -> str:
     return digest.hexdigest()
 
 
-def chat_template_hash(directory: Path) -> str:
+def chat_template_hash(directory: Place) -> str:
     """sha256 of the chat template next to the model, or an empty string."""
     file = directory / "chat_template.jinja"
     if file.exists():
@@ -144,10 +146,14 @@ def chat_template_hash(directory: Path) -> str:
 def local_directory(source: Input) -> Path:
     """Directory of a model; one named by Hub id is downloaded through `huggingface_hub`.
 
+    One in a store that is not on this machine is copied into the cache.
+
     Raises:
         DataError: neither a directory nor a model the Hub knows (or the Hub is out of reach).
     """
-    path = Path(source.path)
+    path = source.directory
+    if not isinstance(path, Path):
+        return local_copy(path)
     if path.is_dir():
         return path
     from huggingface_hub import snapshot_download

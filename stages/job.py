@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypedDict, TypeVar
 
+from storage.place import Place, place
 from storage.store import Store
 
 ConfigT = TypeVar("ConfigT")
@@ -24,9 +25,9 @@ class Input:
     """Numeric type a model is loaded in."""
 
     @property
-    def directory(self) -> Path:
-        """The path of a local input."""
-        return Path(self.path)
+    def directory(self) -> Place:
+        """Where a set or a model outside the Hub is."""
+        return place(self.path)
 
 
 class Identity(TypedDict):
@@ -57,9 +58,14 @@ class Job(Generic[ConfigT]):
     store: Store
 
     @property
-    def directory(self) -> Path:
+    def directory(self) -> Place:
         """Where the set goes; it exists as a set only once its manifest does."""
         return self.store.path(self.stage, self.key)
+
+    @property
+    def site(self) -> Path:
+        """Where on this machine the set is worked on: `directory`, unless that is elsewhere."""
+        return self.store.site(self.stage, self.key)
 
     @property
     def identity(self) -> Identity:

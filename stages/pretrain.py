@@ -13,7 +13,7 @@ from stages.training.architecture import new_model
 from stages.training.data import step_count
 from stages.training.fit import Ingredients, data_stream, fit
 from stages.training.group import current
-from stages.training.inputs import TOKENIZER
+from stages.training.inputs import tokenizer_directory
 from storage.manifest import Manifest, read_manifest
 
 
@@ -27,7 +27,7 @@ def run(job: Job[Pretrain]) -> Manifest:
     """
     config = job.config
     corpus = job.inputs["corpus"].directory
-    tokenizer_from = corpus / TOKENIZER
+    tokenizer_from = tokenizer_directory(corpus, None)
     dtype = getattr(torch, config.dtype)
     model = current().build(
         partial(new_model, config.architecture, load_tokenizer(tokenizer_from), job.seed),

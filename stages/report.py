@@ -13,13 +13,13 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from stages.config import Report
 from stages.evaluation.table import PASS, Row, Value, format_table, summarise
 from stages.job import Job
 from storage.errors import DataError
 from storage.manifest import Manifest, build_manifest
+from storage.place import Place
 
 __all__ = ["METRICS", "format_table", "legend", "read_rows", "run", "summarise"]
 
@@ -58,7 +58,7 @@ def run(job: Job[Report]) -> Manifest:
     )
 
 
-def read_rows(directory: Path) -> list[Row]:
+def read_rows(directory: Place) -> list[Row]:
     """The rows of a finished report.
 
     Raises:
@@ -155,7 +155,7 @@ def _markdown(rows: Sequence[Row], found: Mapping[str, dict[str, object]], basel
     return "\n\n".join(parts) + "\n"
 
 
-def _read(path: Path) -> dict[str, object]:
+def _read(path: Place) -> dict[str, object]:
     try:
         value = json.loads(path.read_text())
     except (OSError, ValueError) as error:

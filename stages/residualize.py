@@ -16,7 +16,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from stages.tokenizer import copy_tokenizer
 from stages.training.inputs import TOKENIZER
 from storage.errors import DataError
 from storage.manifest import Manifest, Part, SetMeta, commit_parts, read_manifest
+from storage.place import Place
 from storage.rows import Rows
 from storage.schema import column_names
 from storage.shard import PartWriter, read_meta, read_rows
@@ -134,7 +134,7 @@ def corrected(rows: Rows, correction: Correction) -> Rows:
 # ---------------------------------------------------------------------------------------------
 
 
-def _directory(job: Job[Residualize]) -> Path:
+def _directory(job: Job[Residualize]) -> Place:
     return job.inputs["records"].directory
 
 
@@ -157,7 +157,7 @@ def _record(job: Job[Residualize], source: Manifest) -> dict[str, Any]:
     return Record(kind="sampled", temperature=temperature).model_dump() | {"correction": made}
 
 
-def _warn_of_temperatures(directory: Path, source: Manifest) -> None:
+def _warn_of_temperatures(directory: Place, source: Manifest) -> None:
     """The difference d is of two distributions at one temperature, or part of it is temperature."""
     recorded = source.meta["record"].get("temperature", 1.0)
     sampled = (source.meta.get("sampling") or {}).get("temperature")

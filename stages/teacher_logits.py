@@ -258,7 +258,7 @@ def _ranks(job: Job[TeacherLogits], vocab_size: int) -> str | None:
 def _identity(job: Job[TeacherLogits]) -> tuple[Path, dict[str, Any]]:
     teacher = job.inputs["teacher"]
     directory = local_directory(teacher)
-    cache = DigestCache(job.store.root / ".digests.json")
+    cache = DigestCache(job.store.digests)
     return directory, model_identity(directory, teacher.dtype, cache).to_json()
 
 

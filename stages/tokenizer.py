@@ -15,6 +15,7 @@ from stages.config import Tokenizer as TokenizerTable
 from stages.engines.environment import prepare_environment
 from storage.errors import ConfigError, DataError
 from storage.files import create_once
+from storage.place import Place
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -81,7 +82,7 @@ def _generic(directory: Path) -> bool:
     return json.loads(settings.read_text()).get("tokenizer_class") in _GENERIC
 
 
-def copy_tokenizer(source: Path, target: Path) -> list[Path]:
+def copy_tokenizer(source: Place, target: Place) -> list[Place]:
     """Copy the tokenizer files in `source` byte for byte; returns the copies.
 
     Each copy appears whole or not at all, and one that is there already stays.

@@ -52,6 +52,7 @@ from stages.training.inputs import (
 from stages.training.live import LiveSource
 from storage.errors import ConfigError
 from storage.manifest import Manifest, read_manifest
+from storage.place import Place
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class _Checked:
     """The inputs of a job after everything that can be refused without a model was."""
 
     job: Job[Student]
-    directory: Path
+    directory: Place
     """Of the data."""
     data: Manifest
     promise: Guarantee
@@ -73,7 +74,7 @@ class _Checked:
     @property
     def digests(self) -> DigestCache:
         """Remembered digests of weight files."""
-        return DigestCache(self.job.store.root / ".digests.json")
+        return DigestCache(self.job.store.digests)
 
 
 def run(job: Job[Student]) -> Manifest:
@@ -160,7 +161,7 @@ def _passes(config: Student, data: Manifest) -> float | None:
     return (config.steps or 0) * config.batch_size / max(1, sequences)
 
 
-def _check_descent(job: Job[Student], init: Path, directory: Path, data: Manifest) -> None:
+def _check_descent(job: Job[Student], init: Path, directory: Place, data: Manifest) -> None:
     """The same token ids on both sides, and the same teacher behind both."""
     ids = data_tokenizer(directory, data)
     check_tokenizer(ids, tokenizer_hash(init), str(directory), str(init))

@@ -5,9 +5,7 @@ Reading is zero-copy: the arrays of a `Rows` made here are views of Arrow's buff
 # pyarrow ships neither types nor stubs, so strict checking would say "unknown" about every line.
 # pyright: basic
 
-from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -15,10 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from storage.errors import DataError
+from storage.errors import ConfigError, DataError, RetryError
 from storage.files import HashingFile
+from storage.place import Place
 from storage.rows import Offsets, Rows
 from storage.schema import BLOBS, COLUMNS, EXTRA_BITS, Array, Blobs, Column
+from storage.source import Source, Span, open_source, opened
 
 if TYPE_CHECKING:
     from storage.pages import Footer
@@ -33,6 +33,8 @@ DAMAGE: tuple[type[Exception], ...] = (
     pa.ArrowException,
 )
 """What pyarrow raises on damaged input, depending on where the damage is."""
+UNREACHABLE = (RetryError, ConfigError)
+"""What an object store raises: nothing is known of the input then, so let these pass first."""
 _ZSTD = pa.Codec("zstd")
 
 
@@ -68,9 +70,13 @@ class Writer:
 class Reader:
     """An open Parquet file; page checksums are verified. Anything in `DAMAGE` may be raised."""
 
-    def __init__(self, path: Path) -> None:
-        self._parquet = pq.ParquetFile(path, page_checksum_verification=True)
-        self._stream = path.open("rb", buffering=0)
+    def __init__(self, path: Place, size: int | None = None) -> None:
+        self._source = open_source(path, size)
+        try:
+            self._parquet = pq.ParquetFile(self._source.arrow(), page_checksum_verification=True)
+        except BaseException:
+            self._source.close()
+            raise
         self._footer: Footer | None = None
         self.metadata: dict[bytes, bytes] = dict(self._parquet.metadata.metadata or {})
         groups = map(self._parquet.metadata.row_group, range(self._parquet.metadata.num_row_groups))
@@ -86,22 +92,39 @@ class Reader:
 
     def read(self, group: int, columns: Sequence[str] | None) -> tuple[Rows, Blobs]:
         """One row group; `columns` None reads all."""
+        source = self._source.hold(self._spans(group, columns))
         if self._direct and columns is None:
             from storage.pages import Unusual  # Numba: only who reads records pays its import
 
-            with suppress(Unusual, *DAMAGE):  # Arrow can read it, or tell what is wrong with it
-                return self._read_pages(group)
+            try:
+                return self._read_pages(source, group)
+            except UNREACHABLE:
+                raise
+            except (Unusual, *DAMAGE):
+                pass  # Arrow can read it, or tell what is wrong with it
         names = None if columns is None else list(columns)
-        return from_arrow(self._parquet.read_row_group(group, columns=names, use_threads=False))
+        parquet = self._parquet
+        if source is not self._source:
+            checked = {"metadata": parquet.metadata, "page_checksum_verification": True}
+            parquet = pq.ParquetFile(source.arrow(), **checked)
+        return from_arrow(parquet.read_row_group(group, columns=names, use_threads=False))
 
-    def _read_pages(self, group: int) -> tuple[Rows, Blobs]:
+    def _spans(self, group: int, columns: Sequence[str] | None) -> Iterator[Span]:
+        """Where the columns of a row group lie."""
+        described = self._parquet.metadata.row_group(group)
+        for index in range(described.num_columns):
+            chunk = described.column(index)
+            if columns is None or chunk.path_in_schema.split(".")[0] in columns:
+                yield chunk.data_page_offset, chunk.data_page_offset + chunk.total_compressed_size
+
+    def _read_pages(self, source: Source, group: int) -> tuple[Rows, Blobs]:
         from storage.pages import Footer, read_blob, read_chunk
 
-        self._footer = self._footer or Footer(self._stream)
+        self._footer = self._footer or Footer(self._source)
         columns: dict[str, Array] = {}
         offsets: dict[str, Offsets] = {}
         blobs: Blobs = {}
-        for chunk in self._footer.chunks(group, [*self._names, *self._blobs]):
+        for chunk in self._footer.chunks(source, group, [*self._names, *self._blobs]):
             if chunk.name in BLOBS:
                 blobs[chunk.name] = read_blob(chunk, decompress)
                 continue
@@ -115,7 +138,7 @@ class Reader:
     def close(self) -> None:
         """Close the file; rows read from it stay valid."""
         self._parquet.close()
-        self._stream.close()
+        self._source.close()
 
 
 def decompress(frame: Array, size: int) -> memoryview:
@@ -123,9 +146,10 @@ def decompress(frame: Array, size: int) -> memoryview:
     return memoryview(_ZSTD.decompress(pa.py_buffer(frame), size))
 
 
-def column_bytes(path: Path) -> dict[str, int]:
+def column_bytes(path: Place) -> dict[str, int]:
     """Compressed bytes of every column of a file; anything in `DAMAGE` may be raised."""
-    footer = pq.read_metadata(path)
+    with opened(path) as source:
+        footer = pq.read_metadata(source.arrow())
     out: dict[str, int] = {}
     for group in range(footer.num_row_groups):
         for index in range(footer.num_columns):

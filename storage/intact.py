@@ -6,19 +6,26 @@ flipped bit in it is a slightly different model.
 
 from pathlib import Path
 
+from storage.copies import local_copy
 from storage.errors import DamageError
 from storage.files import sha256_file
 from storage.manifest import FILE_NAME, read_manifest
+from storage.place import Place
 
 
-def check_files(directory: Path) -> None:
+def check_files(directory: Place) -> None:
     """Hash every listed file of a set that is not a part; does nothing where there is no manifest.
+
+    Of a set in another store than this machine its copy here is hashed, and fetched if need be.
 
     Raises:
         DamageError: one is missing or changed.
         DataError: the manifest is unreadable.
     """
     if not (directory / FILE_NAME).exists():
+        return
+    if not isinstance(directory, Path):
+        local_copy(directory)
         return
     for file in read_manifest(directory).files:
         path = directory / file.path

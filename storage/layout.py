@@ -1,10 +1,10 @@
 """How the columns of a part are laid out in its file: as they are, or packed."""
 
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from storage.manifest import Json, SetMeta
+from storage.place import Place
 from storage.rows import Rows
 from storage.schema import Blobs, blob_names, replaced_columns
 
@@ -48,7 +48,7 @@ class Layout:
 class PackedLayout(Layout):
     """Records as streams of bytes (`storage.packed`); `ranks.u32` lies beside the parts."""
 
-    def __init__(self, directory: Path, meta: SetMeta, record: Json) -> None:
+    def __init__(self, directory: Place, meta: SetMeta, record: Json) -> None:
         self.replaced = replaced_columns(record)
         self.blobs = blob_names(record)
         self._directory, self._meta = directory, meta
@@ -76,7 +76,7 @@ class PackedLayout(Layout):
         return unpack(rows, blobs, self._meta, self._code)
 
 
-def layout_of(directory: Path, meta: SetMeta) -> Layout:
+def layout_of(directory: Place, meta: SetMeta) -> Layout:
     """The layout of the parts of a set."""
     if meta.layout == "packed" and meta.record is not None:
         return PackedLayout(directory, meta, meta.record)

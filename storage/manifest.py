@@ -9,12 +9,12 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 from storage.errors import DataError, RetryError
-from storage.files import create_once, sha256_file
+from storage.files import create_once, sha256_file, size_of
 from storage.limits import check_file, check_part, check_row_group
+from storage.place import Place
 
 FILE_NAME = "manifest.json"
 RANKS = "ranks.u32"
@@ -211,7 +211,7 @@ def canonical(value: object) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def read_manifest(directory: Path) -> Manifest:
+def read_manifest(directory: Place) -> Manifest:
     """The manifest of the set in `directory`.
 
     Raises:
@@ -246,7 +246,7 @@ def _digest(value: Json) -> str:
     return hashlib.sha256(canonical(value).encode()).hexdigest()
 
 
-def check_format(path: Path, value: object, newest: int) -> None:
+def check_format(path: Place, value: object, newest: int) -> None:
     """Refuse a document written by a later version of this program.
 
     Raises:
@@ -262,14 +262,14 @@ def check_format(path: Path, value: object, newest: int) -> None:
         )
 
 
-def _unreadable(path: Path, error: object) -> str:
+def _unreadable(path: Place, error: object) -> str:
     return (
         f"{path}: damaged or not written by afterglow ({error}). Restore it from a copy, or delete "
         "it and run the stage again; finished parts are found and kept."
     )
 
 
-def write_manifest(directory: Path, manifest: Manifest) -> Manifest:
+def write_manifest(directory: Place, manifest: Manifest) -> Manifest:
     """Commit a set: the last write into its directory.
 
     A manifest that is there already is left alone: a set never changes. Of two racing writers the
@@ -301,7 +301,7 @@ def to_text(manifest: Manifest) -> str:
 
 
 def build_manifest(
-    directory: Path,
+    directory: Place,
     *,
     stage: str,
     version: int,
@@ -313,7 +313,7 @@ def build_manifest(
     tokenizer: Json | None = None,
     meta: Json | None = None,
     parts: Iterable[Part] = (),
-    files: Iterable[str | Path] = (),
+    files: Iterable[str | Place] = (),
 ) -> Manifest:
     """A manifest, not yet written; `files` are hashed.
 
@@ -339,12 +339,13 @@ def build_manifest(
     )
 
 
-def _file(directory: Path, item: str | Path) -> File:
-    path = directory / item
+def _file(directory: Place, item: str | Place) -> File:
+    path = directory / item if isinstance(item, str) else item
+    name = str(path).removeprefix(f"{directory}/")
     try:
         return File(
-            path=path.relative_to(directory).as_posix(),
-            bytes=path.stat().st_size,
+            path=name,
+            bytes=size_of(path),
             sha256=sha256_file(path),
         )
     except FileNotFoundError as error:
@@ -352,7 +353,7 @@ def _file(directory: Path, item: str | Path) -> File:
 
 
 def commit_parts(
-    directory: Path,
+    directory: Place,
     count: int,
     *,
     stage: str,
@@ -364,7 +365,7 @@ def commit_parts(
     teacher: Json | None = None,
     tokenizer: Json | None = None,
     meta: Json | None = None,
-    files: Iterable[str | Path] = (),
+    files: Iterable[str | Place] = (),
 ) -> Manifest:
     """The manifest of a sharded set, not yet written: one verified part for each index.
 
@@ -414,7 +415,7 @@ def commit_parts(
     )
 
 
-def verify_set(directory: Path) -> list[str]:
+def verify_set(directory: Place) -> list[str]:
     """Everything wrong with a set: every part and file is hashed again, every row group decoded.
 
     Returns:

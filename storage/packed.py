@@ -12,7 +12,6 @@ finds a code for each.
 
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from storage import packed_kernels as kernels
 from storage.errors import DataError
 from storage.manifest import SetMeta
+from storage.place import Place
 from storage.ranks import read_ranks
 from storage.rows import Offsets, Rows, find_row, offsets_of, values_per_position
 from storage.schema import (
@@ -56,7 +56,7 @@ class Code:
 
 
 @lru_cache(maxsize=4)
-def load_code(directory: Path, ranks: str | None, vocab_size: int) -> Code:
+def load_code(directory: Place, ranks: str | None, vocab_size: int) -> Code:
     """The tables of a set; kept, because its parts are opened again and again.
 
     Raises:

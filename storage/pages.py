@@ -10,11 +10,9 @@ Whatever is not exactly of this form raises `Unusual`, damage included; the call
 read it, or find out what is wrong.
 """
 
-import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from io import FileIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +20,7 @@ from numpy.typing import NDArray
 from storage.kernels import byte_strings, join_bytes, zeros_among_levels
 from storage.rows import Offsets, offsets_of
 from storage.schema import COLUMNS, Array, Column
+from storage.source import Source
 from storage.thrift import fields, structs
 
 
@@ -65,15 +64,14 @@ class Footer:
         Unusual: as above.
     """
 
-    def __init__(self, stream: FileIO) -> None:
-        self._stream = stream
-        self._size = stream.seek(0, os.SEEK_END)
-        tail = os.pread(stream.fileno(), 8, max(self._size - 8, 0))
+    def __init__(self, source: Source) -> None:
+        self._size = source.size
+        tail = source.read(max(self._size - 8, 0), 8)
         length = int.from_bytes(tail[:4], "little")
         start = self._size - 8 - length
         if len(tail) < 8 or tail[4:] != _MAGIC or start < len(_MAGIC):
             raise Unusual("footer")
-        self._data = np.frombuffer(os.pread(stream.fileno(), length, start), np.uint8)
+        self._data = np.frombuffer(source.read(start, length), np.uint8)
         top = np.full(5, -1, np.int64)
         places = np.empty(length // _SMALLEST_GROUP, np.int64)
         count = -1 if fields(self._data, 0, top) < 0 else structs(self._data, int(top[4]), places)
@@ -81,7 +79,7 @@ class Footer:
             raise Unusual("row groups")
         self._groups = places[:count].copy()
 
-    def chunks(self, group: int, columns: Sequence[str]) -> Iterator[Chunk]:
+    def chunks(self, source: Source, group: int, columns: Sequence[str]) -> Iterator[Chunk]:
         """The columns of a row group, read one after the other.
 
         Raises:
@@ -99,7 +97,7 @@ class Footer:
             levels, _, size, _, start = inner[5:].tolist()
             if start < 0 or size < 0 or start + size > self._size:
                 raise Unusual("column")
-            data = np.frombuffer(os.pread(self._stream.fileno(), size, start), np.uint8)
+            data = np.frombuffer(source.read(start, size), np.uint8)
             yield Chunk(name, data, int(found[3]), levels)
 
 

@@ -7,7 +7,6 @@ its sha256.
 
 import hashlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,9 +15,10 @@ from numpy.typing import NDArray
 from storage.errors import DataError
 from storage.files import create_once, disk_errors, sha256_file
 from storage.manifest import RANKS
+from storage.place import Place
 
 
-def write_ranks(directory: Path, count: Callable[[], NDArray[np.integer[Any]]]) -> str:
+def write_ranks(directory: Place, count: Callable[[], NDArray[np.integer[Any]]]) -> str:
     """Write the file of a set, unless it is there already.
 
     Args:
@@ -42,7 +42,7 @@ def write_ranks(directory: Path, count: Callable[[], NDArray[np.integer[Any]]]) 
     return sha256_file(path)
 
 
-def read_ranks(directory: Path, digest: str | None, vocab_size: int) -> NDArray[np.uint32]:
+def read_ranks(directory: Place, digest: str | None, vocab_size: int) -> NDArray[np.uint32]:
     """Ids by rank, [V].
 
     Raises:

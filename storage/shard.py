@@ -1,8 +1,8 @@
 """Parts: writing one so that it is there whole or not at all, and reading one without trust.
 
 A part is written to a temporary name, synced, and renamed to a name that holds the first 16 digits
-of its own sha256. A killed writer leaves a temporary file and nothing else; two writers of one
-part leave two valid files, and the manifest picks one.
+of its own sha256; on an object store it is uploaded under that name. A killed writer leaves at most
+a temporary file; two writers of one part leave two valid files, and the manifest picks one.
 
 What stands against damage: a CRC on every Parquet page, a CRC over the decoded values of every row
 group (`codec.checksum`, kept in footer and manifest), a sha256 over the footer's description, and
@@ -13,17 +13,16 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 
-from storage.arrow import DAMAGE, Reader, Writer
+from storage.arrow import DAMAGE, UNREACHABLE, Reader, Writer
 from storage.check import check_meta, check_rows
 from storage.codec import checksum, stored
 from storage.errors import DamageError, DataError
-from storage.files import HashingFile, disk_errors, sha256_file, sync_directory, temporary_name
+from storage.files import NewFile, disk_errors, known_sha256, new_file, sha256_file, size_of
 from storage.layout import layout_of
 from storage.manifest import (
     Part,
@@ -33,6 +32,7 @@ from storage.manifest import (
     check_format,
     row_groups_from_json,
 )
+from storage.place import Place
 from storage.rows import Rows
 from storage.schema import FORMAT_VERSION, ROW_GROUP, column_names
 
@@ -60,18 +60,17 @@ class PartWriter:
         RetryError: the disk refused; finished parts are kept.
     """
 
-    def __init__(self, directory: Path, index: int, meta: SetMeta, split: str = "train") -> None:
+    def __init__(self, directory: Place, index: int, meta: SetMeta, split: str = "train") -> None:
         check_meta(meta)
         self._directory = directory
         self._index = index
         self._meta = meta
         self._split = split
-        self._temporary = temporary_name(directory, f"part-{index:05d}")
         self._pending: list[Rows] = []
         self._groups: list[RowGroup] = []
         self._names: tuple[str, ...] | None = None
         self._part: Part | None = None
-        self._sink: HashingFile
+        self._file: NewFile
         self._writer: Writer | None = None
         self._layout = layout_of(directory, meta)
 
@@ -83,9 +82,8 @@ class PartWriter:
         return self._part
 
     def __enter__(self) -> Self:
-        with disk_errors(self._temporary):
-            self._directory.mkdir(parents=True, exist_ok=True)
-            self._sink = HashingFile(self._temporary)
+        with disk_errors(self._directory):
+            self._file = new_file(self._directory, f"part-{self._index:05d}")
         return self
 
     def write(self, rows: Rows) -> None:
@@ -112,11 +110,10 @@ class PartWriter:
             if kind is None:
                 self._finish()
         finally:
-            self._sink.discard = True
+            self._file.content.discard = True
             if self._writer is not None:
                 self._writer.close({})
-            self._sink.close()
-            self._temporary.unlink(missing_ok=True)
+            self._file.close()
 
     def _fix_columns(self, rows: Rows) -> None:
         """Column names are those of the first rows; `ref_lp` is the only choice there is."""
@@ -139,32 +136,29 @@ class PartWriter:
 
     def _write_group(self, rows: Rows) -> None:
         stays, blobs = self._layout.pack(rows)
-        with disk_errors(self._temporary):
+        with disk_errors(self._directory):
             self._parquet(tuple(stays.columns)).write(stays, blobs)
         self._groups.append(_describe(rows))
 
     def _parquet(self, names: Sequence[str]) -> Writer:
         if self._writer is None:
-            self._writer = Writer(self._sink, names, self._layout.blobs)
+            self._writer = Writer(self._file.content, names, self._layout.blobs)
         return self._writer
 
     def _finish(self) -> None:
         if self._pending:
             self._write_group(Rows.concat(self._pending))
-        with disk_errors(self._temporary):
+        with disk_errors(self._directory):
             meta = self._meta
             empty = column_names(meta.kind, meta.record, meta.candidates, reference=False)
             self._parquet([name for name in empty if name not in self._layout.replaced]).close(
                 self._footer()
             )
-            self._sink.sync()
-            digest = self._sink.digest.hexdigest()
-            path = self._directory / f"part-{self._index:05d}-{digest[:_HASH_DIGITS]}.parquet"
-            self._temporary.rename(path)
-            sync_directory(self._directory)
-        self._part = _part(
-            path.name, self._sink.size, digest, self._index, self._split, self._groups
-        )
+            content = self._file.content
+            digest = content.digest.hexdigest()
+            name = f"part-{self._index:05d}-{digest[:_HASH_DIGITS]}.parquet"
+            self._file.finish(name)
+        self._part = _part(name, content.size, digest, self._index, self._split, self._groups)
 
     def _footer(self) -> dict[bytes, bytes]:
         text = canonical(
@@ -180,22 +174,28 @@ class PartWriter:
 
 
 class PartFile:
-    """An open part.
+    """An open part; several threads may read at once.
+
+    Args:
+        path: Its file.
+        size: Bytes of the file, where they are known.
 
     Raises:
         DataError: the file is missing, damaged, newer than this program, or not a part.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Place, size: int | None = None) -> None:
         self.path = path
         try:
-            self._reader = Reader(path)
+            self._reader = Reader(path, size)
         except FileNotFoundError as error:
             raise DamageError(
                 path,
                 f"{path}: this part is missing. Restore it from a copy, or delete {path.parent} "
                 "and run the stage again.",
             ) from error
+        except UNREACHABLE:
+            raise
         except DAMAGE as error:
             raise _damaged(path, "footer", error) from error
         try:
@@ -244,6 +244,8 @@ class PartFile:
         try:
             rows, blobs = self._reader.read(group, None if whole else columns)
             rows = self._layout.unpack(rows, blobs) if whole else rows
+        except UNREACHABLE:
+            raise
         except DAMAGE as error:
             raise _damaged(self.path, f"row group {group}", error) from error
         if whole and checksum(rows) != self.row_groups[group].crc32:
@@ -261,7 +263,7 @@ class PartFile:
         self.close()
 
 
-def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[Rows]:
+def read_rows(path: Place, columns: Sequence[str] | None = None) -> Iterator[Rows]:
     """The rows of a part, one row group at a time, checked as by `PartFile.read`.
 
     Raises:
@@ -272,7 +274,7 @@ def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[Rows
             yield file.read(group, columns)
 
 
-def read_meta(path: Path) -> SetMeta:
+def read_meta(path: Place) -> SetMeta:
     """The description of the set a part belongs to, from its footer.
 
     Raises:
@@ -282,33 +284,36 @@ def read_meta(path: Path) -> SetMeta:
         return file.meta
 
 
-def find_part(directory: Path, index: int) -> Part | None:
+def find_part(directory: Place, index: int) -> Part | None:
     """The verified part of an index: its sha256 equals its name and its footer is readable.
+
+    On an object store the sha256 is the one that was stored with the part (`known_sha256`).
 
     Damaged files are reported and passed over, so that running the stage again replaces them. If
     racing writers left several, the first by name is taken.
     """
-    for path in sorted(directory.glob(f"part-{index:05d}-*.parquet")):
-        digest = sha256_file(path)
+    found = directory.glob(f"part-{index:05d}-*.parquet")
+    for path in sorted(found, key=lambda path: path.name):
+        digest = known_sha256(path)
         if path.name != f"part-{index:05d}-{digest[:_HASH_DIGITS]}.parquet":
             log.warning("%s: damaged (its sha256 is %s); it is not used", path, digest)
             continue
         try:
             with PartFile(path) as file:
-                size = path.stat().st_size
+                size = size_of(path)
                 return _part(path.name, size, digest, index, file.split, file.row_groups)
         except DataError as error:
             log.warning("%s", error)
     return None
 
 
-def verify_part(directory: Path, part: Part) -> list[str]:
+def verify_part(directory: Place, part: Part) -> list[str]:
     """Everything wrong with one part of a set: hash, size, description, every row group."""
     path = directory / part.file
     if not path.exists():
         return [f"{path}: missing"]
     problems: list[str] = []
-    if (found := path.stat().st_size) != part.bytes:
+    if (found := size_of(path)) != part.bytes:
         problems.append(f"{path}: {found} bytes, not {part.bytes}")
     if (digest := sha256_file(path)) != part.sha256:
         problems.append(f"{path}: sha256 is {digest}, not {part.sha256}")
@@ -355,7 +360,7 @@ def _describe(rows: Rows) -> RowGroup:
     )
 
 
-def _read_footer(path: Path, found: dict[bytes, bytes]) -> dict[str, Any]:
+def _read_footer(path: Place, found: dict[bytes, bytes]) -> dict[str, Any]:
     text = found.get(FOOTER_KEY)
     if text is None:
         raise DataError(f"{path}: a Parquet file, but not one written by afterglow")
@@ -369,7 +374,7 @@ def _read_footer(path: Path, found: dict[bytes, bytes]) -> dict[str, Any]:
     return footer
 
 
-def _damaged(path: Path, where: str, error: object) -> DamageError:
+def _damaged(path: Place, where: str, error: object) -> DamageError:
     return DamageError(
         path,
         f"{path}, {where}: damaged ({error}). `afterglow verify {path.parent}` lists everything "

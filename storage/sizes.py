@@ -1,12 +1,12 @@
 """What a set weighs: bytes per column, from the footers of its parts."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from storage.arrow import column_bytes
 from storage.errors import DataError
 from storage.manifest import read_manifest
+from storage.place import Place
 from storage.schema import column_names
 
 
@@ -21,7 +21,7 @@ class Weight:
     realised token and the teacher's entropy alone."""
 
 
-def weight(directory: Path) -> Weight:
+def weight(directory: Place) -> Weight:
     """The weight of a position of a committed record set.
 
     Raises:

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 from storage.errors import DataError
 from storage.manifest import FILE_NAME, Manifest, read_manifest
+from storage.place import Place, cache_root
 
 _SHOWN = 12
 """Digits of the key in a directory name: 48 bits, and the manifest holds all 256."""
@@ -13,11 +15,32 @@ _SHOWN = 12
 
 @dataclass(frozen=True)
 class Store:
-    """A directory of sets."""
+    """A directory of sets, or a prefix of an object store."""
 
-    root: Path
+    root: Place
 
-    def path(self, stage: str, key: str) -> Path:
+    @property
+    def local(self) -> Path:
+        """Directory of this machine for what goes with the store and is no set: the store itself,
+        or the cache where the store is elsewhere.
+        """
+        return self.root if isinstance(self.root, Path) else cache_root()
+
+    @property
+    def digests(self) -> Path:
+        """File of remembered digests of model files."""
+        return self.local / ".digests.json"
+
+    def site(self, stage: str, key: str) -> Path:
+        """Directory of this machine in which a set is worked on: its own, or one in the cache."""
+        path = self.path(stage, key)
+        if isinstance(path, Path):
+            return path
+        return (
+            cache_root() / "work" / f"{path.name}-{sha256(str(self.root).encode()).hexdigest()[:8]}"
+        )
+
+    def path(self, stage: str, key: str) -> Place:
         """Directory of a set, whether it exists or not."""
         return self.root / f"{stage}-{key[:_SHOWN]}"
 
@@ -38,13 +61,13 @@ class Store:
             )
         return manifest
 
-    def sets(self, stage: str | None = None) -> Iterator[tuple[Path, Manifest]]:
+    def sets(self, stage: str | None = None) -> Iterator[tuple[Place, Manifest]]:
         """All committed sets, or those of one stage, sorted by directory name.
 
         Raises:
             DataError: a manifest is unreadable.
         """
-        for path in sorted(self.root.glob(f"*/{FILE_NAME}")):
+        for path in sorted(self.root.glob(f"*/{FILE_NAME}"), key=lambda path: path.parent.name):
             manifest = read_manifest(path.parent)
             if stage is None or manifest.stage == stage:
                 yield path.parent, manifest

@@ -17,7 +17,6 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from itertools import groupby
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -28,6 +27,7 @@ from storage.codec import Batch, to_batch
 from storage.errors import ConfigError, DamageError, DataError
 from storage.manifest import Manifest, Part, SetMeta, read_manifest
 from storage.order import Order, Span
+from storage.place import Place
 from storage.prefetch import Prefetch
 from storage.rows import Rows
 from storage.schema import OUTCOME
@@ -62,7 +62,7 @@ class Stream:
 
     def __init__(
         self,
-        directory: Path,
+        directory: Place,
         *,
         seed: int,
         batch_size: int,
@@ -169,7 +169,7 @@ class Stream:
         self.close()
 
 
-def read_split(directory: Path, split: str) -> Iterator[Batch]:
+def read_split(directory: Place, split: str) -> Iterator[Batch]:
     """All sequences of a split in the order of the file, one row group at a time.
 
     Raises:
@@ -222,7 +222,7 @@ class _Source:
 class _Groups:
     """The row groups of one split by running number; a few open files and decoded groups."""
 
-    def __init__(self, directory: Path, manifest: Manifest, split: str, keep: Keep) -> None:
+    def __init__(self, directory: Place, manifest: Manifest, split: str, keep: Keep) -> None:
         if manifest.kind not in ("sequences", "records"):
             raise DataError(f"{directory}: holds {manifest.kind}, not sequences or records")
         self._directory = directory
@@ -278,8 +278,8 @@ class _Groups:
         return self._files[number]
 
 
-def _open(directory: Path, part: Part) -> PartFile:
-    file = PartFile(directory / part.file)
+def _open(directory: Place, part: Part) -> PartFile:
+    file = PartFile(directory / part.file, part.bytes)
     if file.row_groups != part.row_groups:
         file.close()
         raise DamageError(

@@ -9,13 +9,13 @@ import math
 import statistics
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import zstandard
 
 from stages.evaluation.table import PASS
 from storage.errors import DataError
 from storage.files import create_once
+from storage.place import Place
 
 RIGHT, UNKNOWN = 1, -1
 
@@ -38,7 +38,7 @@ class Answer:
     text: str
 
 
-def write_answers(path: Path, answers: Iterable[Answer]) -> None:
+def write_answers(path: Place, answers: Iterable[Answer]) -> None:
     """Write the file; it appears whole or not at all, and one that is there stays.
 
     Raises:
@@ -48,7 +48,7 @@ def write_answers(path: Path, answers: Iterable[Answer]) -> None:
     create_once(path, zstandard.ZstdCompressor(write_checksum=True).compress(lines.encode()))
 
 
-def read_answers(path: Path) -> list[Answer]:
+def read_answers(path: Place) -> list[Answer]:
     """The answers in a file made by `write_answers`.
 
     Raises:

@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -21,6 +20,7 @@ from stages.models import lm_head, response_hidden
 from stages.objectives.records import ObjectiveFunction, TorchRecords
 from stages.training.data import microbatches
 from storage.batch import Batch
+from storage.place import Place
 from storage.stream import Stream
 
 ROWS_PER_CHUNK = 512
@@ -46,7 +46,7 @@ class Measured:
 
 
 def compare_gradients(
-    setting: Measured, directory: Path, objective: ObjectiveFunction, seed: int
+    setting: Measured, directory: Place, objective: ObjectiveFunction, seed: int
 ) -> dict[str, object]:
     """Angle and ratio of norms between the two gradients.
 

@@ -10,7 +10,6 @@ Shape letters: T positions, E entries, D hidden size.
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -28,6 +27,7 @@ from stages.objectives.records import ObjectiveFunction, TorchRecords
 from storage.batch import Batch
 from storage.errors import ConfigError
 from storage.manifest import read_manifest
+from storage.place import Place
 from storage.stream import read_split
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ def _best(options: list[Objective], meta: Mapping[str, object]) -> Judged | None
 
 @torch.inference_mode()
 def score_held_out(
-    model: PreTrainedModel, directory: Path, *, tokens_per_batch: int
+    model: PreTrainedModel, directory: Place, *, tokens_per_batch: int
 ) -> dict[str, object]:
     """Divergence from the teacher and calibration over the `holdout` split of a record set.
 
@@ -109,7 +109,7 @@ def score_held_out(
     return _summary(sums, judged)
 
 
-def _microbatches(directory: Path, tokens_per_batch: int) -> Iterator[Batch]:
+def _microbatches(directory: Place, tokens_per_batch: int) -> Iterator[Batch]:
     for batch in read_split(directory, "holdout"):
         yield from batch.microbatches(tokens_per_batch)
 

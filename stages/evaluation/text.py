@@ -7,7 +7,6 @@ Shape letters: T positions, C positions of a chunk, V real ids of the teacher, W
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from stages.full import FullTeacher
 from stages.models import lm_head, response_hidden
 from storage.batch import Batch
 from storage.errors import DataError
+from storage.place import Place
 from storage.stream import read_split
 
 ROWS_PER_CHUNK = 512
@@ -28,7 +28,7 @@ ROWS_PER_CHUNK = 512
 @torch.inference_mode()
 def score_text(
     model: PreTrainedModel,
-    directory: Path,
+    directory: Place,
     teacher: FullTeacher | None,
     *,
     sequences: int | None,
@@ -76,7 +76,7 @@ def score_text(
     return out
 
 
-def _batches(directory: Path, sequences: int | None, budget: int) -> Iterator[Batch]:
+def _batches(directory: Place, sequences: int | None, budget: int) -> Iterator[Batch]:
     left = sequences
     for group in read_split(directory, "holdout"):
         batch = group if left is None else group.select(range(min(left, len(group))))

@@ -47,6 +47,8 @@ from stages.training.inputs import check_prompts_shared, data_tokenizer
 from storage.batch import Batch
 from storage.errors import DataError
 from storage.manifest import Manifest, read_manifest
+from storage.place import Place
+from storage.store import Store
 from storage.stream import Stream
 
 log = logging.getLogger(__name__)
@@ -113,7 +115,7 @@ class Finding:
         ]
 
 
-def verify_teacher(source: Input, sets: Sequence[Path], question: Question) -> list[Finding]:
+def verify_teacher(source: Input, sets: Sequence[Place], question: Question) -> list[Finding]:
     """Hold each of `sets` against one model.
 
     Raises:
@@ -123,7 +125,7 @@ def verify_teacher(source: Input, sets: Sequence[Path], question: Question) -> l
     """
     directory = local_directory(source)
     manifests = {path: _readable(directory, path, question) for path in sets}
-    found: dict[Path, Finding] = {}
+    found: dict[Place, Finding] = {}
     types = {path: question.dtype or _dtype(manifest) for path, manifest in manifests.items()}
     for dtype in sorted(set(types.values())):
         witness = Witness.load(directory, dtype, question.device)
@@ -136,7 +138,7 @@ def verify_teacher(source: Input, sets: Sequence[Path], question: Question) -> l
 # Before a model is loaded
 
 
-def _readable(directory: Path, path: Path, question: Question) -> Manifest:
+def _readable(directory: Path, path: Place, question: Question) -> Manifest:
     manifest = read_manifest(path)
     if manifest.kind not in ("sequences", "records"):
         raise DataError(f"{path}: holds {manifest.kind}, not sequences or records")
@@ -160,7 +162,7 @@ def _readable(directory: Path, path: Path, question: Question) -> Manifest:
     return manifest
 
 
-def _sampling(path: Path, manifest: Manifest, question: Question) -> Sampling:
+def _sampling(path: Place, manifest: Manifest, question: Question) -> Sampling:
     """How the tokens were drawn; of records, the temperature they were made at."""
     asked = question.temperature
     if manifest.kind == "records":
@@ -195,7 +197,7 @@ def _dtype(manifest: Manifest) -> str:
 # With the model
 
 
-def _hold(witness: Witness, path: Path, manifest: Manifest, question: Question) -> Finding:
+def _hold(witness: Witness, path: Place, manifest: Manifest, question: Question) -> Finding:
     sampling = _sampling(path, manifest, question)
     judge = _judge(witness, manifest, question)
     sequences = tokens = 0
@@ -205,7 +207,7 @@ def _hold(witness: Witness, path: Path, manifest: Manifest, question: Question) 
         for part in batch.microbatches(question.tokens_per_batch):
             for chunk, seen in witness.ask(part, sampling, question.rows_per_chunk):
                 judge.add(part, chunk, seen)
-    digests = path.resolve().parent / ".digests.json"
+    digests = Store(path.parent if not isinstance(path, Path) else path.resolve().parent).digests
     cache = DigestCache(digests if digests.exists() else None)
     weights = model_identity(witness.directory, witness.dtype, cache).weights
     return Finding(
@@ -233,7 +235,7 @@ def _judge(witness: Witness, manifest: Manifest, question: Question) -> Judge:
     )
 
 
-def _sample(path: Path, manifest: Manifest, budget: int) -> Iterator[Batch]:
+def _sample(path: Place, manifest: Manifest, budget: int) -> Iterator[Batch]:
     """Sequences in a fixed pseudo-random order until they hold `budget` tokens, or all of them."""
     splits = [part.split for part in manifest.parts if part.sequences]
     split = "train" if "train" in splits or not splits else splits[0]

@@ -9,7 +9,6 @@ another precision, a sampling temperature that was not recorded.
 import logging
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
@@ -21,6 +20,7 @@ from stages.training.data import cut
 from stages.training.group import ALONE, Group
 from storage.batch import Batch
 from storage.errors import EngineError
+from storage.place import Place
 from storage.stream import read_split
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ def log_probs(
 
 def check_agreement(
     model: PreTrainedModel,
-    directory: Path,
+    directory: Place,
     meta: Mapping[str, object],
     *,
     dtype: torch.dtype,

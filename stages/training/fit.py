@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,15 @@ from stages.full import FullTeacher
 from stages.job import Job
 from stages.models import lm_head
 from stages.objectives.records import ObjectiveFunction
-from stages.training import checkpoint
+from stages.training import checkpoint, remote
 from stages.training.data import Source
 from stages.training.group import current
 from stages.training.loop import Outcome, Task, train
-from stages.training.metrics import Line
+from stages.training.metrics import METRICS, Line
 from stages.training.output import model_manifest, write_model
 from storage.errors import DataError
 from storage.manifest import Manifest
+from storage.place import Place
 from storage.stream import Keep, Stream
 
 _TIMES = ("tokens_per_second", "waiting")
@@ -50,7 +52,7 @@ class Ingredients:
     """Goes into the manifest beside what training itself has to say."""
 
 
-def data_stream(job: Job[Any], directory: Path, keep: Keep | None = None) -> Stream:
+def data_stream(job: Job[Any], directory: Place, keep: Keep | None = None) -> Stream:
     """The training split of the set in `directory`, in the order `job.seed` gives.
 
     Of every step, the share of this process.
@@ -88,7 +90,7 @@ def fit(job: Job[Any], made_of: Ingredients) -> Manifest:
     task = Task(
         name=job.name,
         identity={"key": job.key, "data": made_of.data.digest},
-        directory=job.directory,
+        directory=job.site,
         model=model,
         source=made_of.source,
         objective=made_of.objective,
@@ -99,19 +101,24 @@ def fit(job: Job[Any], made_of: Ingredients) -> Manifest:
         device=model.device,
         dtype=made_of.dtype,
         group=group,
+        saved=partial(remote.send_checkpoint, job),
     )
     manifest: Manifest | None = None
-    with checkpoint.workspace(job.directory, group) as work:
+    with checkpoint.workspace(job.site, group) as work:
+        if group.first:
+            remote.fetch_checkpoint(job, work)
+        group.share(None)
         outcome = train(task, work)
         whole = group.export(model, made_of.dtype)
         if whole is not None:
-            files = write_model(whole, job.directory, made_of.tokenizer_from, made_of.dtype, work)
+            files = write_model(whole, job.site, made_of.tokenizer_from, made_of.dtype, work)
             manifest = model_manifest(
                 job,
-                [*files, "metrics.jsonl"],
+                [*files, METRICS],
                 {**made_of.meta, **_story(task, outcome)},
                 made_of.data.teacher,
             )
+            manifest = remote.send_model(job, manifest)
             checkpoint.discard(work)
         made = group.share(manifest)
     assert made is not None, "the first process has the whole model"

@@ -4,14 +4,16 @@ from pathlib import Path
 from typing import cast
 
 from stages.identity import tokenizer_hash
+from storage.copies import local_copy
 from storage.errors import DataError
 from storage.manifest import FILE_NAME, Manifest, read_manifest
+from storage.place import Place
 
 TOKENIZER = "tokenizer"
 """Sub-directory of a data set that holds the tokenizer its ids were made with."""
 
 
-def data_tokenizer(directory: Path, manifest: Manifest) -> str:
+def data_tokenizer(directory: Place, manifest: Manifest) -> str:
     """Hash of the tokenizer whose ids a data set holds.
 
     Raises:
@@ -28,14 +30,14 @@ def data_tokenizer(directory: Path, manifest: Manifest) -> str:
     )
 
 
-def tokenizer_directory(directory: Path, fallback: Path | None) -> Path:
+def tokenizer_directory(directory: Place, fallback: Path | None) -> Path:
     """Where to copy a student's tokenizer from: the data set's own copy, else `fallback`.
 
     Raises:
         DataError: neither has one.
     """
     if (directory / TOKENIZER).is_dir():
-        return directory / TOKENIZER
+        return local_copy(directory, TOKENIZER)
     if fallback is None:
         raise DataError(
             f"{directory}: keeps no tokenizer, which a model from scratch needs. Start from a "
@@ -44,7 +46,7 @@ def tokenizer_directory(directory: Path, fallback: Path | None) -> Path:
     return fallback
 
 
-def check_prompts_shared(directory: Path, manifest: Manifest) -> None:
+def check_prompts_shared(directory: Place, manifest: Manifest) -> None:
     """Refuse to run the teacher on the stored prompts of records it made under others.
 
     Raises:
@@ -58,7 +60,7 @@ def check_prompts_shared(directory: Path, manifest: Manifest) -> None:
         )
 
 
-def manifest_of_model(directory: Path) -> Manifest | None:
+def manifest_of_model(directory: Place) -> Manifest | None:
     """Manifest of a model set, or None for a model from elsewhere."""
     return read_manifest(directory) if (directory / FILE_NAME).exists() else None
 

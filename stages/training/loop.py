@@ -7,7 +7,7 @@ how the step is cut changes nothing. One forward pass; the logits never exist as
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from stages.training import checkpoint, reshard, shards
 from stages.training.data import Source, cut
 from stages.training.drift import Guard, ratio_sums
 from stages.training.group import ALONE, Group
-from stages.training.metrics import Line, Metrics, describe
+from stages.training.metrics import METRICS, Line, Metrics, describe
 from stages.training.optim import adamw, clip_gradients, progress, rate_at, set_rate
 from stages.training.window import Window
 from storage.batch import Batch
@@ -60,6 +60,8 @@ class Task:
     """float32, or bfloat16 for autocast."""
     group: Group = ALONE
     """The processes that share each step; `source` gives this one its share."""
+    saved: Callable[[Path], None] = lambda work: None
+    """Told of every checkpoint written into `work`, in the first process."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def train(task: Task, work: Path) -> Outcome:
     window, guard = Window(), Guard(task.name, task.limits)
     step = _resume(task, work, optimiser, window, guard)
     stopped = False
-    with Metrics(task.directory / "metrics.jsonl", step, group.first) as metrics:
+    with Metrics(task.directory / METRICS, step, group.first) as metrics:
         while step < task.steps and not stopped:
             batch = window.waiting(task.source.__next__)
             rate = rate_at(step, task.steps, config)
@@ -253,6 +255,8 @@ def _save(
         checkpoint.save(work, task.identity, state)
     else:
         shards.save(work, task.identity, state, task.group)
+    if task.group.first:
+        task.saved(work)
 
 
 def _resume(

@@ -9,6 +9,8 @@ from typing import Self, TextIO
 
 Line = dict[str, float | int | str | None]
 
+METRICS = "metrics.jsonl"
+
 
 class Metrics:
     """Appends lines to a file; on resume, lines after the checkpoint are dropped first.

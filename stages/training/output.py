@@ -69,7 +69,7 @@ def model_manifest(
     job: Job[Any], files: list[str], meta: Mapping[str, Any], teacher: Mapping[str, Any] | None
 ) -> Manifest:
     """Manifest of a trained model; `teacher` is the one its data descends from."""
-    directory = job.directory
+    directory = job.site
     return build_manifest(
         directory,
         **job.identity,

@@ -78,7 +78,7 @@ def _write(path: Path, content: State) -> str:
     """Write a file durably; returns its sha256."""
     with disk_errors(path):
         path.unlink(missing_ok=True)
-        stream = HashingFile(path)
+        stream = HashingFile(path.open("xb", buffering=0))
         try:
             torch.save(content, cast(Any, stream))
             stream.sync()

@@ -17,7 +17,7 @@ def make_set(root: Path, kind: str = "head_tail", *, seed: int = 0) -> tuple[Pat
     meta = meta_of(kind)
     payload: dict[str, object] = {"stage": meta.stage, "version": 1, "seed": seed}
     meta = replace(meta, key=fingerprint.digest(payload))
-    directory = Store(root).path(meta.stage, meta.key)
+    directory = Store(root).site(meta.stage, meta.key)
     first = 0
     for index, (count, split) in enumerate(PLAN):
         with PartWriter(directory, index, meta, split) as writer:

@@ -150,7 +150,7 @@ def test_every_part_has_the_tau_that_meets_the_target(
     assert manifest.meta["record"]["entries"] == 9.0
     for part in manifest.parts:
         assert read_meta(job.directory / part.file).record == manifest.meta["record"]
-    nu = np.concatenate([read_all(job.directory, part)["nu"] for part in manifest.parts])
+    nu = np.concatenate([read_all(job.site, part)["nu"] for part in manifest.parts])
     assert nu.mean() == pytest.approx(9.0, rel=0.02)  # the sample was the whole set
     found = json.loads((job.directory / FILE).read_text())
     assert found["mean"] == pytest.approx(nu.mean(), rel=2e-3)
@@ -167,7 +167,7 @@ def test_the_records_are_those_of_the_same_tau_given_outright(
     fixed = {**RECORD, "entries": None, "tau": manifest.meta["record"]["tau"]}
     plain = make_job(tmp_path / "b", teacher, source, record=fixed)
     for one, other in zip(manifest.parts, run(plain).parts, strict=True):
-        rows, same = read_all(job.directory, one), read_all(plain.directory, other)
+        rows, same = read_all(job.site, one), read_all(plain.site, other)
         for name in rows.columns:
             np.testing.assert_array_equal(rows[name], same[name], err_msg=name)
 

@@ -74,7 +74,7 @@ def test_windows_put_together_are_the_text(tmp_path: Path, library: Path) -> Non
     manifest = complete(job)
     assert verify_set(job.directory) == []
     windows = by_id(rows_of(job))
-    tokenizer = load_tokenizer(job.directory / "tokenizer")
+    tokenizer = load_tokenizer(job.site / "tokenizer")
     stream = np.concatenate([window["tok"] for window in windows])
     text = str(tokenizer.decode(stream.tolist()))
     assert text == TEXTS["a.txt"] + "<eos>" + TEXTS["c.txt"] + "<eos>"
@@ -183,7 +183,7 @@ def test_a_task_becomes_its_problems(tmp_path: Path) -> None:
     characters = {"kind": "characters"}
     job = make_job(tmp_path, task="addition", count=60, seed=3, tokenizer=characters, holdout=0.1)
     complete(job)
-    tokenizer = load_tokenizer(job.directory / "tokenizer")
+    tokenizer = load_tokenizer(job.site / "tokenizer")
     assert len(tokenizer) == 3 + len(task("addition").characters)
     problems = task("addition").problems(0, 60, 3)
     for one, problem in zip(by_id(rows_of(job)), problems, strict=True):

@@ -157,7 +157,7 @@ def job(corpus: Corpus, store: Path, **fields: object) -> Job[Student]:
 def test_the_stage_trains_on_the_full_distribution(corpus: Corpus, tmp_path: Path) -> None:
     made = job(corpus, tmp_path / "full", data="live", live="full")
     manifest = train.run(made)
-    lines = read(made.directory / "metrics.jsonl")
+    lines = read(made.site / "metrics.jsonl")
     assert float(lines[-1]["loss"] or 0) < 0.9 * float(lines[0]["loss"] or 0)
     assert manifest.meta["guarantee"]["level"] == "exact"
     assert manifest.meta["full"] is True

@@ -251,7 +251,7 @@ def test_sft_data_names_the_teacher_and_keeps_its_tokenizer(
     assert manifest.teacher == model_identity(tiny_model, "float32").to_json()
     kept = {file.path for file in manifest.files}
     assert {"tokenizer/tokenizer.json", "tokenizer/chat_template.jinja"} <= kept
-    assert load_tokenizer(job.directory / "tokenizer").eos_token_id == 2
+    assert load_tokenizer(job.site / "tokenizer").eos_token_id == 2
     assert verify_set(job.directory) == []
     assert "cand" not in rows_of(job)
     footer = read_meta(job.directory / manifest.parts[0].file)

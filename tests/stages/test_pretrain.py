@@ -36,18 +36,16 @@ def job(corpus: Input, store: Path, seed: int = 0, **settings: object) -> Job[Pr
 def test_it_learns_and_leaves_a_hugging_face_model(corpus: Input, tmp_path: Path) -> None:
     made = job(corpus, tmp_path, epochs=10, run={"log_every": 10})
     manifest = pretrain.run(made)
-    lines = read(made.directory / "metrics.jsonl")
+    lines = read(made.site / "metrics.jsonl")
     assert manifest.meta["steps"] == lines[-1]["step"] == 60
     assert float(lines[-1]["loss"] or 0) < 0.9 * float(lines[0]["loss"] or 0)
     assert (manifest.kind, manifest.teacher) == ("model", None)
-    assert (
-        manifest.meta["parameters"] == load_model(made.directory, "float32", "cpu").num_parameters()
-    )
+    assert manifest.meta["parameters"] == load_model(made.site, "float32", "cpu").num_parameters()
     listed = {file.path for file in manifest.files}
     assert listed == {path.name for path in made.directory.iterdir()}
 
     words = AutoTokenizer.from_pretrained(made.directory)
-    model = AutoModelForCausalLM.from_pretrained(made.directory)
+    model = AutoModelForCausalLM.from_pretrained(made.site)
     ids = words("ab", return_tensors="pt")["input_ids"]
     assert model(input_ids=ids).logits.shape == (1, 2, len(words))
 
@@ -61,17 +59,17 @@ def test_init_only_is_the_random_start(corpus: Input, tmp_path: Path) -> None:
     reseeded = job(corpus, tmp_path / "d", seed=1, init_only=True)
     for made in (again, trained, reseeded):
         pretrain.run(made)
-    start = weights(untrained.directory)["model.layers.0.mlp.up_proj.weight"]
+    start = weights(untrained.site)["model.layers.0.mlp.up_proj.weight"]
     name = "model.layers.0.mlp.up_proj.weight"
-    assert torch.equal(weights(again.directory)[name], start)
-    assert 0 < (weights(trained.directory)[name] - start).abs().max() < 0.02
-    assert not torch.equal(weights(reseeded.directory)[name], start)
+    assert torch.equal(weights(again.site)[name], start)
+    assert 0 < (weights(trained.site)[name] - start).abs().max() < 0.02
+    assert not torch.equal(weights(reseeded.site)[name], start)
 
 
 def test_the_saved_type_is_the_configured_one(corpus: Input, tmp_path: Path) -> None:
     made = job(corpus, tmp_path, steps=2, dtype="bfloat16")
     pretrain.run(made)
-    assert {tensor.dtype for tensor in weights(made.directory).values()} == {torch.bfloat16}
+    assert {tensor.dtype for tensor in weights(made.site).values()} == {torch.bfloat16}
 
 
 def test_an_impossible_shape_is_refused(corpus: Input, tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ def test_the_set_holds_the_same_sequences_with_corrected_scores(
     foreign: Foreign, done: Job[Residualize]
 ) -> None:
     assert verify_set(done.directory) == []
-    before, after = rows_of(foreign.source), rows_of(done.directory)
+    before, after = rows_of(foreign.source), rows_of(done.site)
     assert set(before.columns) - set(after.columns) == {"nu", "nh", "rest", "ids", "hlp"}
     for name in set(after.columns) - {"lp"}:
         assert np.array_equal(before[name], after[name]), name
@@ -189,9 +189,9 @@ def test_held_out_prompts_do_not_take_part_in_the_estimate(
     run(moved)
     plain = job(foreign, tmp_path / "plain")
     run(plain)
-    first, second = rows_of(moved.directory, "train"), rows_of(plain.directory, "train")
+    first, second = rows_of(moved.site, "train"), rows_of(plain.site, "train")
     assert np.array_equal(first["lp"], second["lp"])
-    shift = rows_of(moved.directory, "holdout")["lp"] - rows_of(plain.directory, "holdout")["lp"]
+    shift = rows_of(moved.site, "holdout")["lp"] - rows_of(plain.site, "holdout")["lp"]
     assert np.allclose(shift, -3.0, atol=1e-3)
 
 
@@ -200,7 +200,7 @@ def test_any_kind_of_record_will_do(tmp_path: Path, record: Record) -> None:
     foreign = make_foreign(tmp_path, record)
     made = job(foreign, tmp_path / "store")
     assert run(made).meta["record"]["kind"] == "sampled"
-    assert {"lp", "ent", "ref_lp"} <= set(rows_of(made.directory).columns)
+    assert {"lp", "ent", "ref_lp"} <= set(rows_of(made.site).columns)
 
 
 def test_pi_ref_as_its_own_teacher_leaves_next_to_nothing(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_pi_ref_as_its_own_teacher_leaves_next_to_nothing(tmp_path: Path) -> Non
     foreign = make_foreign(tmp_path, same=True)
     made = job(foreign, tmp_path / "store")
     run(made)
-    after = rows_of(made.directory)
+    after = rows_of(made.site)
     assert np.abs(after["lp"] - rows_of(foreign.source)["lp"]).max() < 1e-3
     assert np.abs(after["lp"] - after["ref_lp"]).max() < 2e-3
 
@@ -228,11 +228,11 @@ def test_a_student_of_another_teacher_may_read_it(
 ) -> None:
     with pytest.raises(DataError, match="its teacher is"):
         train.run(student(foreign.source, tmp_path / "refused", foreign))
-    made = student(done.directory, tmp_path / "store", foreign)
+    made = student(done.site, tmp_path / "store", foreign)
     manifest = train.run(made)
     assert not [r for r in caplog.records if "its teacher is" in r.message]
     assert manifest.meta["guarantee"]["level"] == "exact"
-    start, end = weights(foreign.root / "reference"), weights(made.directory)
+    start, end = weights(foreign.root / "reference"), weights(made.site)
     assert any(not np.array_equal(start[name], end[name]) for name in start)
 
 
@@ -247,7 +247,7 @@ def test_only_what_reads_the_realised_token_can_be_trained(
     objective: dict[str, str],
     expected: str,
 ) -> None:
-    made = student(done.directory, tmp_path, foreign, objective=objective, steps=1)
+    made = student(done.site, tmp_path, foreign, objective=objective, steps=1)
     if expected == "refused":
         with pytest.raises(ConfigError, match="cannot be trained on `sampled` records"):
             train.run(made)
@@ -296,7 +296,7 @@ def test_killed_half_way_it_leaves_no_set_and_goes_on(foreign: Foreign, tmp_path
         process.send_signal(signal.SIGKILL)
     with pytest.raises(DataError, match="not a committed set"):
         read_manifest(made.directory)
-    before = {path: path.stat().st_mtime_ns for path in made.directory.glob("part-*")}
+    before = {path: path.stat().st_mtime_ns for path in made.site.glob("part-*")}
     assert len(before) == 2
     run(made)
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -317,7 +317,7 @@ def _until(seconds: float) -> Iterator[None]:
 def test_what_cannot_be_corrected_is_refused(
     foreign: Foreign, done: Job[Residualize], tmp_path: Path
 ) -> None:
-    twice = job(Foreign(foreign.root, done.directory), tmp_path)
+    twice = job(Foreign(foreign.root, done.site), tmp_path)
     with pytest.raises(DataError, match="is corrected already"):
         residualize.plan(twice)
     with pytest.raises(DataError, match="holds model, not records"):

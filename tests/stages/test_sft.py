@@ -49,7 +49,7 @@ def test_the_student_learns_and_carries_the_teacher_on(
 ) -> None:
     made = job(base, world.sequences, tmp_path)
     manifest = sft.run(made)
-    losses = [float(line["loss"] or 0) for line in read(made.directory / "metrics.jsonl")]
+    losses = [float(line["loss"] or 0) for line in read(made.site / "metrics.jsonl")]
     assert losses[-1] < 0.8 * losses[0]
     assert manifest.teacher == identity(world.teacher).to_json()
     assert manifest.tokenizer == {
@@ -63,7 +63,7 @@ def test_maximum_likelihood_is_not_held_against_a_drift_limit(
 ) -> None:
     made = job(base, world.sequences, tmp_path, steps=1)
     sft.run(made)
-    assert "drift_chi2" not in read(made.directory / "metrics.jsonl")[0]
+    assert "drift_chi2" not in read(made.site / "metrics.jsonl")[0]
 
 
 def test_the_student_gets_the_tokenizer_files_of_the_data(
@@ -110,7 +110,7 @@ def test_only_right_answers_are_read_when_asked(world: World, base: Input, tmp_p
 def test_the_base_sets_the_saved_type(world: World, base: Input, tmp_path: Path) -> None:
     made = job(Input(base.path, dtype="bfloat16"), world.sequences, tmp_path, steps=2)
     sft.run(made)
-    assert {tensor.dtype for tensor in weights(made.directory).values()} == {torch.bfloat16}
+    assert {tensor.dtype for tensor in weights(made.site).values()} == {torch.bfloat16}
 
 
 def test_the_manifest_is_left_to_the_runner(world: World, base: Input, tmp_path: Path) -> None:

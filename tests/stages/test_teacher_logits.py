@@ -137,7 +137,7 @@ def test_parts_map_one_to_one(
     manifest = run(job)
     assert [part.split for part in manifest.parts] == list(SPLITS)
     for part, rows in zip(manifest.parts, parts, strict=True):
-        scored = read_all(job.directory, part)
+        scored = read_all(job.site, part)
         for name in ("seq_id", "prompt_id", "sample", "finish", "outcome", "prompt", "tok"):
             np.testing.assert_array_equal(scored[name], rows[name], err_msg=name)
         np.testing.assert_allclose(scored["ref_lp"], rows["ref_lp"], rtol=2**-15)
@@ -156,7 +156,7 @@ def test_a_limit_scores_the_first_sequences_and_all_held_out(
     assert [part.sequences for part in some.parts] == counts
     for split in ("train", "holdout"):
         every, first = (
-            Rows.concat([read_all(job.directory, p) for p in made.parts if p.split == split])
+            Rows.concat([read_all(job.site, p) for p in made.parts if p.split == split])
             for job, made in zip(jobs, (whole, some), strict=True)
         )
         for name, values in every.slice(0, len(first)).columns.items():
@@ -170,7 +170,7 @@ def test_stored_log_p_is_within_a_thousandth_of_a_plain_forward(
     manifest = run(job)
     model = load(teacher)
     meta = read_meta(job.directory / manifest.parts[1].file)
-    scored = read_all(job.directory, manifest.parts[1])
+    scored = read_all(job.site, manifest.parts[1])
     log_p_TV = log_probs(model, parts[1])
     expected_T = log_p_TV[np.arange(scored.tokens), parts[1]["tok"]]
     assert np.abs(scored["lp"] - expected_T).max() < 1e-3
@@ -224,7 +224,7 @@ def test_every_kind_is_written_and_read(
 ) -> None:
     job = make_job(tmp_path, teacher, source, record=record)
     manifest = run(job)
-    scored = read_all(job.directory, manifest.parts[2])
+    scored = read_all(job.site, manifest.parts[2])
     temperature = record.get("temperature", 1.0)
     log_p_TV = log_probs(load(teacher), parts[2], temperature)
     expected_T = log_p_TV[np.arange(scored.tokens), parts[2]["tok"]]
@@ -246,7 +246,7 @@ def test_packed_records_are_the_same_records(
         assert one.row_groups == other.row_groups
         assert read_meta(jobs["packed"].directory / other.file).layout == "packed"
     assert verify_set(jobs["packed"].directory) == []
-    ranks = np.fromfile(jobs["packed"].directory / RANKS, "<u4")
+    ranks = np.fromfile(jobs["packed"].site / RANKS, "<u4")
     count_V = np.bincount(np.concatenate([rows["tok"] for rows in parts]), minlength=REAL)
     assert (np.diff(count_V[ranks]) <= 0).all()
     assert set(ranks) == set(np.flatnonzero(count_V))
@@ -278,7 +278,7 @@ def test_execution_options_leave_the_records_alone(
     monkeypatch.setattr(teacher_logits, "_BATCHES", 1)
     found = run(two)
     for before, after in zip(expected.parts, found.parts, strict=True):
-        rows, other = read_all(one.directory, before), read_all(two.directory, after)
+        rows, other = read_all(one.site, before), read_all(two.site, after)
         for name in ("seq_id", "nu", "nh", "ids"):
             np.testing.assert_array_equal(rows[name], other[name], err_msg=name)
         np.testing.assert_allclose(rows["lp"], other["lp"], rtol=1e-4, atol=1e-5)
@@ -305,7 +305,7 @@ def test_a_corpus_is_scored_without_candidates_and_reference(tmp_path: Path, tea
     (tokenizer / "tokenizer.json").write_bytes((teacher / "tokenizer.json").read_bytes())
     job = make_job(tmp_path, teacher, tmp_path / "corpus", record={"candidates": 0})
     manifest = run(job)
-    scored = read_all(job.directory, manifest.parts[0])
+    scored = read_all(job.site, manifest.parts[0])
     assert "ref_lp" not in scored
     assert len(scored) == 10
 

@@ -89,7 +89,7 @@ def job_of(
 
 
 def everything(job: Job[TeacherLogits], manifest: Manifest) -> Rows:
-    return Rows.concat([read_all(job.directory, part) for part in manifest.parts])
+    return Rows.concat([read_all(job.site, part) for part in manifest.parts])
 
 
 # ---------------------------------------------------------------------------------------------
@@ -199,7 +199,7 @@ def test_the_file_is_read_once_for_each_part(
 
     monkeypatch.setattr(TeacherPrompts, "hold", counted)
     manifest = run(job)
-    found = [len(set(read_all(job.directory, part)["prompt_id"])) for part in manifest.parts]
+    found = [len(set(read_all(job.site, part)["prompt_id"])) for part in manifest.parts]
     assert passes == found
 
 

@@ -64,7 +64,7 @@ def test_the_student_comes_closer_to_the_teacher(world: World, tmp_path: Path, f
     manifest = train.run(made)
     batch = next(read_split(world.records.directory, "train"))
     before = reverse_kl(world.reference, world.teacher, batch)
-    assert reverse_kl(made.directory, world.teacher, batch) < 0.4 * before
+    assert reverse_kl(made.site, world.teacher, batch) < 0.4 * before
     assert manifest.teacher == identity(world.teacher).to_json()
     assert tokenizer_hash(made.directory) == tokenizer_hash(world.teacher)
 
@@ -81,7 +81,7 @@ def test_the_manifest_tells_what_was_trained_and_what_it_may_be_called(
     assert meta["stopped_by_drift"] is False
     assert meta["last"] == {
         name: value
-        for name, value in read(made.directory / "metrics.jsonl")[-1].items()
+        for name, value in read(made.site / "metrics.jsonl")[-1].items()
         if name not in ("tokens_per_second", "waiting")
     }
 
@@ -94,7 +94,7 @@ def test_a_drift_stop_is_in_the_manifest_and_the_model_is_kept(
     meta = train.run(made).meta
     assert meta["stopped_by_drift"] is True
     assert meta["steps"] == 10 < meta["planned_steps"]
-    assert load_model(made.directory, "float32", "cpu").num_parameters() == meta["parameters"]
+    assert load_model(made.site, "float32", "cpu").num_parameters() == meta["parameters"]
 
 
 def test_continued_sft_is_cross_entropy_on_the_answers(world: World, tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_continued_sft_is_cross_entropy_on_the_answers(world: World, tmp_path: P
     meta = train.run(made).meta
     assert meta["guarantee"]["level"] == "exact"
     assert meta["agreement"] is None
-    losses = [float(line["loss"] or 0) for line in read(made.directory / "metrics.jsonl")]
+    losses = [float(line["loss"] or 0) for line in read(made.site / "metrics.jsonl")]
     assert losses[-1] < losses[0]
 
 
@@ -166,9 +166,9 @@ def test_from_scratch_takes_shape_from_the_recipe_and_ids_from_the_data(
         architecture={"hidden_size": 32, "layers": 1, "heads": 2},
     )
     manifest = train.run(made)
-    losses = [float(line["loss"] or 0) for line in read(made.directory / "metrics.jsonl")]
+    losses = [float(line["loss"] or 0) for line in read(made.site / "metrics.jsonl")]
     assert losses[-1] < 0.8 * losses[0]
-    assert load_model(made.directory, "float32", "cpu").config.hidden_size == 32
+    assert load_model(made.site, "float32", "cpu").config.hidden_size == 32
     assert manifest.tokenizer is not None
     assert manifest.tokenizer["tokenizer"] == tokenizer_hash(world.teacher)
 
@@ -183,5 +183,5 @@ def test_counts_serve_forward_kl(tmp_path: Path) -> None:
     world = make_world(tmp_path / "world", record)
     made = job(tmp_path / "store", world.records, world.init, objective={"name": "forward_kl"})
     assert train.run(made).meta["guarantee"]["level"] == "unbiased"
-    losses = [float(line["loss"] or 0) for line in read(made.directory / "metrics.jsonl")]
+    losses = [float(line["loss"] or 0) for line in read(made.site / "metrics.jsonl")]
     assert losses[-1] < 0.5 * losses[0]

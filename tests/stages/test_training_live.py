@@ -156,7 +156,7 @@ def test_the_stage_trains_live_and_resumes_bit_for_bit(
         with pytest.raises(KeyboardInterrupt):
             train.run(rough)
     train.run(rough)
-    ours, theirs = weights(rough.directory), weights(calm.directory)
+    ours, theirs = weights(rough.site), weights(calm.site)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
@@ -177,14 +177,14 @@ def test_a_bfloat16_student_from_scratch_trains_live(world: World, tmp_path: Pat
     inputs = {"records": bfloat16_teacher(world, tmp_path), "teacher": teacher}
     made = make_job(tmp_path / "store", "train", config, inputs)
     train.run(made)
-    losses = [float(line["loss"] or 0) for line in read(made.directory / "metrics.jsonl")]
+    losses = [float(line["loss"] or 0) for line in read(made.site / "metrics.jsonl")]
     assert losses[-1] < losses[0]
-    assert {tensor.dtype for tensor in weights(made.directory).values()} == {torch.bfloat16}
+    assert {tensor.dtype for tensor in weights(made.site).values()} == {torch.bfloat16}
 
 
 def bfloat16_teacher(world: World, target: Path) -> Input:
     """The world's records, whose teacher says it ran in bfloat16."""
-    shutil.copytree(world.records.directory, target / "records")
+    shutil.copytree(Path(world.records.path), target / "records")
     manifest = read_manifest(world.records.directory)
     (target / "records" / "manifest.json").unlink()
     teacher = {**(manifest.teacher or {}), "dtype": "bfloat16"}

@@ -64,7 +64,7 @@ class Runs:
     def directory(self, name: str) -> Path:
         """Where a run wrote its set."""
         stage, settings = self._jobs[name]
-        return job(self.world, self.root / name, stage, **settings).directory
+        return job(self.world, self.root / name, stage, **settings).site
 
     def lines(self, name: str) -> list[Line]:
         """Metrics without times."""

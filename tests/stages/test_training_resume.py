@@ -47,11 +47,11 @@ def test_killed_runs_end_with_bit_identical_weights(world: World, tmp_path: Path
     assert not (rough.directory / "manifest.json").exists()
     found = train.run(rough)
 
-    ours, theirs = weights(rough.directory), weights(calm.directory)
+    ours, theirs = weights(rough.site), weights(calm.site)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert lines(rough.directory) == lines(calm.directory)
-    assert [line["step"] for line in lines(rough.directory)] == [5, 10, 15, 18]
+    assert lines(rough.site) == lines(calm.site)
+    assert [line["step"] for line in lines(rough.site)] == [5, 10, 15, 18]
     assert found.meta == expected.meta
     assert not work.exists()
     assert not list(rough.directory.glob("**/*.tmp"))
@@ -62,7 +62,7 @@ def test_a_set_directory_with_another_runs_checkpoint_is_refused(
 ) -> None:
     """As after a directory was copied by hand: same short name, other data behind it."""
     job = student_job(world, tmp_path / "store")
-    with checkpoint.workspace(job.directory) as work:
+    with checkpoint.workspace(job.site) as work:
         checkpoint.save(work, {"key": job.key, "data": "d" * 64}, {"step": 4})
     with pytest.raises(DataError, match="its data is dddd"):
         train.run(job)

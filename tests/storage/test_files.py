@@ -67,7 +67,7 @@ def test_created_once(tmp_path: Path) -> None:
 
 def test_hashed_while_written(tmp_path: Path) -> None:
     path = tmp_path / "x"
-    file = HashingFile(path)
+    file = HashingFile(path.open("xb", buffering=0))
     for block in (b"some ", b"", b"bytes"):
         assert file.write(block) == len(block)
     assert file.tell() == file.size == 10
@@ -79,7 +79,7 @@ def test_hashed_while_written(tmp_path: Path) -> None:
     assert path.read_bytes() == b"some bytes"
     assert file.digest.hexdigest() == sha256_file(path) == hashlib.sha256(b"some bytes").hexdigest()
     with pytest.raises(FileExistsError):
-        HashingFile(path)
+        HashingFile(path.open("xb", buffering=0))
 
 
 def _fail(path: Path, error: OSError) -> None:

@@ -41,7 +41,7 @@ def train_teacher(root: Path) -> Path:
         root, "pretrain", Pretrain.model_validate(settings), {"corpus": Input(str(text.directory))}
     )
     write_manifest(job.directory, pretrain.run(job))
-    return job.directory
+    return job.site
 
 
 def answers(root: Path, teacher: Path, count: int, seed: int = 0, **sampling: Any) -> Path:
@@ -59,7 +59,7 @@ def answers(root: Path, teacher: Path, count: int, seed: int = 0, **sampling: An
         for spec in sft_data.plan(job):
             sft_data.run_shard(job, spec, engine)
     write_manifest(job.directory, sft_data.commit(job))
-    return job.directory
+    return job.site
 
 
 def rows_of(directory: Path) -> Rows:

@@ -1,0 +1,92 @@
+"""Copies on this machine of what is read through a file name: models and tokenizers.
+
+Transformers and vLLM open files, so the files of a set on an object store are fetched into the
+cache once. A copy is named after the set and the digest of its manifest, and every file is compared
+with the manifest's sha256 before it gets its name.
+"""
+
+import hashlib
+import logging
+from pathlib import Path, PurePosixPath
+
+from storage.errors import DataError
+from storage.files import disk_errors, sha256_file, temporary_name
+from storage.manifest import FILE_NAME, File, read_manifest
+from storage.place import Place, cache_root
+from storage.remote import Remote
+
+log = logging.getLogger(__name__)
+
+ATTEMPT = "model-"
+"""Begins the name of the directory in a set on an object store under which a model's files lie."""
+
+
+def local_copy(directory: Place, below: str = "") -> Path:
+    """The directory of a set on this machine, or one below it; fetched if the set is elsewhere.
+
+    Args:
+        directory: Of a committed set.
+        below: Only the files in this sub-directory; its path is returned.
+
+    Raises:
+        DataError: no committed set, or a file of it is missing or damaged.
+        RetryError, ConfigError: as `storage.remote.Remote`; the disk refused.
+    """
+    if isinstance(directory, Path):
+        return directory / below
+    manifest = read_manifest(directory)
+    copy = cache_root() / "sets" / f"{directory.name}-{manifest.digest[:16]}"
+    for file in manifest.files:
+        name = _name(file)
+        if not below or name.parts[0] == below:
+            _fetch_file(directory, file, copy / name)
+    if not (copy / FILE_NAME).exists():
+        fetch(directory / FILE_NAME, copy / FILE_NAME)
+    return copy / below
+
+
+def _name(file: File) -> PurePosixPath:
+    """Where a file goes, relative to the copy."""
+    path = PurePosixPath(file.path)
+    inside = path.parts[1:] if path.parts[0].startswith(ATTEMPT) else ()
+    return PurePosixPath(*(inside or path.parts))
+
+
+def fetch(source: Remote, target: Path, sha256: str | None = None) -> None:
+    """Copy an object to this machine; it appears whole or not at all.
+
+    Raises:
+        FileNotFoundError: there is no such object.
+        DataError: its content is not what `sha256` says.
+        RetryError, ConfigError: as `storage.remote.Remote`; the disk refused.
+    """
+    digest = hashlib.sha256()
+    temporary = temporary_name(target.parent, target.name)
+    try:
+        with disk_errors(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("xb") as stream:
+                for block in source.blocks():
+                    digest.update(block)
+                    stream.write(block)
+        if sha256 not in (None, found := digest.hexdigest()):
+            raise DataError(
+                f"{source}: damaged (its sha256 is {found}, not {sha256}). Restore it from a copy, "
+                "or delete the set and run its stage again."
+            )
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _fetch_file(directory: Remote, file: File, target: Path) -> None:
+    if target.exists() and sha256_file(target) == file.sha256:
+        return
+    log.info("%s: fetching %s (%.1f MB)", directory, file.path, file.bytes / 1e6)
+    try:
+        fetch(directory / file.path, target, file.sha256)
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{directory / file.path}: missing. Restore it from a copy, or delete the set and run "
+            "its stage again."
+        ) from error
