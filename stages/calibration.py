@@ -72,18 +72,19 @@ def calibrated(
         RetryError: the disk refused.
         DataError: as `stored`.
     """
-    if record.tau is not None or record.entries is None:
+    wanted = record.wanted_entries
+    if wanted is None:
         return record
     path = directory / FILE
     if not path.exists():
         directory.mkdir(parents=True, exist_ok=True)
-        found = {"key": key, "entries": record.entries, **asdict(find())}
+        found = {"key": key, "entries": wanted, **asdict(find())}
         if create_once(path, (json.dumps(found, indent=1) + "\n").encode()):
             log.info(
                 "tau = %g keeps %.2f entries per position, %g are asked for (%s positions)",
                 found["tau"],
                 found["mean"],
-                record.entries,
+                wanted,
                 f"{found['positions']:,}",
             )
     return stored(directory, key, record)
@@ -96,12 +97,13 @@ def stored(directory: Place, key: str, record: Record) -> Record:
         RetryError: none was, so the parts cannot be complete either.
         DataError: the file is damaged, or of another set.
     """
-    if record.tau is not None or record.entries is None:
+    wanted = record.wanted_entries
+    if wanted is None:
         return record
     path = directory / FILE
     try:
         found = json.loads(path.read_bytes())
-        same = (found["key"], found["entries"]) == (key, record.entries)
+        same = (found["key"], found["entries"]) == (key, wanted)
         tau = float(Record(tau=found["tau"]).tau or 0)
     except FileNotFoundError as error:
         raise RetryError(f"{path}: missing; run the stage again to calibrate tau") from error
@@ -111,7 +113,7 @@ def stored(directory: Place, key: str, record: Record) -> Record:
         ) from error
     if not same:
         raise DataError(
-            f"{path}: tau of another set or another number of entries than {record.entries:g}. "
+            f"{path}: tau of another set or another number of entries than {wanted:g}. "
             f"Remove the directory {directory} and run the stage again."
         )
     return record.calibrated(tau)

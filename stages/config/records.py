@@ -60,6 +60,11 @@ class Record(Table):
             raise ValueError("`head_tail` needs `tau`, or `entries` from which it is calibrated")
         return self
 
+    @property
+    def wanted_entries(self) -> float | None:
+        """The mean number of entries that tau is still to be found for, or None."""
+        return self.entries if self.kind == "head_tail" and self.tau is None else None
+
     def calibrated(self, tau: float) -> Self:
         """The record as it is drawn and stored: `tau` filled in, `entries` left to tell why."""
         return self.model_copy(update={"tau": tau})

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from stages import calibration, teacher_logits
-from stages.calibration import FILE, sample
+from stages.calibration import FILE, calibrated, sample, stored
 from stages.config import Record
 from stages.scoring import sampler
-from stages.scoring.calibrate import Heads, calibrate, find_tau
+from stages.scoring.calibrate import Calibration, Heads, calibrate, find_tau
 from stages.scoring.records import LEAST_TAU
 from storage.errors import ConfigError, DataError, RetryError
 from storage.rows import Rows
@@ -233,6 +233,19 @@ def test_a_damaged_or_foreign_file_is_refused(
     (job.directory / FILE).write_text(text)
     with pytest.raises(DataError, match=message), teacher_logits.open_engine(job):
         pass
+
+
+@pytest.mark.parametrize("kind", ["counts", "top_k", "sampled"])
+def test_records_of_other_kinds_are_not_calibrated(tmp_path: Path, kind: str) -> None:
+    """A comparison table changes the kind and inherits `entries`, which then has no effect."""
+    record = Record.model_validate({"kind": kind, "entries": 5.0})
+
+    def find() -> Calibration:
+        raise AssertionError("nothing to find")
+
+    assert calibrated(tmp_path, "0" * 64, record, find) == record
+    assert stored(tmp_path, "0" * 64, record) == record
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_a_calibration_there_is_no_commit(

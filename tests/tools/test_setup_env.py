@@ -140,9 +140,7 @@ def test_the_script_parses_under_an_old_python() -> None:
     subprocess.run([sys.executable, "-c", compile_old], check=True)
 
 
-def test_what_is_added_is_installed_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_added_is_installed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     env, installed = Environment(tmp_path), list[str]()
     monkeypatch.setattr(setup_env, "first_success", lambda what, *_: installed.append(what))
     for _ in range(2):
