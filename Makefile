@@ -25,7 +25,7 @@ export PYTHONPYCACHEPREFIX := $(CURDIR)/.pycache
 .NOTPARALLEL:
 .SUFFIXES:
 .DEFAULT_GOAL := help
-.PHONY: help env lock clean distclean test test-schedulers lint types $(STAGES) demo demo-live repro-rskd status explain bench
+.PHONY: help env lock clean distclean test test-schedulers test-faults lint types $(STAGES) demo demo-live repro-rskd status explain bench
 
 ## Stages (each first completes what it depends on; what is done already is not done again)
 # corpus          tokenise text into sequences
@@ -66,6 +66,7 @@ explain: env
 ## Development
 # test            lint, types and pytest
 # test-schedulers the chain in a real Airflow, Dagster and Ray cluster
+# test-faults     runs that are killed and disturbed at length
 # lint            ruff: rules and format
 # types           pyright
 # bench           every benchmark against its target; writes docs/benchmarks.md (a quiet machine!)
@@ -79,6 +80,9 @@ test: lint types
 test-schedulers: env
 	@$(PYTHON) tools/setup_env.py --venv "$(VENV)" --device $(DEVICE) --also ray
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -m scheduler tests/schedulers $(TESTS)
+
+test-faults: env
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -m faults $(TESTS)
 
 lint: env
 	@$(BIN)/ruff check --quiet $(CODE)

@@ -9,6 +9,7 @@ free port, exit codes that survive, and no stack trace on top of a message.
 import importlib
 import logging
 import os
+import signal
 import sys
 import uuid
 from typing import Any
@@ -50,16 +51,17 @@ def _hush() -> None:
 
 
 def _code(codes: dict[int, int]) -> int:
-    """The code all processes agreed on; a killed one could not agree, nor say anything."""
-    said = [code for code in codes.values() if code > 0]
-    if said:
-        return said[0]
-    rank, code = min(codes.items())
-    sys.stderr.write(
-        f"error: process {rank} was killed by signal {-code}; finished checkpoints are kept, run "
-        "the same command again\n"
-    )
-    return RetryError.exit_code
+    """The code all processes agreed on; a killed one could not agree, nor say anything.
+
+    SIGTERM is what torchrun sends the others, once one has ended.
+    """
+    killed = {rank: -code for rank, code in codes.items() if code < 0 and code != -signal.SIGTERM}
+    for rank, number in killed.items():
+        sys.stderr.write(
+            f"error: process {rank} was killed by signal {number}; finished checkpoints are kept, "
+            "run the same command again\n"
+        )
+    return next((code for code in codes.values() if code > 0), RetryError.exit_code)
 
 
 if __name__ == "__main__":
