@@ -128,7 +128,7 @@ class Airflow:
     def events(self, asset: str) -> list[Json]:
         """Events of an asset, oldest first."""
         found = self.ask("assets/events?order_by=timestamp&limit=100")["asset_events"]
-        return [event for event in found if event["uri"] == asset]
+        return [event for event in found if event["name"] == asset]
 
 
 def _until(what: str, answer: Any, why: Any = str) -> Any:

@@ -15,6 +15,8 @@ from typing import Any
 from tests.e2e.command import ROOT
 
 DAGS = ROOT / "dags"
+SMALL = Path(__file__).with_name("small.toml")
+"""A recipe without generation."""
 
 
 def make_environment(name: str) -> Path:

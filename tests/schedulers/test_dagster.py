@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.graph import STAGES
-from tests.e2e.command import HERE as E2E
-from tests.schedulers.environment import DAGS, Flaky, make_environment, variables
+from tests.schedulers.environment import DAGS, SMALL, Flaky, make_environment, variables
 
 pytestmark = [pytest.mark.scheduler, pytest.mark.timeout(3000)]
 
@@ -65,7 +64,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def partition(store: Path, *overrides: str) -> str:
-    return " ".join([str(E2E / "tiny.toml"), f"store={store}", *overrides])
+    return " ".join([str(SMALL), f"store={store}", *overrides])
 
 
 def count(run: dict[str, Any], event: str, step: str) -> int:
@@ -85,11 +84,10 @@ def test_every_stage_is_materialised(chain: dict[str, Any]) -> None:
     assert first["status"] == "SUCCESS"
     names = {stage.name.replace("-", "_") for stage in STAGES}
     assert chain["sets"].keys() == names
-    assert chain["sets"]["residualize"] == {}
-    assert chain["sets"]["train"].keys() == {
-        "train.continued-sft", "train.lightning", "train.reverse_kl",
+    assert {name for name, sets in chain["sets"].items() if sets} == {
+        "corpus", "pretrain", "teacher_logits", "train",
     }  # fmt: skip
-    assert sum(count(first, "STEP_SUCCESS", f".rollouts_run[{index}]") for index in range(9)) == 3
+    assert sum(count(first, "STEP_SUCCESS", f"corpus_run[{index}]") for index in range(9)) == 3
     for sets in chain["sets"].values():
         assert all((Path(directory) / "manifest.json").exists() for directory in sets.values())
 
@@ -107,7 +105,8 @@ def test_steps_that_use_a_gpu_wait_for_the_pool(
     chain: dict[str, Any], dagster: Dagster, store: Path
 ) -> None:
     """Two models to be made from one corpus, one place in the pool."""
-    both = partition(store, "pretrain.teacher.seed=5", "pretrain.base.seed=5")
+    more = "pretrain.other={steps=2,batch_size=8}"
+    both = partition(store, "pretrain.teacher.seed=5", more)
     run = dagster.materialize("pretrain", both)
     assert run["status"] == "SUCCESS"
     spans: dict[str, list[float]] = {}
@@ -131,7 +130,7 @@ def test_a_failed_shard_is_neither_tried_again_nor_committed(
     dagster: Dagster, flaky: Flaky, tmp_path: Path
 ) -> None:
     flaky.fail("run", "corpus", "1", f"store={tmp_path}", code=65)
-    run = dagster.materialize("corpus", partition(tmp_path, "corpus.sequences_per_part=256"))
+    run = dagster.materialize("corpus", partition(tmp_path))
     assert run["status"] == "FAILURE"
     assert count(run, "STEP_SUCCESS", "corpus_run[0]") == 1
     assert count(run, "STEP_FAILURE", "corpus_run[1]") == 1

@@ -12,35 +12,10 @@ import pytest
 
 from tests.e2e.command import ROOT
 from tests.schedulers import slurm
-from tests.schedulers.environment import Flaky
+from tests.schedulers.environment import SMALL, Flaky
 
 PAGE = (ROOT / "docs" / "slurm.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
-
-RECIPE = """
-store = "store"
-teacher = { path = "pretrain:teacher" }
-[corpus]
-task = "addition"
-count = 96
-sequences_per_part = 32
-sequence_length = 48
-holdout = 0.0
-tokenizer = { kind = "characters" }
-[pretrain.teacher]
-steps = 2
-batch_size = 8
-architecture = { hidden_size = 32, layers = 1, heads = 1, max_positions = 64 }
-[teacher-logits]
-source = "corpus"
-record = { kind = "head_tail", candidates = 0 }
-[train]
-init = "scratch"
-steps = 2
-batch_size = 8
-objective = { name = "forward_kl" }
-architecture = { hidden_size = 32, layers = 1, heads = 1, max_positions = 64 }
-"""
 
 
 def scripts() -> dict[str, str]:
@@ -97,7 +72,7 @@ def site(tmp_path: Path) -> Site:
     for name, text in scripts().items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
-    (tmp_path / "my.toml").write_text(RECIPE)
+    shutil.copy(SMALL, tmp_path / "my.toml")
     variables = {
         **os.environ,
         "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
