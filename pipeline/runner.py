@@ -6,6 +6,7 @@ A set exists once its manifest does, and the manifest is written last; so nothin
 import errno
 import importlib
 import logging
+import re
 import shutil
 import time
 from collections.abc import Generator, Iterable
@@ -133,11 +134,21 @@ def diskful(job: Job[Any]) -> Generator[None]:
     """Turns what the disk says into one clear message; finished parts stay where they are."""
     try:
         yield
-    except OSError as error:
-        if isinstance(error, AfterglowError) or error.errno not in _DISK:
+    except Exception as error:
+        if isinstance(error, AfterglowError) or _errno(error) not in _DISK:
             raise
+        said = error.strerror if isinstance(error, OSError) else error
+        where = getattr(error, "filename", None) or job.directory
         free = shutil.disk_usage(job.store.local).free >> 20 if job.store.local.exists() else 0
         raise RetryError(
-            f"{job.name}: {error.strerror} ({error.filename or job.directory}; {free} MiB free). "
+            f"{job.name}: {said} ({where}; {free} MiB free). "
             "Finished parts are kept: mend the cause and run the same command again."
         ) from error
+
+
+def _errno(error: Exception) -> int | None:
+    """What the operating system said; libraries written in Rust say it in words."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
