@@ -6,6 +6,7 @@ CONFIG ?=
 ARGS ?=
 SEEDS ?= 3
 TESTS ?=
+SOAK_MINUTES ?= 30
 PYTHON ?= python3
 VENV ?= .venv
 DEVICE ?= auto
@@ -25,7 +26,7 @@ export PYTHONPYCACHEPREFIX := $(CURDIR)/.pycache
 .NOTPARALLEL:
 .SUFFIXES:
 .DEFAULT_GOAL := help
-.PHONY: help env lock clean distclean test test-schedulers test-faults lint types $(STAGES) demo demo-live repro-rskd status explain bench
+.PHONY: help env lock clean distclean test test-schedulers test-faults soak lint types $(STAGES) demo demo-live repro-rskd status explain bench
 
 ## Stages (each first completes what it depends on; what is done already is not done again)
 # corpus          tokenise text into sequences
@@ -66,7 +67,8 @@ explain: env
 ## Development
 # test            lint, types and pytest
 # test-schedulers the chain in a real Airflow, Dagster and Ray cluster
-# test-faults     runs that are killed and disturbed at length
+# test-faults     every stage killed, raced and starved FAULT_KILLS=50 times; FUZZ_MINUTES=10 of fuzz
+# soak            score and train for SOAK_MINUTES=30: nothing may pile up
 # lint            ruff: rules and format
 # types           pyright
 # bench           every benchmark against its target; writes docs/benchmarks.md (a quiet machine!)
@@ -83,6 +85,12 @@ test-schedulers: env
 
 test-faults: env
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -m faults $(TESTS)
+	@$(BIN)/python tools/reliability_page.py
+
+soak: env
+	@rm -rf .soak && mkdir .soak
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.soak .soak $(SOAK_MINUTES) > .soak/figures.json
+	@$(BIN)/python tools/reliability_page.py .soak/figures.json
 
 lint: env
 	@$(BIN)/ruff check --quiet $(CODE)
@@ -102,7 +110,7 @@ env:
 	@$(PYTHON) tools/setup_env.py --venv "$(VENV)" --device $(DEVICE)
 
 clean:
-	@rm -rf .pycache build dist .pytest_cache .ruff_cache .hypothesis
+	@rm -rf .pycache .soak build dist .pytest_cache .ruff_cache .hypothesis
 	@find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean

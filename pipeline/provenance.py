@@ -90,7 +90,10 @@ def machine(directory: Place) -> str:
 
 
 def _read(path: Place) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:  # there was none, or another runner has just committed
+        return {}
 
 
 def _without_none(value: object) -> object:

@@ -146,9 +146,15 @@ def diskful(job: Job[Any]) -> Generator[None]:
         ) from error
 
 
-def _errno(error: Exception) -> int | None:
-    """What the operating system said; libraries written in Rust say it in words."""
-    if isinstance(error, OSError):
-        return error.errno
-    found = re.search(r"\(os error (\d+)\)", str(error))
-    return int(found[1]) if found else None
+def _errno(error: BaseException | None) -> int | None:
+    """What the operating system said.
+
+    Libraries written in Rust say it in words; torch fails once more while it handles the error.
+    """
+    while error is not None:
+        if isinstance(error, OSError):
+            return error.errno
+        if found := re.search(r"\(os error (\d+)\)", str(error)):
+            return int(found[1])
+        error = error.__cause__ or error.__context__
+    return None

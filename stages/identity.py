@@ -9,6 +9,7 @@ Importing this module does not import torch or transformers.
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,6 +24,9 @@ log = logging.getLogger(__name__)
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
 _BLOCK = 1 << 22
+
+ASKED = "AFTERGLOW_PICKLED_WEIGHTS"
+"""Environment variable that lets pickled weights be loaded."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,7 @@ def model_identity(directory: Path, dtype: str, cache: DigestCache | None = None
         DataError: the directory has no weights, no `config.json` or no tokenizer.
     """
     cache = cache or DigestCache()
+    check_weights(directory)
     weights = sorted(file for pattern in _WEIGHTS for file in directory.glob(pattern))
     if not weights or not (directory / "config.json").exists():
         raise DataError(
@@ -155,17 +160,35 @@ def local_directory(source: Input) -> Path:
     if not isinstance(path, Path):
         return local_copy(path)
     if path.is_dir():
+        check_weights(path)
         return path
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(source.path, revision=source.revision))
+        found = Path(snapshot_download(source.path, revision=source.revision))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise DataError(
             f"{source.path}: no such directory, and not to be had from the Hub ({error}). "
             "Check the path, or download the model first."
         ) from error
+    check_weights(found)
+    return found
+
+
+def check_weights(directory: Path) -> None:
+    """Refuse a model whose weights are pickled: loading them may run code that came with them.
+
+    Raises:
+        DataError: there are pickled weights and no safetensors, and nobody asked for them.
+    """
+    pickled = sorted(file.name for file in directory.glob("pytorch_model*.bin"))
+    if not pickled or any(directory.glob("*.safetensors")) or os.environ.get(ASKED) == "1":
+        return
+    raise DataError(
+        f"{directory / pickled[0]}: pickled weights, which may run code when they are loaded. Save "
+        f"the model as safetensors (`save_pretrained`), or set {ASKED}=1 if you trust its origin."
+    )
 
 
 def check_teacher(

@@ -57,6 +57,7 @@ def load_model(directory: Path, dtype: str, device: torch.device | str) -> PreTr
             directory,
             dtype=getattr(torch, dtype),
             local_files_only=True,
+            trust_remote_code=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported below, with the missing ones
         )

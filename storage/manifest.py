@@ -236,8 +236,10 @@ def read_manifest(directory: Place) -> Manifest:
 
 
 def _check_digest(value: dict[str, Any]) -> None:
-    """A manifest without a digest was written before there was one."""
+    """A manifest without a digest was written before there was one, and has known fields only."""
     expected = value.pop(DIGEST, None)
+    if expected is None and not set(value) <= {field.name for field in fields(Manifest)}:
+        raise ValueError(f"no {DIGEST}")
     if expected is not None and (found := _digest(value)) != expected:
         raise ValueError(f"its {DIGEST} is {found}, not {expected}")
 

@@ -2,11 +2,12 @@
 
 Usage: python -m tests.faults.recovery DIRECTORY KILLS STAGE...
 
-Prints one JSON object a line: by stage and disturbance how often it was disturbed and what followed.
-Every attempt is a process of its own, forked from one that has imported the libraries already. First the
-node is made undisturbed; then again and again in the same place, while it is killed, told to end,
-raced by another runner, given a full disk or a wrong clock. Whatever is left over is then run to
-its end and compared with the undisturbed set. Parts that were finished must not be made again.
+Prints one JSON object a line: by stage and disturbance how often it was disturbed and what
+followed. Every attempt is a process of its own, forked from one that has imported the libraries
+already. First the node is made undisturbed; then again and again in the same place, while it is
+killed, told to end, raced by another runner, given a full disk or a wrong clock. Whatever is left
+over is then run to its end and compared with the undisturbed set. Parts that were finished must not
+be made again.
 """
 
 import importlib
@@ -186,7 +187,7 @@ def killed(node: Node, times: int, how: int, rng: random.Random) -> Row:
 def raced(node: Node, times: int, *_: object) -> Row:
     """Two runners on one store at once; one may be sent away, but not both."""
     row = {"disturbed": 0, "recovered": 0, "lost": 0}
-    for _ in range(times):
+    for _attempt in range(times):
         node.clear()
         codes = [end(child) for child in [start(node.make, node.log) for _ in range(2)]]
         row["disturbed"] += 1

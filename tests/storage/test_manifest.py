@@ -70,6 +70,17 @@ def test_a_manifest_of_before_there_was_a_digest(tmp_path: Path) -> None:
     assert read_manifest(tmp_path) == manifest
 
 
+def test_a_digest_under_another_name_is_missed(tmp_path: Path) -> None:
+    """Two flipped bits: one in the name of the field, one in what it vouches for."""
+    write_set(tmp_path, META, [5])
+    text = (tmp_path / FILE_NAME).read_text()
+    spoilt = text.replace(f'\n "{DIGEST}"', '\n "shb256"').replace(META.key, "1" + META.key[1:])
+    assert spoilt != text
+    (tmp_path / FILE_NAME).write_text(spoilt)
+    with pytest.raises(DataError, match="no sha256"):
+        read_manifest(tmp_path)
+
+
 def test_the_digest_in_the_file_is_that_of_the_set(tmp_path: Path) -> None:
     manifest = write_set(tmp_path, META, [5])
     assert json.loads((tmp_path / FILE_NAME).read_text())[DIGEST] == manifest.digest
