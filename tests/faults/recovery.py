@@ -101,7 +101,7 @@ class Node:
         planned, self.store = plan(root, name)
         self.planned = planned[-1]
         self.upstream = planned[:-1]
-        self.directory = self.planned.directory(self.store)
+        self.directory = Path(str(self.planned.directory(self.store)))
         self.log = root / f"{name}.log"
         self.calm: dict[str, str] = {}
         self.seconds = 0.0
