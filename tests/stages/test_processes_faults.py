@@ -37,9 +37,9 @@ def test_killed_at_every_step_and_continued_by_another_number(tmp_path: Path) ->
             assert ended.codes == [0] * count, (name, ended.says)
         else:
             assert sorted(ended.codes) == [-9, 75], (name, ended.says)
-    calm = weights(job(world, tmp_path / "calm").directory)
+    calm = weights(job(world, tmp_path / "calm").site)
     for name in {name for name, _, _ in listed}:
-        found = weights(job(world, tmp_path / name).directory)
+        found = weights(job(world, tmp_path / name).site)
         for tensor in calm:
             torch.testing.assert_close(found[tensor], calm[tensor], rtol=0, atol=3e-6)
 
