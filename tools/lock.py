@@ -64,6 +64,9 @@ NOT_ON_CPU = ("torch", "triton")
 # Python 3.13 and is not what vLLM's CUDA 13 build was made for.
 CUDA_CONSTRAINTS = ("cuda-python>=13",)
 
+# botocore, on which the client of S3 stands, takes no later one yet; it goes on top of either.
+S3_CONSTRAINTS = ("python-dateutil<3",)
+
 # Clients of object stores and the like, which the peers of the benchmarks ask for and which nothing
 # imports that reads and writes files.
 NOT_FOR_FILES = (
@@ -251,8 +254,9 @@ def main() -> int:
     absent += document["tool"]["uv"]["override-dependencies"]
     base = project["dependencies"]
     cpu_extra = [*expand(project, "cpu"), *TORCH_CPU_NEEDS, *UNSEEN_BY_UV]
-    cpu = compiled([*base, *cpu_extra], overrides=absent)
-    cuda = compiled([*base, *expand(project, "cuda")], constraints=CUDA_CONSTRAINTS)
+    cpu = compiled([*base, *cpu_extra], overrides=absent, constraints=S3_CONSTRAINTS)
+    for_cuda = (*CUDA_CONSTRAINTS, *S3_CONSTRAINTS)
+    cuda = compiled([*base, *expand(project, "cuda")], constraints=for_cuda)
     both = [line.partition(" \\")[0] for name in cpu if name in cuda for line in cpu[name]]
     dev = compiled(expand(project, "dev"), constraints=both)
     dev = {name: texts for name, texts in dev.items() if name not in cpu or name not in cuda}

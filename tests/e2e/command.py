@@ -26,7 +26,7 @@ class Outcome:
         return json.loads(self.out.strip().splitlines()[-1])
 
 
-def afterglow(*arguments: str | Path, store: Path, python: tuple[str, ...] = ()) -> Outcome:
+def afterglow(*arguments: str | Path, store: Path | str, python: tuple[str, ...] = ()) -> Outcome:
     """Run `afterglow ARGUMENTS` with its store at `store`; never raises for an exit code."""
     command = [sys.executable, *python, "-m", "pipeline", *map(str, arguments)]
     done = subprocess.run(
