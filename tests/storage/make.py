@@ -9,6 +9,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from storage.manifest import Manifest, SetMeta, commit_parts, write_manifest
+from storage.place import Place
 from storage.ranks import write_ranks
 from storage.rows import Rows
 from storage.schema import column_names
@@ -171,7 +172,7 @@ def rows_strategy(draw: st.DrawFn, kind: str) -> tuple[Rows, SetMeta]:
 
 
 def write_set(
-    directory: Path,
+    directory: Place,
     meta: SetMeta,
     sizes: Sequence[int] | Mapping[int, tuple[int, str]],
     *,
@@ -196,7 +197,7 @@ def write_set(
     return write_manifest(directory, commit(directory, meta, len(plan)))
 
 
-def commit(directory: Path, meta: SetMeta, count: int) -> Manifest:
+def commit(directory: Place, meta: SetMeta, count: int) -> Manifest:
     """The manifest of the parts in `directory`, not written."""
     return commit_parts(
         directory,
