@@ -125,7 +125,7 @@ def machine(load: float, seconds: float) -> list[tuple[str, str]]:
         ("date", time.strftime("%Y-%m-%d", time.gmtime())),
         ("load before", f"{load:.2f}"),
         ("duration", f"{seconds / 60:.1f} minutes"),
-        ("command", f"`python -m benchmarks {' '.join(sys.argv[1:])}`".replace(" `", "`")),
+        ("command", "`make bench`"),
     ]
 
 
