@@ -6,7 +6,8 @@ fraction of N p:
 
     independent draws   sum p (1 - p) / N
     systematic draws    sum f (1 - f) / N^2
-    head_tail           sum over the tail of p (t - p), t = (tail mass) / (tail entries)
+    head_tail           sum over the tail of p (t - p), t = (tail mass r) / (tail entries); where t
+                        is `tail_floor` f > r: and r (f - r) sum over the head of (p / (1 - r))^2
     any unbiased record at least the sum over p < tau of p (tau - p)
 
 All of it follows from the largest probabilities and the sum of squares, so tau can be searched for
@@ -23,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.sources import Source
+from stages.config import Record
 from stages.scoring.kernels import REST_FLOOR
 from stages.scoring.records import LEAST_TAU
 
@@ -40,7 +42,7 @@ class Error(NamedTuple):
 
 
 class Split(NamedTuple):
-    """Of each position: entries of the head, of the tail, and mass of the tail."""
+    """Of each position: entries of the head, most of the tail, and mass of the tail."""
 
     head_T: Array
     tail_T: Array
@@ -89,10 +91,16 @@ class Profile:
         """Error and entries of the adaptive record."""
         head_T, tail_T, rest_T = self.split(tau)
         inside_TK = np.arange(self.top_TK.shape[1]) < head_T[:, None]
-        square_T = self.square_T - np.where(inside_TK, np.square(self.top_TK), 0.0).sum(axis=1)
-        weight_T = np.divide(rest_T, tail_T, out=np.zeros_like(rest_T), where=tail_T > 0)
-        mse_T = np.maximum(0.0, weight_T * rest_T - square_T)
-        return Error(float(mse_T.mean()), float((head_T + tail_T).mean()))
+        head_square_T = np.where(inside_TK, np.square(self.top_TK), 0.0).sum(axis=1)
+        floor = Record(tau=tau).tail_floor
+        thin_T = (tail_T == 1) & (rest_T < floor)
+        least_T = np.where(thin_T, floor, rest_T)
+        weight_T = np.divide(least_T, tail_T, out=np.zeros_like(rest_T), where=tail_T > 0)
+        mse_T = np.maximum(0.0, weight_T * rest_T - (self.square_T - head_square_T))
+        share_T = head_square_T / np.square(np.where(thin_T, 1.0 - rest_T, 1.0))
+        mse_T += np.where(thin_T, rest_T * (floor - rest_T) * share_T, 0.0)
+        entries_T = head_T + np.where(thin_T, rest_T / floor, tail_T)
+        return Error(float(mse_T.mean()), float(entries_T.mean()))
 
     def bound(self, entries: float) -> Error:
         """The least error of any unbiased record with so many expected entries.

@@ -75,8 +75,8 @@ def run(options: Options) -> Report:
 _NOTES = (
     "gradient MSE: mean over positions of the squared distance between the gradient of the forward "
     "KL by the student's logits from the record and from the whole distribution.",
-    "`head_tail` keeps at least one tail id wherever the tail has a mass above 1e-7, so a "
-    "teacher that is nearly certain almost everywhere costs two entries; counts get by with one.",
+    "A tail of less mass than tau / sqrt(2) is kept by chance, so a teacher that is nearly certain "
+    "costs `head_tail` little more than the one entry that counts get by with.",
 )
 
 

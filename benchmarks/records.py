@@ -120,7 +120,7 @@ def meta_of(record: Record, vocabulary: int) -> SetMeta:
         key="0" * 64,
         kind="records",
         vocab_size=vocabulary,
-        record=record.model_dump(),
+        record=record.described(),
     )
 
 

@@ -40,7 +40,7 @@ STAGES: tuple[Stage, ...] = (
         ("corpus", "pretrain", "sft-data", "rollouts"),
         True,
         True,
-        1,
+        2,
         "the same teacher scores every position once",
     ),
     Stage(

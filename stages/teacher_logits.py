@@ -118,7 +118,7 @@ def run_shard(job: Job[TeacherLogits], spec: ShardSpec, engine: Teacher) -> Part
         kind="records",
         vocab_size=engine.scorer.vocab_size,
         candidates=record.candidates if record.kind == "head_tail" else 0,
-        record=record.model_dump(),
+        record=record.described(),
         tokenizer=_tokenizer(engine.identity),
         teacher=engine.identity,
         layout="open" if engine.ranks is None else "packed",
@@ -155,7 +155,7 @@ def commit(job: Job[TeacherLogits]) -> Manifest:
         tokenizer=_tokenizer(identity),
         files=[*files, FILE] if calibrated_here else files,
     )
-    meta = dict(source.meta) | {"record": record.model_dump()}
+    meta = dict(source.meta) | {"record": record.described()}
     if job.config.teacher_prompt is not None:
         meta["teacher_prompt"] = job.config.teacher_prompt.model_dump()
     if manifest.parts:

@@ -63,6 +63,11 @@ def _check_record(record: Json) -> None:
     for name, (used, most, default) in limits.items():
         if used and not 1 <= int(record.get(name, default)) <= most:
             raise DataError(f"a set of {kind} needs record parameter `{name}`, from 1 to {most}")
+    floor = float(record.get("tail_floor", 0.0))
+    if kind == "head_tail" and not (0.0 <= floor < 1.0 and not (floor and record.get("logp"))):
+        raise DataError(
+            f"tail_floor is {floor}; it is a mass below 1, and 0 where log p of drawn ids is kept"
+        )
     other = record.get("loss_temperature")
     if other is not None and not 0.0 < float(other) < math.inf:
         raise DataError(f"loss_temperature is {other}; a temperature is positive")

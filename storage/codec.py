@@ -127,6 +127,7 @@ def _decode(
         int(meta.record_params["draws"]) if counted else 0,
         copies,
         draw,
+        meta.tail_floor,
         nu,
         nh,
         rest,

@@ -36,6 +36,7 @@ with np.errstate(over="ignore", invalid="ignore"):
         types.int64,
         types.int64,
         types.int64,
+        types.float64,
         _input(types.uint8),
         _input(types.uint8),
         _input(types.float32),
@@ -58,6 +59,7 @@ def decode_records(
     draws: int,
     copies: int,
     draw: int,
+    tail_floor: float,
     nu_TC: Array,
     nh_T: Array,
     rest_T: Array,
@@ -78,6 +80,7 @@ def decode_records(
     Args:
         draws: N of a `counts` record; 0 for other kinds.
         copies, draw: C, and which of them to decode.
+        tail_floor: what a tail stands for where less than this is outside the head.
         nu_TC, nh_T: entries of a draw, head included, and head entries.
         rest_T: teacher mass outside the head.
         stored_ids_S, cnt_S: ids, and counts (empty unless `draws`).
@@ -123,7 +126,7 @@ def decode_records(
         elif tail == 0:
             outside = 0.0  # nothing was drawn outside the head: the head stands for everything
         else:
-            outside = np.float64(rest_T[position])
+            outside = max(np.float64(rest_T[position]), tail_floor)
         mass = 0.0
         for k in range(known):
             mass += half_exp[hlp_H[head + k]]

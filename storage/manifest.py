@@ -114,6 +114,12 @@ class SetMeta:
         return int(self.record_params.get("copies", 1)) if drawn else 1
 
     @property
+    def tail_floor(self) -> float:
+        """Weight of a tail's one id where less mass than this is outside the head (FORMAT.md)."""
+        drawn = self.record_kind == "head_tail"
+        return float(self.record_params.get("tail_floor", 0.0)) if drawn else 0.0
+
+    @property
     def record_params(self) -> Json:
         """Record parameters; empty for plain sequences."""
         return self.record or {}

@@ -2,13 +2,19 @@
 
 from collections.abc import Mapping
 from string import Formatter
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from stages.config.base import Fraction, Named, Positive, Table, merge, plain_names
 from stages.config.data import PromptSource
 from stages.config.execution import Workers
+
+TAIL_FLOOR = 0.5**0.5
+"""`Record.tail_floor` over tau. To keep the one id of a tail of mass r with probability s costs s
+entries and, at most, 2 r^2 / s of squared error (its own and that of the head, which takes what is
+left). At tau^2 of error per entry, the rate at which tau trades them everywhere else, the cost is
+least at s = r / (tau sqrt(1/2))."""
 
 
 class Record(Table):
@@ -69,14 +75,29 @@ class Record(Table):
         """The record as it is drawn and stored: `tau` filled in, `entries` left to tell why."""
         return self.model_copy(update={"tau": tau})
 
+    @property
+    def tail_floor(self) -> float:
+        """`head_tail`: a tail of less mass keeps its one id with probability mass / `tail_floor`.
+
+        It then weighs `tail_floor`; with log p of drawn ids no tail is left out, and this is 0. So
+        positions at which the teacher is sure cost hardly more than their head.
+        """
+        kept = self.kind != "head_tail" or self.logp
+        return 0.0 if kept or self.tau is None else self.tau * TAIL_FLOOR
+
+    def described(self) -> dict[str, Any]:
+        """The `record` object of a manifest or a footer: all that a reader needs, and more."""
+        return self.model_dump() | ({"tail_floor": self.tail_floor} if self.tail_floor else {})
+
     @classmethod
     def stored(cls, table: Mapping[str, object]) -> Self:
         """The record of a set from the `record` object of its manifest or footer.
 
-        A calibrated tau is kept there beside the `entries` that asked for it, and counts alone.
+        A calibrated tau is kept there beside the `entries` that asked for it, and counts alone;
+        `tail_floor` follows from it.
         """
-        dropped = "entries" if table.get("tau") is not None else ""
-        return cls.model_validate({name: v for name, v in table.items() if name != dropped})
+        dropped = {"tail_floor", *(["entries"] if table.get("tau") is not None else [])}
+        return cls.model_validate({name: v for name, v in table.items() if name not in dropped})
 
     def unused(self) -> frozenset[str]:
         """Parameters of other kinds."""

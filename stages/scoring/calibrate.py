@@ -41,9 +41,11 @@ class Heads:
     """Whether an id is in the head whatever its probability: a candidate."""
     outside_R: Array
     """Probability of all other ids together."""
+    floor: float
+    """`Record.tail_floor` over tau."""
 
     @classmethod
-    def of(cls, scored: Rows, cand_RC: Array) -> "Heads":
+    def of(cls, scored: Rows, cand_RC: Array, floor: float) -> "Heads":
         """From `head_tail` records at the least tau, and the candidates forced into them."""
         nh_R, drawn_R = scored["nh"].astype(np.int64), scored["nu"].astype(np.int64)
         K = max(1, int(nh_R.max()))
@@ -59,10 +61,10 @@ class Heads:
         forced_RK = np.zeros_like(used_RK)
         for c in range(cand_RC.shape[1]):
             forced_RK |= ids_RK == cand_RC[:, c : c + 1]
-        return cls(p_RK, forced_RK, rest_R)
+        return cls(p_RK, forced_RK, rest_R, floor)
 
     def mean_entries(self, tau: float) -> float:
-        """Mean number of entries of a record at `tau`, which is at least the one it came from."""
+        """Expected entries per position of a record at `tau`, at least the one it came from."""
         head_RK = self.forced_RK | (self.p_RK >= tau)
         while True:
             mass_R = self.outside_R + np.where(head_RK, 0.0, self.p_RK).sum(axis=1)
@@ -70,7 +72,9 @@ class Heads:
             weight_R = np.where(n_R > 0, mass_R / np.maximum(n_R, 1.0), np.inf)
             above_RK = (self.p_RK > weight_R[:, None] * (1 + _SLACK)) & ~head_RK
             if not above_RK.any():
-                return float((head_RK.sum(axis=1) + n_R).mean())
+                left_out_R = (n_R == 1) & (mass_R < self.floor * tau)
+                drawn_R = np.where(left_out_R, mass_R / (self.floor * tau or 1.0), n_R)
+                return float((head_RK.sum(axis=1) + drawn_R).mean())
             head_RK |= above_RK
 
 
@@ -98,11 +102,12 @@ def calibrate(scorer: Scorer, rows: Rows, record: Record, seed: int) -> Calibrat
         ConfigError: no tau gives so many or so few entries; the message says how many there can be.
         (others): as `Scorer.score`.
     """
-    finest = record.model_copy(update={"tau": LEAST_TAU, "copies": 1, "logp": False})
+    finest = record.model_copy(update={"tau": LEAST_TAU, "copies": 1})
     cand_RC = np.zeros((rows.tokens, 0), np.int64)
     if record.candidates:
         cand_RC = rows["cand"].reshape(rows.tokens, -1)[:, : record.candidates].astype(np.int64)
-    heads = Heads.of(scorer.score(rows, finest, seed), cand_RC)
+    scored = scorer.score(rows, finest, seed)
+    heads = Heads.of(scored, cand_RC, finest.tail_floor / LEAST_TAU)
     tau = find_tau(heads, record.entries or 0.0)
     return Calibration(tau, heads.mean_entries(tau), rows.tokens)
 
@@ -110,8 +115,8 @@ def calibrate(scorer: Scorer, rows: Rows, record: Record, seed: int) -> Calibrat
 def find_tau(heads: Heads, entries: float) -> float:
     """tau, to four digits, with a mean nearest to `entries`, by bisection of its logarithm.
 
-    The mean falls in steps, since a position keeps a whole number of entries; so the answer is the
-    better side of the step that crosses `entries`.
+    The mean falls in steps, since most positions keep a whole number of entries; so the answer is
+    the better side of the step that crosses `entries`.
 
     Raises:
         ConfigError: `entries` is more than 5 % outside what can be reached.

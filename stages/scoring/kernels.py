@@ -354,8 +354,8 @@ def counts_rows(rows: Chunk, u_RMN: Any, nu_RM: Any, ids_RK: Any, cnt_RK: Any) -
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def head_tail_rows(
-    rows: Chunk, cand_RC: Any, tau: float, u_RM: Any, nu_RM: Any, nh_R: Any, rest_R: Any,
-    ids_RK: Any,
+    rows: Chunk, cand_RC: Any, tau: float, tail_floor: float, u_RM: Any, nu_RM: Any, nh_R: Any,
+    rest_R: Any, ids_RK: Any,
 ) -> None:  # fmt: skip
     """The ids of p >= tau exactly, and M systematic samples of the rest, of each row.
 
@@ -363,11 +363,16 @@ def head_tail_rows(
     t = r / n. Ids with p > t join the head, which changes r, n and t, until there are none. Then
     every tail id has p <= t and is drawn with probability p / t by one uniform, at most once.
 
+    Where n = 1 and r < `tail_floor`, t is `tail_floor` instead, so that with probability 1 - r / t
+    nothing is drawn. A reader gives the head what the tail did not take: its weights sum to 1 - t
+    or to 1, in the mean to 1 - r, and stay in proportion.
+
     Args:
         rows: See `Chunk`.
         cand_RC: Ids forced into the head, whatever their p; at most 64 of them,
             repetitions are ignored.
         tau: Probability from which an id is stored exactly, at least 1 / 128.
+        tail_floor: Least weight of the one id of a tail, at most tau; 0 leaves no tail out.
         u_RM: Uniforms, one for each copy.
         nu_RM, nh_R: Receive the number of entries of each copy, and of those in the head.
         rest_R: Receives r, summed over the tail.
@@ -389,9 +394,13 @@ def head_tail_rows(
         for k in range(h):
             ids_RK[r, k] = head_K[k]
         end = h
+        floor = tail_floor * Z if n == 1 else 0.0
         for m in range(u_RM.shape[1]):
+            if u_RM[r, m] * floor >= mass:
+                nu_RM[r, m] = h
+                continue
             for k in range(n):
-                threshold_K[k] = (k + u_RM[r, m]) * mass / n
+                threshold_K[k] = (k + u_RM[r, m]) * max(mass, floor) / n
             drawn = _locate(e_V, block_B, group_G, threshold_K[:n], True, ids_RK[r, end:], once_K)
             nu_RM[r, m] = h + drawn
             end += drawn

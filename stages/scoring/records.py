@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.config import Record
+from storage.codec import round_mantissa
 from storage.errors import EngineError
 
 Array = NDArray[Any]
@@ -19,6 +20,9 @@ Array = NDArray[Any]
 MOST_CANDIDATES = 64
 LEAST_TAU = 1 / 128
 """Limits of `stages.config.Record`; together they bound the entries of a record."""
+
+REST_BITS = 11
+"""Explicit mantissa bits kept of `rest`: log p of the head, in float16, is no more precise."""
 
 LOG_FLOOR = -1000.0
 """Stored as log p of an id the teacher rules out (logit -inf): large, but finite."""
@@ -68,7 +72,7 @@ class Records:
             "lz": self.lz_R,
             "nu": None if self.nu_RM is None else self.nu_RM.ravel(),
             "nh": self.nh_R,
-            "rest": self.rest_R,
+            "rest": None if self.rest_R is None else round_mantissa(self.rest_R, REST_BITS),
             "ids": self.ids_E,
             "cnt": self.cnt_E,
             "hlp": self.hlp_H,

@@ -144,7 +144,15 @@ def _head_tail(chunk: kernels.Chunk, given: _Given, record: Record) -> dict[str,
     rest_R = np.empty(R, np.float32)
     ids_RK = np.empty((R, M * kernels.ROOM), np.uint32)
     kernels.head_tail_rows(
-        chunk, given.cand_RC, known_tau(record), given.u_RU, nu_RM, nh_R, rest_R, ids_RK
+        chunk,
+        given.cand_RC,
+        known_tau(record),
+        record.tail_floor,
+        given.u_RU,
+        nu_RM,
+        nh_R,
+        rest_R,
+        ids_RK,
     )
     order_heads(given.z_RW, nh_R, ids_RK)
     row_E, slot_E = _used(nu_RM.sum(axis=1, dtype=np.int64) - (M - 1) * nh_R.astype(np.int64))

@@ -178,20 +178,23 @@ def _head_tail(rows: _Rows, cand_RC: Tensor, u_RM: Tensor, record: Record) -> di
     head_RP, n_R = _settle(e_RP.double(), key_RP == 2.0, outside_R, tau * rows.Z_R, rows.Z_R)
     e_RV.scatter_(1, ids_RP, e_RP.masked_fill(head_RP, 0.0))
     mass_R = e_RV.sum(1, dtype=torch.float64)
-    tail_RMN = _draw_tails(rows.e_RBS, mass_R, n_R, u_RM)
+    least_R = torch.where(n_R == 1, record.tail_floor * rows.Z_R, 0.0)
+    n_RM = n_R[:, None] * (u_RM * least_R[:, None] < mass_R[:, None])
+    step_R = torch.maximum(mass_R, least_R) / n_R.clamp(min=1)
+    tail_RMN = _draw_tails(rows.e_RBS, step_R, n_RM, u_RM)
 
     logit_RP = _numpy(rows.z_RV.gather(1, ids_RP), np.float32)
     head, ids, hlp = _numpy(head_RP, np.bool_), _numpy(ids_RP, np.int64), rows.log_p(ids_RP)
     order = np.lexsort((ids, -logit_RP, ~head), axis=-1)
     ids, hlp = np.take_along_axis(ids, order, 1), np.take_along_axis(hlp, order, 1)
-    nh, n = head.sum(1), _numpy(n_R, np.int64)
+    nh, n = head.sum(1), _numpy(n_RM, np.int64)
     R, M, N = tail_RMN.shape
     in_head = np.arange(P) < nh[:, None]
-    in_tails = np.broadcast_to(np.arange(N) < n[:, None, None], (R, M, N)).reshape(R, -1)
-    tails = tail_RMN.reshape(R, -1)
+    in_tails = (np.arange(N) < n[:, :, None]).reshape(R, M * N)
+    tails = tail_RMN.reshape(R, M * N)
     used = np.concatenate([in_head, in_tails], 1)
     entries = {
-        "nu_RM": np.repeat((nh + n)[:, None], M, axis=1).astype(np.uint8),
+        "nu_RM": (nh[:, None] + n).astype(np.uint8),
         "nh_R": nh.astype(np.uint8),
         "rest_R": _numpy((mass_R / rows.Z_R).clamp(max=1.0), np.float32),
         "ids_E": np.concatenate([ids, tails], 1)[used].astype(np.uint32),
@@ -223,16 +226,22 @@ def _settle(
         head_RP = head_RP | above_RP
 
 
-def _draw_tails(e_RBS: Tensor, mass_R: Tensor, n_R: Tensor, u_RM: Tensor) -> np.ndarray:
-    """[R, M, max n]: in row r the first n[r] of each copy are distinct ids, ascending."""
-    N, (R, M) = int(n_R.max()) if len(n_R) else 0, u_RM.shape
+def _draw_tails(e_RBS: Tensor, step_R: Tensor, n_RM: Tensor, u_RM: Tensor) -> np.ndarray:
+    """[R, M, max n]: of row r and copy m the first n[r, m] are distinct ids, ascending.
+
+    Args:
+        e_RBS: The rows, without their heads.
+        step_R: Distance between the thresholds at which a tail is drawn.
+        n_RM: How many ids are drawn.
+        u_RM: The uniforms.
+    """
+    N, (R, M) = int(n_RM.max()) if len(n_RM) else 0, u_RM.shape
     if N == 0:
         return np.zeros((R, M, 0), np.int64)
     invert = _Inverse.of(e_RBS)
-    k_N = torch.arange(N, device=n_R.device)
-    threshold_RMN = (k_N + u_RM[:, :, None]) * mass_R[:, None, None]
-    threshold_RMN /= n_R.clamp(min=1)[:, None, None]
-    tails = [_draw_tail(invert, threshold_RMN[:, m].contiguous(), n_R) for m in range(M)]
+    k_N = torch.arange(N, device=n_RM.device)
+    threshold_RMN = (k_N + u_RM[:, :, None]) * step_R[:, None, None]
+    tails = [_draw_tail(invert, threshold_RMN[:, m].contiguous(), n_RM[:, m]) for m in range(M)]
     return np.stack(tails, axis=1)
 
 

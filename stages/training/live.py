@@ -87,7 +87,7 @@ class LiveSource:
             kind="sequences" if plain else "records",
             vocab_size=prompts.meta.vocab_size,
             candidates=self._candidates,
-            record=None if plain else self._record.model_dump(),
+            record=None if plain else self._record.described(),
         )
         # Ids above the stored vocabulary are padding of the head: the teacher cannot score them.
         self._facts = replace(facts, vocab_size=min(facts.vocab_size, self._meta.vocab_size))

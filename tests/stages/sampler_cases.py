@@ -122,8 +122,15 @@ def weights(records: Records, record: Record, V: int) -> np.ndarray:
         return out
     assert records.rest_R is not None
     assert records.hlp_H is not None
-    weight_E = (records.rest_R / np.maximum(nu_R - nh_R, 1))[row_E].astype(np.float64)
-    weight_E[in_head(records)] = np.exp(records.hlp_H.astype(np.float64))
+    rest_R = records.rest_R.astype(np.float64)
+    outside_R = np.maximum(rest_R, record.tail_floor)
+    if record.tail_floor:
+        outside_R[nu_R == nh_R] = 0
+    weight_E = (outside_R / np.maximum(nu_R - nh_R, 1))[row_E]
+    kept_R = (1 - outside_R) / np.where(rest_R < 1, 1 - rest_R, 1.0)
+    kept_R[rest_R == 1] = 1  # a head of impossible candidates
+    of_head_E = in_head(records)
+    weight_E[of_head_E] = np.exp(records.hlp_H.astype(np.float64)) * kept_R[row_E[of_head_E]]
     np.add.at(out, (row_E, ids(records)), weight_E)
     return out
 
@@ -158,13 +165,18 @@ def mean_weight(
         return widths @ at(middles[:, None])
     cand_RC = np.array([candidates], np.int64)
     tok_R = np.array([int(z_V.argmax())])
-    one = draw(z_V[None], V, tok_R, cand_RC, np.array([[0.5]]), record)
+    one = draw(z_V[None], V, tok_R, cand_RC, np.array([[0.0]]), record)  # never left out
     tail_V = p_V.copy()
     tail_V[ids(one)[: head(one)[0]]] = 0
     draws = int(entries(one)[0] - head(one)[0])
-    edges_V = np.cumsum(tail_V) * (draws / tail_V.sum() if draws else 0)
-    middles, widths = intervals(edges_V)
+    middles, widths = intervals(np.cumsum(tail_V) * density(tail_V.sum(), draws, record))
     return widths @ at(middles[:, None])
+
+
+def density(rest: float, draws: int, record: Record) -> float:
+    """Uniforms per unit of the tail's mass at which its ids are drawn."""
+    floor = record.tail_floor if draws == 1 else 0.0
+    return draws / max(rest, floor) if draws else 0.0
 
 
 def intervals(edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -191,6 +203,10 @@ def some_rows() -> dict[str, np.ndarray]:
     )
     rows["zipf"] = -np.log(np.arange(1, 400)).astype(np.float32)
     rows["one id"] = np.zeros(1, np.float32)
+    rows["nearly sure"] = np.where(np.arange(200) == 50, 9, rng.standard_normal(200)).astype(
+        np.float32
+    )
+    rows["one of two"] = np.r_[8.0, rng.standard_normal(40), 7.5].astype(np.float32)
     return rows
 
 

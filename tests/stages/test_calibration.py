@@ -12,6 +12,7 @@ import pytest
 from stages import calibration, teacher_logits
 from stages.calibration import FILE, calibrated, sample, stored
 from stages.config import Record
+from stages.config.records import TAIL_FLOOR
 from stages.scoring import sampler
 from stages.scoring.calibrate import Calibration, Heads, calibrate, find_tau
 from stages.scoring.records import LEAST_TAU
@@ -32,10 +33,19 @@ def some_logits(R: int = 400, V: int = 700) -> np.ndarray:
     return (spread_R1 * rng.standard_normal((R, V))).astype(np.float32)
 
 
-def drawn(z_RV: np.ndarray, cand_RC: np.ndarray, tau: float) -> sampler.Records:
+def drawn(z_RV: np.ndarray, cand_RC: np.ndarray, tau: float, copies: int = 1) -> sampler.Records:
+    """Records whose copies divide the uniforms of a position evenly."""
     R, V = z_RV.shape
-    record = Record(tau=tau, candidates=cand_RC.shape[1])
-    return sampler.sample(z_RV, V, z_RV.argmax(axis=1), cand_RC, np.full((R, 1), 0.5), record)
+    record = Record(tau=tau, candidates=cand_RC.shape[1], copies=copies)
+    u_RU = (np.arange(copies) + np.random.default_rng(4).random((R, 1))) / copies
+    return sampler.sample(z_RV, V, z_RV.argmax(axis=1), cand_RC, u_RU, record)
+
+
+def kept(z_RV: np.ndarray, cand_RC: np.ndarray, tau: float) -> float:
+    """Mean number of entries the kernel keeps of a position."""
+    found = drawn(z_RV, cand_RC, tau, copies=16).nu_RM
+    assert found is not None
+    return float(found.mean())
 
 
 def heads_of(z_RV: np.ndarray, cand_RC: np.ndarray) -> Heads:
@@ -44,7 +54,7 @@ def heads_of(z_RV: np.ndarray, cand_RC: np.ndarray) -> Heads:
     R = len(z_RV)
     row = {"seq_id": [0], "prompt": [0], "tok": np.zeros(R, int)}
     rows = Rows.from_columns(row | columns, {"prompt": [0, 1], "position": [0, R]})
-    return Heads.of(rows, cand_RC)
+    return Heads.of(rows, cand_RC, TAIL_FLOOR)
 
 
 @pytest.mark.parametrize("candidates", [0, 3])
@@ -52,20 +62,26 @@ def heads_of(z_RV: np.ndarray, cand_RC: np.ndarray) -> Heads:
 def test_entries_are_those_the_kernel_would_keep(tau: float, candidates: int) -> None:
     z_RV = some_logits()
     cand_RC = np.random.default_rng(1).integers(0, 700, (len(z_RV), candidates))
-    found = drawn(z_RV, cand_RC, tau).nu_RM
-    assert found is not None
     # half precision moves a probability near the threshold across it now and then
-    assert heads_of(z_RV, cand_RC).mean_entries(tau) == pytest.approx(found.mean(), rel=2e-3)
+    expected = kept(z_RV, cand_RC, tau)
+    assert heads_of(z_RV, cand_RC).mean_entries(tau) == pytest.approx(expected, rel=2e-3)
 
 
 def test_entries_are_exact_where_probabilities_are() -> None:
     z_RV = some_logits()
     p_RK = -np.sort(-softmax(z_RV), axis=1)[:, :250]
-    heads = Heads(p_RK, np.zeros_like(p_RK, dtype=bool), 1 - p_RK.sum(axis=1))
+    heads = Heads(p_RK, np.zeros_like(p_RK, dtype=bool), 1 - p_RK.sum(axis=1), TAIL_FLOOR)
     for tau in TAUS[1:]:
-        found = drawn(z_RV, np.zeros((len(z_RV), 0), int), tau).nu_RM
-        assert found is not None
-        assert heads.mean_entries(tau) == pytest.approx(found.mean(), abs=1.5 / len(z_RV))
+        expected = kept(z_RV, np.zeros((len(z_RV), 0), int), tau)
+        assert heads.mean_entries(tau) == pytest.approx(expected, abs=1.5 / len(z_RV))
+
+
+def test_a_tail_below_the_floor_counts_as_often_as_it_is_kept() -> None:
+    heads = Heads(np.array([[0.99]]), np.zeros((1, 1), dtype=bool), np.array([0.01]), TAIL_FLOOR)
+    assert heads.mean_entries(0.1) == pytest.approx(1 + 0.01 / (0.1 * TAIL_FLOOR))
+    assert replace(heads, floor=0.0).mean_entries(0.1) == 2
+    z_RV = np.log(np.array([[0.99, 0.006, 0.004]], np.float32))
+    assert kept(z_RV, np.zeros((1, 0), int), 0.1) == pytest.approx(1.14, abs=1 / 16)
 
 
 @pytest.mark.parametrize("entries", [4.0, 6.5, 12.0, 25.0, 50.0])
@@ -73,10 +89,9 @@ def test_bisection_meets_the_target(entries: float) -> None:
     z_RV = some_logits()
     tau = find_tau(heads_of(z_RV, np.zeros((len(z_RV), 0), int)), entries)
     assert float(f"{tau:.4g}") == pytest.approx(tau, rel=1e-12)
-    found = drawn(z_RV, np.zeros((len(z_RV), 0), int), tau).nu_RM
-    assert found is not None
     # half of the rows is flat and keeps ceil(1 / tau) entries: steps of a half
-    assert found.mean() == pytest.approx(entries, abs=0.26)
+    found = kept(z_RV, np.zeros((len(z_RV), 0), int), tau)
+    assert found == pytest.approx(entries, abs=0.26)
 
 
 @pytest.mark.parametrize("entries", [1.0, 190.0])

@@ -155,6 +155,7 @@ def test_log_p_makes_nonlinear_sums_unbiased(draw: Draw, table: dict[str, Any]) 
     z_V = (1.5 * rng.standard_normal(80)).astype(np.float32)
     q_V, p_V = softmax(z_V + rng.standard_normal(80)), softmax(z_V)
     record = Record.model_validate(table | {"logp": True})
+    assert record.tail_floor == 0  # log p of what is drawn tells tails apart; none is left out
     once = draw(z_V[None], 80, np.zeros(1, int), no_candidates(1), np.array([[0.5]]), record)
     edges_V = np.cumsum(p_V) * record.draws
     if record.kind == "head_tail":

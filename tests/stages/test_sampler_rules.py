@@ -69,7 +69,10 @@ def check_head_tail(
     assert set(np.flatnonzero(p_V >= tau * (1 + 1e-5))) <= set(first)
     assert len(ids_K) <= 1 / tau + 1 + len(forced)
     rest = np.delete(p_V, first).sum()
-    if len(tail):
+    if rest < record.tail_floor * (1 + 1e-5):
+        assert len(tail) <= 1
+        assert np.all(p_V[tail] > 0)
+    elif len(tail):
         t = rest / len(tail)
         assert t <= tau * (1 + 1e-5)
         assert np.all(np.delete(p_V, first) <= t * (1 + 1e-5))

@@ -79,7 +79,7 @@ def test_heads_hold_candidates_and_exact_log_p(teacher: PreTrainedModel) -> None
         stored = scored["hlp"][head[t] : head[t + 1]].astype(float)
         np.testing.assert_allclose(stored, log_p_TV[t, ids], rtol=1e-3, atol=1e-3)
         rest = 1 - np.exp(log_p_TV[t, ids]).sum()
-        assert scored["rest"][t] == pytest.approx(rest, abs=1e-5)
+        assert scored["rest"][t] == pytest.approx(rest, abs=1e-5, rel=2**-12)
 
 
 @every_record
@@ -117,7 +117,8 @@ def test_neither_batching_nor_order_changes_a_record(
     order = np.random.default_rng(1).permutation(15)
     found = score(teacher, rows.take(order), record, **execution).take(np.argsort(order))
     for name in expected.columns:
-        tolerance = 2e-3 if expected[name].dtype == np.float16 else 1e-5
+        rounded = expected[name].dtype == np.float16 or name == "rest"  # to one step or the next
+        tolerance = 2e-3 if rounded else 1e-5
         np.testing.assert_allclose(
             found[name].astype(float), expected[name].astype(float), atol=tolerance, err_msg=name
         )

@@ -21,6 +21,7 @@ RECORDS: dict[str, dict[str, object]] = {
     "sampled": {"kind": "sampled"},
     "counts": {"kind": "counts"},
     "head_tail": {"kind": "head_tail"},
+    "head_tail_floor": {"kind": "head_tail", "tail_floor": 0.4},
     "top_k": {"kind": "top_k", "k": 5, "tau": None},
     "counts_copies": {"kind": "counts", "copies": 3, "logp": True},
     "head_tail_copies": {"kind": "head_tail", "copies": 2, "logp": True, "loss_temperature": 2.0},

@@ -141,6 +141,7 @@ def _reference(rows: Rows, meta: SetMeta, draw: int) -> list[list[Entry]]:
             drawn = list(itertools.islice(zip(ids, cnt, tlp, strict=False), tail))
             if copy == draw:
                 rest = float(rows["rest"][position]) if nh > 0 and tail else float(nh == 0)
+                rest = max(rest, meta.record_params.get("tail_floor", 0.0)) if tail else rest
                 mass = sum(math.exp(lp) for _, lp in head)
                 out.append([(v, math.exp(lp) * (1 - rest) / mass, lp, True) for v, lp in head])
                 share = rest / tail if tail else 0.0

@@ -73,7 +73,7 @@ def read_back(record: Record) -> TorchRecords:
     }
     typed = {name: value.astype(COLUMNS[name].dtype) for name, value in columns.items()}
     offsets = {"prompt": np.array([0, 1]), "position": np.array([0, POSITIONS])}
-    meta = SetMeta("test", "k", "records", V, record=record.model_dump())
+    meta = SetMeta("test", "k", "records", V, record=record.described())
     rows = stored(Rows.from_columns(typed, offsets))
     return TorchRecords.from_batch(to_batch(rows, meta, draw=record.copies - 1))
 
