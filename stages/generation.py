@@ -32,8 +32,8 @@ from stages.engines import (
     open_generator,
     sequence_seed,
 )
-from stages.identity import DigestCache, ModelIdentity, model_identity
-from stages.job import Job, ShardSpec
+from stages.identity import DigestCache, ModelIdentity, identify, local_directory
+from stages.job import Input, Job, ShardSpec
 from stages.prompts import Prompt, Prompts, load_prompts
 from stages.tokenizer import load_tokenizer
 from stages.verifiers import Check, open_verifier
@@ -103,9 +103,8 @@ class Generation:
     """One generating job, resolved: what `plan`, `run_shard` and `commit` of its stage share."""
 
     job: Job[Any]
-    model: Path
-    """Directory of the model that writes."""
-    dtype: str
+    writer: Input
+    """The model that writes."""
     candidates: int = 0
     holdout: float = 0.0
     """Share of the prompts held out."""
@@ -130,10 +129,14 @@ class Generation:
         return model_facts(self.model)
 
     @cached_property
+    def model(self) -> Path:
+        """Directory of the model that writes."""
+        return local_directory(self.writer)
+
+    @cached_property
     def identity(self) -> ModelIdentity:
         """Who writes."""
-        cache = DigestCache(self.job.store.digests)
-        return model_identity(self.model, self.dtype, cache)
+        return identify(self.writer, DigestCache(self.job.store.digests))[1]
 
     @cached_property
     def order(self) -> Order:
@@ -151,7 +154,7 @@ class Generation:
         run, sampling = self.config.run, self.config.sampling
         context = context_length(self.facts, self.prompts.longest, sampling.max_tokens, run)
         return open_generator(
-            self.model, dtype=self.dtype, run=run, max_model_len=context, seed=self.job.seed
+            self.model, dtype=self.writer.dtype, run=run, max_model_len=context, seed=self.job.seed
         )
 
     def run_shard(self, spec: ShardSpec, engine: Generator, teacher: Any) -> Part:
@@ -229,7 +232,7 @@ class Generation:
                 raise EngineError(
                     f"sequence {completion.seq_id}: the log-probability of a drawn token is not "
                     f"finite. The weights in {self.model} may be damaged, or too large for "
-                    f"{self.dtype}."
+                    f"{self.writer.dtype}."
                 )
         tokenizer = load_tokenizer(self.model)
         answers = [one.prompt.answer for one in drawn]

@@ -17,6 +17,7 @@ from pathlib import Path
 from stages.job import Input
 from storage.copies import local_copy
 from storage.errors import DataError
+from storage.files import replace_file
 from storage.place import Place
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ class ModelIdentity:
     """What makes two model directories the same model."""
 
     path: str
-    """Where it was found: for people, never compared."""
+    """What it is called, as `Input.called`: for people, never compared."""
     files: Mapping[str, str] = field(default_factory=dict[str, str])
     """sha256 by file name: the weights and `config.json`."""
     tokenizer: str = ""
@@ -83,13 +84,29 @@ class DigestCache:
         if self._path is None:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self._known))
-        temporary.replace(self._path)
+        replace_file(self._path, json.dumps(self._known).encode())
 
 
-def model_identity(directory: Path, dtype: str, cache: DigestCache | None = None) -> ModelIdentity:
+def identify(source: Input, cache: DigestCache) -> tuple[Path, ModelIdentity]:
+    """Directory and identity of a model that a job reads.
+
+    Raises:
+        DataError: it is not to be had, or is no model (`local_directory`, `model_identity`).
+    """
+    directory = local_directory(source)
+    return directory, model_identity(directory, source.dtype, cache, source.called)
+
+
+def model_identity(
+    directory: Path, dtype: str, cache: DigestCache | None = None, called: str | None = None
+) -> ModelIdentity:
     """Identity of the model in `directory`.
+
+    Args:
+        directory: Where its files are.
+        dtype: Numeric type it is run in.
+        cache: Digests that are known already.
+        called: Its name; default the directory.
 
     Raises:
         DataError: the directory has no weights, no `config.json` or no tokenizer.
@@ -104,7 +121,7 @@ def model_identity(directory: Path, dtype: str, cache: DigestCache | None = None
         )
     files = {file.name: cache.sha256(file) for file in [*weights, directory / "config.json"]}
     return ModelIdentity(
-        path=str(directory),
+        path=called or str(directory),
         files=files,
         tokenizer=tokenizer_hash(directory),
         chat_template=chat_template_hash(directory),

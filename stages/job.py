@@ -25,6 +25,11 @@ class Input:
     """Numeric type a model is loaded in."""
 
     @property
+    def called(self) -> str:
+        """What sets that descend from it call it: the same wherever the store is."""
+        return self.path if self.key is None else self.directory.name
+
+    @property
     def directory(self) -> Place:
         """Where a set or a model outside the Hub is."""
         return place(self.path)

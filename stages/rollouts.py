@@ -14,7 +14,6 @@ from typing import Any
 from stages.config import Rollouts
 from stages.engines import Generator
 from stages.generation import Generation
-from stages.identity import local_directory
 from stages.job import Job, ShardSpec
 from storage.manifest import FILE_NAME, Manifest, Part, read_manifest
 
@@ -52,8 +51,7 @@ def commit(job: Job[Rollouts]) -> Manifest:
 
 
 def _generation(job: Job[Rollouts]) -> Generation:
-    model, config = job.inputs["model"], job.config
-    return Generation(job, local_directory(model), model.dtype, config.candidates, config.holdout)
+    return Generation(job, job.inputs["model"], job.config.candidates, job.config.holdout)
 
 
 def _teacher(generation: Generation) -> Mapping[str, Any] | None:

@@ -10,7 +10,6 @@ from contextlib import AbstractContextManager
 from stages.config import SftData
 from stages.engines import Generator
 from stages.generation import Generation
-from stages.identity import local_directory
 from stages.job import Job, ShardSpec
 from stages.tokenizer import copy_tokenizer
 from storage.manifest import Manifest, Part
@@ -48,5 +47,4 @@ def commit(job: Job[SftData]) -> Manifest:
 
 
 def _generation(job: Job[SftData]) -> Generation:
-    teacher = job.inputs["teacher"]
-    return Generation(job, local_directory(teacher), teacher.dtype)
+    return Generation(job, job.inputs["teacher"])

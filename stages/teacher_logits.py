@@ -28,8 +28,7 @@ from stages.identity import (
     DigestCache,
     check_teacher,
     check_tokenizer,
-    local_directory,
-    model_identity,
+    identify,
 )
 from stages.job import Job, ShardSpec
 from stages.scoring.calibrate import Calibration, calibrate
@@ -256,10 +255,8 @@ def _ranks(job: Job[TeacherLogits], vocab_size: int) -> str | None:
 
 
 def _identity(job: Job[TeacherLogits]) -> tuple[Path, dict[str, Any]]:
-    teacher = job.inputs["teacher"]
-    directory = local_directory(teacher)
-    cache = DigestCache(job.store.digests)
-    return directory, model_identity(directory, teacher.dtype, cache).to_json()
+    directory, identity = identify(job.inputs["teacher"], DigestCache(job.store.digests))
+    return directory, identity.to_json()
 
 
 def _tokenizer(identity: dict[str, Any]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from stages.identity import (
     DigestCache,
     check_teacher,
     check_tokenizer,
+    identify,
     local_directory,
     model_identity,
     tokenizer_hash,
@@ -240,9 +241,9 @@ def _source(
 def _live_teacher(known: _Checked, device: torch.device) -> FullTeacher:
     """The teacher that made the stored records, and no other."""
     teacher = known.job.inputs["teacher"]
-    directory = local_directory(teacher)
-    found = model_identity(directory, teacher.dtype, known.digests).to_json()
-    check_teacher(known.data.teacher, found, str(known.directory), known.job.config.consistency)
+    directory, found = identify(teacher, known.digests)
+    where, consistency = str(known.directory), known.job.config.consistency
+    check_teacher(known.data.teacher, found.to_json(), where, consistency)
     return FullTeacher.load(directory, teacher.dtype, device)
 
 

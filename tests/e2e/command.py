@@ -26,6 +26,12 @@ class Outcome:
         return json.loads(self.out.strip().splitlines()[-1])
 
 
+def sets_named(store: Path, name: str) -> list[Path]:
+    """Directories of the committed sets of a node, in the order of their keys."""
+    manifests = sorted(store.glob(f"{name.partition('.')[0]}-*/manifest.json"))
+    return [path.parent for path in manifests if json.loads(path.read_text())["name"] == name]
+
+
 def afterglow(*arguments: str | Path, store: Path | str, python: tuple[str, ...] = ()) -> Outcome:
     """Run `afterglow ARGUMENTS` with its store at `store`; never raises for an exit code."""
     command = [sys.executable, *python, "-m", "pipeline", *map(str, arguments)]

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from storage.errors import ConfigError, DataError
-from tests.e2e.command import HERE, Outcome, afterglow
+from tests.e2e.command import HERE, Outcome, afterglow, sets_named
 
 TINY = ("--config", HERE / "tiny.toml")
 BAD_DATA = DataError.exit_code
@@ -131,7 +131,8 @@ def test_a_teacher_that_is_not_finite(copy: Path, teacher: Path, value: float) -
 @pytest.mark.parametrize("damage", ["truncated", "flipped"])
 def test_a_damaged_part_that_training_finds_is_made_again(copy: Path, damage: str) -> None:
     """Just that part, by the teacher, under the same name; then training goes on."""
-    part, *others = sorted(copy.glob("teacher-logits-*/part-*.parquet"))
+    (records,) = sets_named(copy, "teacher-logits")
+    part, *others = sorted(records.glob("part-*.parquet"))
     whole = part.read_bytes()
     content = bytearray(whole)
     if damage == "flipped":

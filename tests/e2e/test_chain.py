@@ -9,7 +9,7 @@ import pytest
 from storage.manifest import read_manifest, verify_set
 from storage.rows import Rows
 from storage.shard import read_rows
-from tests.e2e.command import HERE, Outcome, afterglow
+from tests.e2e.command import HERE, Outcome, afterglow, sets_named
 
 TINY = ("--config", HERE / "tiny.toml")
 STUDENTS = ("continued-sft", "lightning", "reverse_kl")
@@ -151,18 +151,22 @@ def test_a_student_learns_from_records_made_in_vllm(
     done = afterglow("run", "train.reverse_kl", *TINY, *extra, store=store)
     assert done.code == 0, done.err
     assert done.result["ran"] == ["teacher-logits", "train.reverse_kl"]
-    sets = {
-        manifest.meta["record"]["tau"]: Rows.concat(
-            [rows for part in manifest.parts for rows in read_rows(path.parent / part.file)]
-        )
-        for path in store.glob("teacher-logits-*/manifest.json")
-        for manifest in [read_manifest(path.parent)]
-    }
-    found, expected = sets[0.04], sets[0.023]
+    (student,) = (read_manifest(Path(path)) for path in done.result["sets"].values())
+    made = store / f"teacher-logits-{student.payload['inputs']['data']['key'][:12]}"
+    same = read_manifest(made).payload["inputs"]["sequences"]
+    (plain,) = (
+        path
+        for path in sets_named(store, "teacher-logits")
+        if path != made and read_manifest(path).payload["inputs"]["sequences"] == same
+    )
+    found, expected = (
+        Rows.concat([r for part in read_manifest(path).parts for r in read_rows(path / part.file)])
+        for path in (made, plain)
+    )
     for name in ("seq_id", "prompt", "tok", "ref_lp"):
         np.testing.assert_array_equal(found[name], expected[name])
     np.testing.assert_allclose(found["lp"], expected["lp"], atol=1e-4)
     np.testing.assert_allclose(found["ent"], expected["ent"], atol=4e-3)  # float16
     assert found["nu"].sum() < expected["nu"].sum()
-    resolved = [path.read_text() for path in store.glob("teacher-logits-*/config.resolved.toml")]
-    assert sorted('engine = "vllm"' in text for text in resolved) == [False, True]
+    assert 'engine = "vllm"' in (made / "config.resolved.toml").read_text()
+    assert 'engine = "vllm"' not in (plain / "config.resolved.toml").read_text()

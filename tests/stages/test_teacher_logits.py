@@ -198,7 +198,7 @@ def test_the_manifest_says_who_scored_and_what_was_kept(
         "candidates": 4,
         "full_support": True,
         "vocab_size": REAL,
-        "record": job.config.record.model_dump(),
+        "record": job.config.record.described(),
     }
     meta = read_meta(job.directory / manifest.parts[0].file)
     assert (meta.record, meta.candidates, meta.vocab_size) == (manifest.meta["record"], 4, REAL)

@@ -142,7 +142,7 @@ def test_a_killed_process_ends_the_others_and_a_rerun_gives_the_same_bits(runs: 
 def test_a_run_goes_on_with_another_number_of_processes(runs: Runs) -> None:
     """Begun by two, continued by one, ended by three: checkpoints of both kinds are read."""
     found = runs.ended["mixed"]
-    assert [ended.codes for ended in found] == [[75, -9], [-9], [0, 0, 0]], found
+    assert [ended.codes for ended in found] == [[75, -9], [-9], [0, 0, 0]], found[0].says
     assert_alike(runs, "one", "mixed", LOSS, WEIGHTS)
     assert not (runs.directory("mixed") / ".work").exists()
 
