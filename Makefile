@@ -77,7 +77,7 @@ explain: env
 # clean           remove caches and build output (neither sets nor the environment)
 # distclean       the same, and the environments
 test: lint types
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile $(TESTS)
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder $(TESTS)
 
 test-schedulers: env
 	@$(PYTHON) tools/setup_env.py --venv "$(VENV)" --device $(DEVICE) --also ray

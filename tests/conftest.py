@@ -24,6 +24,14 @@ hypothesis.settings.load_profile("afterglow")
 if TYPE_CHECKING:
     from stages.scoring.scorer import Scorer
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Workers of `make test` take whole files, and one of them all that looks at the e2e chain."""
+    for item in items:
+        shared = "chain" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("chain" if shared else str(item.path)))
+
+
 CONTEXT = 64
 """Longest sequence of the tiny model."""
 

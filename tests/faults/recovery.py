@@ -41,6 +41,7 @@ OVERRIDES = [
     'evaluate.run={engine="transformers"}',
     "train.run={checkpoint_every=1}",
     "sft.run={checkpoint_every=1}",
+    "residualize={folds=2}",
 ]
 NODES = {
     "corpus": "corpus",
@@ -51,6 +52,8 @@ NODES = {
     "teacher-logits": "teacher-logits",
     "train": "train.reverse_kl",
     "evaluate": "evaluate.reverse_kl",
+    "residualize": "residualize",
+    "report": "report",
 }
 TIMED = {"metrics.jsonl", "evaluation.json", "rows.json", "result.json", "metrics.json"}
 """Files that hold durations beside their content."""

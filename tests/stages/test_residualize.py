@@ -73,7 +73,7 @@ def make_foreign(root: Path, record: Record | None = None, *, same: bool = False
         KEY,
         "records",
         VOCABULARY,
-        record=record.model_dump(),
+        record=record.described(),
         teacher=teacher_json,
     )
     for index, split in enumerate(SPLITS):
@@ -93,7 +93,7 @@ def make_foreign(root: Path, record: Record | None = None, *, same: bool = False
         meta={
             "sampling": {"temperature": 1.0},
             "full_support": True,
-            "record": record.model_dump(),
+            "record": record.described(),
             "generator": identity(reference).to_json(),
         },
     )

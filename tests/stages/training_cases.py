@@ -112,7 +112,7 @@ def commit(
     if generator is not None:
         meta["generator"] = generator.to_json()
     if record is not None:
-        meta["record"] = record.model_dump()
+        meta["record"] = record.described()
     if words is not None:
         copy_tokenizer(words, directory / "tokenizer")
     kind = "sequences" if record is None else "records"

@@ -52,7 +52,7 @@ def scored(
     )
     drawn = sampling or Sampling()
     meta = {
-        "record": record.model_dump(),
+        "record": record.described(),
         "sampling": drawn.model_dump(),
         "full_support": drawn.full_support,
     }

@@ -106,7 +106,7 @@ def records(source: Path, target: Path, teacher: Path, record: Record) -> Path:
     scored = score_rows(
         model, scoring_head(model), rows_of(source), record, 0, vocab_size=vocab_size
     )
-    return rewritten(source, target, scored, record=record.model_dump())
+    return rewritten(source, target, scored, record=record.described())
 
 
 def perturbed(teacher: Path, target: Path, size: float) -> Path:
