@@ -119,7 +119,7 @@ def test_steps_that_use_a_gpu_wait_for_the_pool(
 
 
 def test_exit_code_75_is_tried_again(dagster: Dagster, flaky: Flaky, tmp_path: Path) -> None:
-    flaky.fail("run", "corpus", f"store={tmp_path}", code=75)
+    flaky.fail("run", "corpus", "0", f"store={tmp_path}", code=75)
     run = dagster.materialize("corpus", partition(tmp_path))
     assert run["status"] == "SUCCESS"
     assert count(run, "STEP_UP_FOR_RETRY", "corpus_run[0]") == 1
