@@ -5,12 +5,14 @@ Reading is zero-copy: the arrays of a `Rows` made here are views of Arrow's buff
 # pyarrow ships neither types nor stubs, so strict checking would say "unknown" about every line.
 # pyright: basic
 
+import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import zstandard
 from numpy.typing import NDArray
 
 from storage.errors import ConfigError, DataError, RetryError
@@ -35,7 +37,7 @@ DAMAGE: tuple[type[Exception], ...] = (
 """What pyarrow raises on damaged input, depending on where the damage is."""
 UNREACHABLE = (RetryError, ConfigError)
 """What an object store raises: nothing is known of the input then, so let these pass first."""
-_ZSTD = pa.Codec("zstd")
+_OF_THREAD = threading.local()
 
 
 class Writer:
@@ -142,8 +144,23 @@ class Reader:
 
 
 def decompress(frame: Array, size: int) -> memoryview:
-    """The `size` bytes of one zstd frame."""
-    return memoryview(_ZSTD.decompress(pa.py_buffer(frame), size))
+    """The `size` bytes of one zstd frame.
+
+    Frames are small: most of the time would go into setting up a decompressor for each of them, as
+    Arrow's codec does, so every thread keeps one.
+
+    Raises:
+        ValueError: the frame is damaged, or holds another number of bytes.
+    """
+    if not hasattr(_OF_THREAD, "zstd"):
+        _OF_THREAD.zstd = zstandard.ZstdDecompressor()
+    try:
+        data = frame.data
+        if zstandard.frame_content_size(data) != size:  # read first: it decides what is allocated
+            raise ValueError(f"a frame of other than {size} bytes")
+        return memoryview(_OF_THREAD.zstd.decompress(data))
+    except zstandard.ZstdError as error:
+        raise ValueError(str(error)) from error
 
 
 def column_bytes(path: Place) -> dict[str, int]:

@@ -21,6 +21,7 @@ from storage.kernels import byte_strings, join_bytes, zeros_among_levels
 from storage.rows import Offsets, offsets_of
 from storage.schema import COLUMNS, Array, Column
 from storage.source import Source
+from storage.thrift import columns as columns_of
 from storage.thrift import fields, structs
 
 
@@ -80,7 +81,7 @@ class Footer:
         self._groups = places[:count].copy()
 
     def chunks(self, source: Source, group: int, columns: Sequence[str]) -> Iterator[Chunk]:
-        """The columns of a row group, read one after the other.
+        """The columns of a row group, which lie side by side and are read in one go.
 
         Raises:
             Unusual: as above, or another number of columns.
@@ -90,15 +91,17 @@ class Footer:
         fields(self._data, int(self._groups[group]), found)
         if structs(self._data, int(found[1]), places) != len(columns):
             raise Unusual("columns")
-        for name, place in zip(columns, places.tolist(), strict=True):
-            outer, inner = np.full(4, -1, np.int64), np.full(10, -1, np.int64)
-            fields(self._data, place, outer)
-            fields(self._data, int(outer[3]), inner)
-            levels, _, size, _, start = inner[5:].tolist()
-            if start < 0 or size < 0 or start + size > self._size:
-                raise Unusual("column")
-            data = np.frombuffer(source.read(start, size), np.uint8)
-            yield Chunk(name, data, int(found[3]), levels)
+        said = np.empty((len(columns), 3), np.int64)
+        if not columns_of(self._data, places, said) or said.min() < 0:
+            raise Unusual("columns")
+        if said[:, 1:].max() > self._size:  # so that no sum of them can overflow
+            raise Unusual("column")
+        start, stop = int(said[:, 2].min()), int((said[:, 2] + said[:, 1]).max())
+        if stop > self._size or stop - start > 2 * int(said[:, 1].sum()):
+            raise Unusual("columns far apart")
+        data = np.frombuffer(source.read(start, stop - start), np.uint8)
+        for name, (levels, size, at) in zip(columns, said.tolist(), strict=True):
+            yield Chunk(name, data[at - start : at - start + size], int(found[3]), levels)
 
 
 def read_chunk(chunk: Chunk, decompress: Decompress) -> tuple[Array, Offsets | None]:

@@ -143,3 +143,24 @@ def structs(data: Array, at: int, found: Array) -> Any:
         if not 0 <= at <= len(data):
             return -1
     return count
+
+
+@nb.njit(types.boolean(_BYTES, types.int64[::1], types.int64[:, ::1]), nogil=True, cache=True)
+def columns(data: Array, places: Array, found: Array) -> Any:
+    """Where column chunks lie.
+
+    Args:
+        data: the metadata of the file.
+        places: of the description of each chunk.
+        found: [C, 3] out: number of values, compressed bytes, and first byte; -1 if not said.
+
+    Returns:
+        Whether all descriptions could be followed.
+    """
+    outer, inner = np.empty(4, np.int64), np.empty(10, np.int64)
+    for index in range(len(places)):
+        outer[:], inner[:] = -1, -1
+        if fields(data, places[index], outer) < 0 or fields(data, outer[3], inner) < 0:
+            return False
+        found[index, 0], found[index, 1], found[index, 2] = inner[5], inner[7], inner[9]
+    return True
