@@ -19,7 +19,7 @@ from storage.place import Place
 FILE_NAME = "manifest.json"
 RANKS = "ranks.u32"
 """Frequencies of ids: lies beside packed parts (`storage.ranks`)."""
-MANIFEST_FORMAT = 1
+MANIFEST_FORMAT = 2
 DIGEST = "sha256"
 """Field of a manifest that holds the digest of all others."""
 
@@ -242,9 +242,10 @@ def read_manifest(directory: Place) -> Manifest:
 
 
 def _check_digest(value: dict[str, Any]) -> None:
-    """A manifest without a digest was written before there was one, and has known fields only."""
+    """A manifest of format 1 may be older than digests; it has known fields only."""
     expected = value.pop(DIGEST, None)
-    if expected is None and not set(value) <= {field.name for field in fields(Manifest)}:
+    known = {field.name for field in fields(Manifest)}
+    if expected is None and (value["format"] > 1 or not set(value) <= known):
         raise ValueError(f"no {DIGEST}")
     if expected is not None and (found := _digest(value)) != expected:
         raise ValueError(f"its {DIGEST} is {found}, not {expected}")

@@ -62,9 +62,13 @@ def fuzz(directory: Path, seconds: float, most: int, seed: int) -> dict[str, int
             named = path.name in str(error)
             found["parts refused" if named else "refused without a name"] += 1
         else:
-            assert all(same_rows(a, b) for a, b in zip(read, expected, strict=True))
+            same = all(same_rows(a, b) for a, b in zip(read, expected, strict=True))
+            assert same, f"{path} read otherwise: seed {seed}, try {found['parts tried']}"
         path.write_bytes(whole)
-        _fuzz_manifest(path.parent, rng, found)
+        try:
+            _fuzz_manifest(path.parent, rng, found)
+        except AssertionError as error:
+            raise AssertionError(f"seed {seed}, try {found['parts tried']}") from error
     return found
 
 
