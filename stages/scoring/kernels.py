@@ -336,8 +336,7 @@ def counts_rows(rows: Chunk, u_RMN: Any, nu_RM: Any, ids_RK: Any, cnt_RK: Any) -
         rows: See `Chunk`.
         u_RMN: Ascending in the last axis, in [0, 1]: where the distribution function is inverted.
         nu_RM: Receives the number of distinct ids of each copy.
-        ids_RK, cnt_RK: Receive them and their counts, which sum to N, copy after copy, each by
-            ascending id; M * N places.
+        ids_RK, cnt_RK: Receive them, ascending in each copy, and their counts; M * N places.
     """
     e_V, block_B, group_G = _scratch(rows.V)
     for r in range(rows.z_RW.shape[0]):
@@ -363,14 +362,12 @@ def head_tail_rows(
     t = r / n. Ids with p > t join the head, which changes r, n and t, until there are none. Then
     every tail id has p <= t and is drawn with probability p / t by one uniform, at most once.
 
-    Where n = 1 and r < `tail_floor`, t is `tail_floor` instead, so that with probability 1 - r / t
-    nothing is drawn. A reader gives the head what the tail did not take: its weights sum to 1 - t
-    or to 1, in the mean to 1 - r, and stay in proportion.
+    Where n = 1 and r < `tail_floor`, t is `tail_floor`, and nothing is drawn with probability
+    1 - r / t. A reader gives the head what the tail has not: 1 - t or 1, in the mean 1 - r.
 
     Args:
         rows: See `Chunk`.
-        cand_RC: Ids forced into the head, whatever their p; at most 64 of them,
-            repetitions are ignored.
+        cand_RC: Ids forced into the head, at most 64 of them; repetitions are ignored.
         tau: Probability from which an id is stored exactly, at least 1 / 128.
         tail_floor: Least weight of the one id of a tail, at most tau; 0 leaves no tail out.
         u_RM: Uniforms, one for each copy.
