@@ -195,6 +195,8 @@ def test_the_writer_checks_and_says_which_part(tmp_path: Path) -> None:
         ({"record": {"kind": "head_tail", "copies": 17}}, "`copies`, from 1 to 16"),
         ({"record": {"kind": "counts", "draws": 5, "copies": 0}}, "`copies`, from 1 to 16"),
         ({"record": {"kind": "sampled", "loss_temperature": 0.0}}, "loss_temperature is 0.0"),
+        ({"record": {"kind": "head_tail", "tail_floor": 1.0}}, "tail_floor is 1.0"),
+        ({"record": {"kind": "head_tail", "tail_floor": 0.1, "logp": True}}, "tail_floor is 0.1"),
     ],
 )
 def test_wrong_parameters_are_refused(change: dict[str, object], message: str) -> None:

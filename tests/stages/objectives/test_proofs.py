@@ -66,9 +66,11 @@ def worlds(kind: str, p_V: np.ndarray) -> list[list[Draw]]:
         case "counts":
             return [multinomial_counts(p_V, 3, bool(logp)), systematic_counts(p_V, 5, bool(logp))]
         case "head_tail":
-            # A sampler leaves the tail out only where there is none.
             plans = [(order[:3], 2), (watched, 1), (order, 0)]
-            return [head_tail(p_V, head, n, bool(logp)) for head, n in plans]
+            made = [head_tail(p_V, head, n, bool(logp)) for head, n in plans]
+            # Where log p of drawn ids is kept, a sampler leaves a tail out only if there is none.
+            by_chance = head_tail(p_V, order[:5], 1, floor=0.9)
+            return made if logp else [*made, by_chance]
         case "top_k":
             return [top_k(p_V, k) for k in (1, 3, V)]
         case _:

@@ -13,11 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from stages.config import Record
 from stages.objectives.f_divergence import JSD, GhostKL
 from stages.objectives.likelihood import ForwardKL
 from stages.objectives.policy_gradient import PolicyGradient
 from stages.objectives.records import ObjectiveFunction, TorchRecords
 from stages.objectives.reverse_kl import ReverseKL
+from tests.stages.objectives.full_losses import FULL
 from tests.stages.objectives.toy_records import (
     Draw,
     V,
@@ -58,6 +60,19 @@ def of_records(objective: ObjectiveFunction, draws: list[Draw]) -> Callable[[Ten
 def distance(student_V: Tensor) -> float:
     """Total variation to the teacher."""
     return 0.5 * (student_V - TEACHER).abs().sum().item()
+
+
+def test_a_tail_left_out_by_chance_misleads_who_reads_log_p_of_the_tail() -> None:
+    """Which reading a position gets would depend on the draw; so such records are not made."""
+    logq_V = torch.log_softmax(torch.from_numpy(Z_B), dim=0)
+    full = FULL["jsd"](logq_V, TEACHER, BEHAVIOUR).item()
+    found = {
+        floor: of_records(JSD(1.0, 0.3), head_tail(P, ORDER[:4], 1, True, floor))(logq_V).item()
+        for floor in (0.0, 0.9)
+    }
+    assert found[0.0] == pytest.approx(full, abs=1e-10)
+    assert abs(found[0.9] - full) > 1e-3
+    assert Record(logp=True).tail_floor == 0 < Record().tail_floor
 
 
 def test_a_fixed_advantage_collapses_and_clipping_only_stops_it_elsewhere() -> None:

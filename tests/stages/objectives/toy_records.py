@@ -61,8 +61,13 @@ def systematic_counts(p_V: np.ndarray, n: int, logp: bool = False) -> list[Draw]
     ]
 
 
-def head_tail(p_V: np.ndarray, head: list[int], n: int, logp: bool = False) -> list[Draw]:
-    """`head` exactly, and all outcomes of n tail ids by systematic sampling."""
+def head_tail(
+    p_V: np.ndarray, head: list[int], n: int, logp: bool = False, floor: float = 0.0
+) -> list[Draw]:
+    """`head` exactly, and all outcomes of n tail ids by systematic sampling.
+
+    With a `floor` above the tail's mass, its one id weighs as much and is often left out.
+    """
     q_V = p_V.copy()
     q_V[head] = 0.0
     rest = float(q_V.sum())
@@ -71,6 +76,8 @@ def head_tail(p_V: np.ndarray, head: list[int], n: int, logp: bool = False) -> l
     weight = [float(p_V[i]) for i in head]
     if n == 0:
         return [Draw(1.0, head, weight, of_head, rest, len(head))]
+    if rest < floor:
+        return _by_chance(q_V, head, of_head, known_V, floor)
     edges_V = np.cumsum(q_V) * (n / rest)
     assert np.all(n * q_V <= rest + 1e-12), "tail ids would repeat: put the large ones in the head"
     return [
@@ -85,6 +92,26 @@ def head_tail(p_V: np.ndarray, head: list[int], n: int, logp: bool = False) -> l
         for chance, points in _offsets(edges_V, n)
         for tail in [[int(i) for i in np.searchsorted(edges_V, points, "right")]]
     ]
+
+
+def _by_chance(
+    q_V: np.ndarray, head: list[int], of_head: list[float], known_V: np.ndarray, floor: float
+) -> list[Draw]:
+    """No id of the tail, or one that weighs `floor`; the head has what is left, in proportion."""
+    rest = float(q_V.sum())
+    kept = [float(np.exp(lp)) / (1 - rest) for lp in of_head]
+    taken = [
+        Draw(
+            float(q_V[i]) / floor,
+            [*head, i],
+            [*(w * (1 - floor) for w in kept), floor],
+            [*of_head, float(known_V[i])],
+            rest,
+            len(head),
+        )
+        for i in map(int, np.flatnonzero(q_V))
+    ]
+    return [Draw(1 - rest / floor, head, kept, of_head, rest, len(head)), *taken]
 
 
 def top_k(p_V: np.ndarray, k: int) -> list[Draw]:
