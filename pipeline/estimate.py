@@ -14,6 +14,7 @@ from stages.prompts import count_prompts
 _ID = 2.0
 _LOGP32 = 2.6
 _LOGP16 = 1.9
+_REST = 2.1
 # Entries of a record grow with the entropy of the teacher: on web text tau = 0.023 (or 50 draws)
 # keeps about 12 ids (published curve of arXiv 2503.16870); on the rollouts of a fine-tuned model,
 # where most positions are nearly certain, about 3.
@@ -59,12 +60,12 @@ def bytes_per_position(record: Record, entries: float) -> float:
         own = entries * (record.draws / _DRAWS) ** 0.63
         return base + record.copies * (0.6 + own * (drawn + 0.2))
     if record.kind == "top_k":
-        return base + 0.1 + _LOGP32 + record.k * (_ID + _LOGP16)
+        return base + 0.1 + _REST + record.k * (_ID + _LOGP16)
     # Half of the candidates are in the head anyway.
     forced = 0.5 * record.candidates
     own = entries * _TAU / record.tau if record.tau else max(1.0, (record.entries or 0.0) - forced)
     head, tail = 0.4 * own + forced, 0.6 * own
-    return base + 1.2 + _LOGP32 + head * (_ID + _LOGP16) + record.copies * tail * drawn
+    return base + 1.2 + _REST + head * (_ID + _LOGP16) + record.copies * tail * drawn
 
 
 def _tokens(recipe: Recipe, node: Node) -> int | None:

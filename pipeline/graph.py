@@ -67,7 +67,7 @@ STAGES: tuple[Stage, ...] = (
         1,
         "accuracy, length, KL to the teacher and calibration of every model",
     ),
-    Stage("report", ("evaluate",), False, False, 1, "one table over all of the above"),
+    Stage("report", ("evaluate",), False, False, 2, "one table over all of the above"),
 )
 
 BY_NAME: dict[str, Stage] = {stage.name: stage for stage in STAGES}

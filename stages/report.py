@@ -4,6 +4,7 @@ Inputs by role are the rows: every input is an `evaluate` set, its role the name
 
     report.txt      the table as aligned text, with a legend
     report.md       the same in Markdown, and what each student's objective was guaranteed to be
+    report.html     the same with training curves and costs on one page (`stages.report_page`)
     metrics.jsonl   the rows, one JSON object a line; `summarise` takes these over seeds
 
 Imports no torch.
@@ -17,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from stages.config import Report
 from stages.evaluation.table import PASS, Row, Value, format_table, summarise
 from stages.job import Job
+from stages.report_page import FILE, page
 from storage.errors import DataError
 from storage.manifest import Manifest, build_manifest
 from storage.place import Place
@@ -45,6 +47,7 @@ def run(job: Job[Report]) -> Manifest:
     files = {
         "report.txt": text,
         "report.md": _markdown(rows, found, job.config.baseline),
+        FILE: page(job, rows, legend(rows, job.config.baseline).splitlines(), _promises(found)),
         ROWS: "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows),
     }
     for name, content in files.items():
@@ -144,15 +147,20 @@ def _spread(known: set[str]) -> str:
 def _markdown(rows: Sequence[Row], found: Mapping[str, dict[str, object]], baseline: str) -> str:
     bullets = "\n".join(f"- {line}" for line in legend(rows, baseline).splitlines())
     parts = ["# Report", format_table(rows, "markdown"), bullets]
-    promises = [
-        f"- `{name}`: {promise['level']}: {promise['reason']}"
-        + (f" ({promise['note']})" if promise.get("note") else "")
-        for name, one in found.items()
-        if isinstance(promise := one.get("guarantee"), Mapping)
-    ]
+    promises = [f"- `{name}`: {said}" for name, said in _promises(found).items()]
     if promises:
         parts += ["## What each objective was, on its records", "\n".join(promises)]
     return "\n\n".join(parts) + "\n"
+
+
+def _promises(found: Mapping[str, Mapping[str, object]]) -> dict[str, str]:
+    """By student, what its objective was on its records."""
+    return {
+        name: f"{promise['level']}: {promise['reason']}"
+        + (f" ({promise['note']})" if promise.get("note") else "")
+        for name, one in found.items()
+        if isinstance(promise := one.get("guarantee"), Mapping)
+    }
 
 
 def _read(path: Place) -> dict[str, object]:

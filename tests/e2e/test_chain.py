@@ -32,6 +32,14 @@ def test_the_table_has_a_row_for_every_model(chain: Outcome) -> None:
         assert any(line.split()[:1] == [row] for line in chain.out.splitlines()), chain.out
 
 
+def test_the_page_of_the_report_names_every_set(chain: Outcome, store: Path) -> None:
+    (report,) = sets_named(store, "report")
+    page = (report / "report.html").read_text()
+    inputs = {path.parent.name.rpartition("-")[2] for path in store.glob("*/manifest.json")}
+    unnamed = {key for key in inputs if f"({key})" not in page}
+    assert unnamed == {report.name.rpartition("-")[2]}
+
+
 def test_every_set_is_sound(chain: Outcome, store: Path) -> None:
     sets = [path.parent for path in store.glob("*/manifest.json")]
     assert len(sets) == 1 + 2 + 4 + len(STUDENTS) + 5 + 1

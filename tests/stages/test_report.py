@@ -67,7 +67,8 @@ def test_every_evaluated_model_is_a_row(tmp_path: Path) -> None:
     )
     manifest = run(made)
     assert manifest.kind == "metrics"
-    assert {file.path for file in manifest.files} == {"report.txt", "report.md", "metrics.jsonl"}
+    names = {"report.txt", "report.md", "report.html", "metrics.jsonl"}
+    assert {file.path for file in manifest.files} == names
 
     table = (made.directory / "report.txt").read_text()
     lines = [line.split() for line in table.splitlines()]
