@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from stages.scoring.scorer import Scorer
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Workers of `make test` take whole files, and one of them all that looks at the e2e chain."""
     for item in items:
