@@ -216,6 +216,9 @@ def check_teacher(
 ) -> None:
     """Compare the teacher a set descends from with the one about to be used.
 
+    Weights, tokenizer and chat template must be the same. Another numeric type is the same teacher
+    with other rounding errors; that is logged.
+
     Args:
         expected: `Manifest.teacher` of the set, or None when its origin is unknown.
         found: `ModelIdentity.to_json()` of the teacher at hand.
@@ -230,7 +233,13 @@ def check_teacher(
             "%s: written by a model of unknown teacher; teacher consistency is unchecked", where
         )
         return
-    differing = _differing_files(expected, found)
+    if expected.get("dtype") != found.get("dtype"):
+        log.warning(
+            "%s: its teacher ran in %s, the one at hand runs in %s: probabilities will differ by "
+            "rounding. Set teacher.dtype to that of the set to rule it out.",
+            where, expected.get("dtype"), found.get("dtype"),
+        )  # fmt: skip
+    differing = _differing(expected, found)
     if not differing:
         return
     message = (
@@ -244,13 +253,14 @@ def check_teacher(
     log.warning(message)
 
 
-def _differing_files(a: Mapping[str, object], b: Mapping[str, object]) -> list[str]:
+def _differing(a: Mapping[str, object], b: Mapping[str, object]) -> list[str]:
     ours, theirs = a["files"], b["files"]
     assert isinstance(ours, Mapping)
     assert isinstance(theirs, Mapping)
     names = sorted(set(ours) | set(theirs))
     differing = [name for name in names if ours.get(name) != theirs.get(name)]
-    return differing + (["tokenizer"] if a["tokenizer"] != b["tokenizer"] else [])
+    texts = {"tokenizer": "tokenizer", "chat_template": "chat template"}
+    return differing + [shown for name, shown in texts.items() if a.get(name) != b.get(name)]
 
 
 def check_tokenizer(expected: str, found: str, where: str, other: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -343,6 +344,19 @@ def test_another_teacher_is_refused(
     manifest = run(job)
     assert "differing: model.safetensors" in caplog.text
     assert manifest.teacher == model_identity(other, "float32").to_json()
+
+
+def test_another_chat_template_is_refused_and_another_dtype_is_said(
+    tmp_path: Path, teacher: Path, source: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = make_job(tmp_path, teacher, source)
+    half = replace(job.inputs["teacher"], dtype="bfloat16")
+    open_and_close(replace(job, inputs={**job.inputs, "teacher": half}))
+    assert "its teacher ran in float32, the one at hand runs in bfloat16" in caplog.text
+    other = Path(shutil.copytree(teacher, tmp_path / "other"))
+    (other / "chat_template.jinja").write_text("{{ messages[0].content }}!")
+    with pytest.raises(DataError, match=r"differing: chat template"):
+        open_and_close(make_job(tmp_path, other, source))
 
 
 def test_another_tokenizer_is_refused_even_under_warn(tmp_path: Path, source: Path) -> None:
