@@ -264,6 +264,59 @@ def zeros_among_levels(data: Array, levels: int, found: Array) -> Any:
     return count
 
 
+@nb.njit(types.int64(_input(types.uint8), types.int64), nogil=True, cache=True)
+def _behind_levels(data: Array, at: int) -> Any:
+    """Where a run of levels ends that begins at a place, with its length; -1 if there is none."""
+    if at + 4 > len(data):
+        return -1
+    size = np.int64(0)
+    for byte in range(4):
+        size |= np.int64(data[at + byte]) << (8 * byte)
+    return at + 4 + size if at + 4 + size <= len(data) else -1
+
+
+@nb.njit(
+    types.boolean(
+        _input(types.uint8),
+        types.int64,
+        types.int64[::1],
+        types.int64[::1],
+        types.int64[::1],
+    ),
+    nogil=True,
+    cache=True,
+)
+def list_starts(data: Array, levels: int, start_R: Array, empty_R: Array, found: Array) -> Any:
+    """Where the lists of a page start among its values.
+
+    Args:
+        data: repetition levels, definition levels, values.
+        levels: number of levels of either sort.
+        start_R: out; a list starts where the repetition level is 0.
+        empty_R: room for the levels at which a list is empty: the definition level is 0 there, and
+            there is no value.
+        found: [3] out: lists, empty ones among them, and the place of the first value.
+
+    Returns:
+        Whether it could be followed.
+    """
+    middle = _behind_levels(data, 0)
+    end = _behind_levels(data, middle) if middle >= 0 else -1
+    if end < 0:
+        return False
+    lists = zeros_among_levels(data[4:middle], levels, start_R)
+    empty = zeros_among_levels(data[middle + 4 : end], levels, empty_R)
+    if lists < 0 or empty < 0:
+        return False
+    skipped = 0
+    for row in range(lists):
+        while skipped < empty and empty_R[skipped] < start_R[row]:
+            skipped += 1
+        start_R[row] -= skipped
+    found[0], found[1], found[2] = lists, empty, end
+    return True
+
+
 @nb.njit(types.void(_input(types.uint8), types.uint32[::1]), nogil=True, cache=True)
 def join_bytes(planes: Array, out: Array) -> None:
     """Undo BYTE_STREAM_SPLIT: `planes` holds byte 0 of all values, then byte 1, 2 and 3."""

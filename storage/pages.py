@@ -17,12 +17,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.kernels import byte_strings, join_bytes, zeros_among_levels
+from storage.kernels import byte_strings, join_bytes, list_starts
 from storage.rows import Offsets, offsets_of
 from storage.schema import COLUMNS, Array, Column
 from storage.source import Source
 from storage.thrift import columns as columns_of
-from storage.thrift import fields, structs
+from storage.thrift import fields, page_header, structs
 
 
 @dataclass(frozen=True)
@@ -171,20 +171,15 @@ def _none(column: Column) -> Array:
 
 def _lists(flat: Array, levels: int, most: int) -> tuple[Offsets, Array, int]:
     """Where the lists of a page start among its values; the values' bytes; how many they are."""
-    start_R, flat = _zeros(flat, levels, most)
-    empty_R, flat = _zeros(flat, levels, most)
-    skipped_R = np.searchsorted(empty_R, start_R)  # an empty list has levels but no value
-    return start_R - skipped_R, flat, levels - len(empty_R)
-
-
-def _zeros(flat: Array, levels: int, most: int) -> tuple[Offsets, Array]:
-    """Positions of the zeros in a length-prefixed run of levels, and the bytes behind it."""
-    size = int(flat[:4].view(np.uint32)[0]) if len(flat) >= 4 else len(flat)
-    found = np.empty(most, np.int64)
-    count = zeros_among_levels(flat[4 : 4 + size], levels, found) if 4 + size <= len(flat) else -1
-    if count < 0:
+    start_R, empty_R, found = (
+        np.empty(most, np.int64),
+        np.empty(most, np.int64),
+        np.empty(3, np.int64),
+    )
+    if not list_starts(flat, levels, start_R, empty_R, found):
         raise Unusual("levels")
-    return found[:count], flat[4 + size :]
+    lists, empty, behind = found.tolist()
+    return start_R[:lists], flat[behind:], levels - empty
 
 
 def _values(flat: Array, count: int, column: Column, encoding: int) -> Array:
@@ -206,15 +201,12 @@ def _values(flat: Array, count: int, column: Column, encoding: int) -> Array:
 
 def _page_header(data: Array, at: int) -> tuple[_Header, int, int]:
     """The header at `at`, the size of the page behind it, and where that starts."""
-    header = np.full(6, -1, np.int64)
-    page = np.full(5, -1, np.int64)
-    at = fields(data, at, header)
-    if at < 0 or fields(data, int(header[5]), page) < 0:
+    found = np.empty(9, np.int64)
+    if not page_header(data, at, found):
         raise Unusual("page header")
-    kind, uncompressed, size, crc = header[1:5].tolist()
-    levels, encoding, *of_levels = page[1:5].tolist()
+    kind, uncompressed, size, crc, levels, encoding, *of_levels, behind = found.tolist()
     if kind != _DATA_PAGE or of_levels != [_RLE, _RLE]:
         raise Unusual("page header")
     if not (0 <= uncompressed <= _LARGEST_PAGE and size >= 0 and levels >= 0):
         raise Unusual("page header")
-    return _Header(uncompressed, levels, encoding, crc & 0xFFFFFFFF), size, at
+    return _Header(uncompressed, levels, encoding, crc & 0xFFFFFFFF), size, behind

@@ -164,3 +164,24 @@ def columns(data: Array, places: Array, found: Array) -> Any:
             return False
         found[index, 0], found[index, 1], found[index, 2] = inner[5], inner[7], inner[9]
     return True
+
+
+@nb.njit(types.boolean(_BYTES, _PLACE, types.int64[::1]), nogil=True, cache=True)
+def page_header(data: Array, at: int, found: Array) -> Any:
+    """The header of a data page, version 1.
+
+    Args:
+        data, at: where it is.
+        found: [9] out: kind, bytes of the page, bytes as stored, CRC, number of levels, encoding of
+            the values, of the definition and of the repetition levels, and the place behind the
+            header; -1 if not said.
+
+    Returns:
+        Whether it could be followed.
+    """
+    outer, inner = np.full(6, -1, np.int64), np.full(5, -1, np.int64)
+    end = fields(data, at, outer)
+    if end < 0 or fields(data, outer[5], inner) < 0:
+        return False
+    found[:4], found[4:8], found[8] = outer[1:5], inner[1:5], end
+    return True
