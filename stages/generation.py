@@ -32,7 +32,7 @@ from stages.engines import (
     open_generator,
     sequence_seed,
 )
-from stages.identity import DigestCache, ModelIdentity, identify, local_directory
+from stages.identity import DigestCache, ModelIdentity, local_directory, model_identity
 from stages.job import Input, Job, ShardSpec
 from stages.prompts import Prompt, Prompts, load_prompts
 from stages.tokenizer import load_tokenizer
@@ -136,7 +136,8 @@ class Generation:
     @cached_property
     def identity(self) -> ModelIdentity:
         """Who writes."""
-        return identify(self.writer, DigestCache(self.job.store.digests))[1]
+        cache = DigestCache(self.job.store.digests)
+        return model_identity(self.model, self.writer.dtype, cache, self.writer.called)
 
     @cached_property
     def order(self) -> Order:

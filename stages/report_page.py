@@ -16,6 +16,7 @@ from typing import Any
 from stages import charts
 from stages.evaluation.table import Row, columns
 from stages.job import Job
+from stages.training import metrics
 from storage.manifest import FILE_NAME, Manifest, read_manifest
 from storage.place import Place
 
@@ -124,7 +125,9 @@ def _accuracies(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
 
 def _curves(found: Sequence[Ancestor]) -> list[str]:
     runs = {
-        one.manifest.name.partition(".")[2] or one.manifest.name: _lines(one.directory)
+        one.manifest.name.partition(".")[2] or one.manifest.name: metrics.read(
+            one.directory / metrics.METRICS
+        )
         for one in found
         if one.manifest.stage == "train"
     }
@@ -132,17 +135,16 @@ def _curves(found: Sequence[Ancestor]) -> list[str]:
         charts.curves(
             title,
             {
-                name: [(float(line["step"]), float(line[key])) for line in lines if line.get(key)]
+                name: [
+                    (float(line["step"] or 0), float(value))
+                    for line in lines
+                    if (value := line.get(key)) is not None
+                ]
                 for name, lines in runs.items()
             },
         )
         for key, title in _CURVES.items()
     ]
-
-
-def _lines(directory: Place) -> list[dict[str, Any]]:
-    file = directory / "metrics.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def _promises(promises: Mapping[str, str]) -> str:

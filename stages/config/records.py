@@ -82,8 +82,9 @@ class Record(Table):
         It then weighs `tail_floor`; with log p of drawn ids no tail is left out, and this is 0. So
         positions at which the teacher is sure cost hardly more than their head.
         """
-        kept = self.kind != "head_tail" or self.logp
-        return 0.0 if kept or self.tau is None else self.tau * TAIL_FLOOR
+        if self.kind != "head_tail" or self.logp or self.tau is None:
+            return 0.0
+        return self.tau * TAIL_FLOOR
 
     def described(self) -> dict[str, Any]:
         """The `record` object of a manifest or a footer: all that a reader needs, and more."""

@@ -7,6 +7,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TextIO
 
+from storage.place import Place
+
 Line = dict[str, float | int | str | None]
 
 METRICS = "metrics.jsonl"
@@ -55,7 +57,7 @@ class Metrics:
         self.last = json.loads(text)
 
 
-def read(path: Path) -> list[Line]:
+def read(path: Place) -> list[Line]:
     """The lines of a metrics file; a torn last line (the writer was killed) is left out."""
     if not path.exists():
         return []
