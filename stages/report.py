@@ -41,13 +41,14 @@ def run(job: Job[Report]) -> Manifest:
     """
     found = {name: _read(source.directory / METRICS) for name, source in job.inputs.items()}
     rows = with_gain([_row(name, one) for name, one in found.items()], job.config.baseline)
-    text = f"{format_table(rows)}\n\n{legend(rows, job.config.baseline)}\n"
+    notes, promises = legend(rows, job.config.baseline), _promises(found)
+    text = f"{format_table(rows)}\n\n{notes}\n"
     log.info("%s:\n%s", job.name, text)
     job.directory.mkdir(parents=True, exist_ok=True)
     files = {
         "report.txt": text,
-        "report.md": _markdown(rows, found, job.config.baseline),
-        FILE: page(job, rows, legend(rows, job.config.baseline).splitlines(), _promises(found)),
+        "report.md": _markdown(rows, notes.splitlines(), promises),
+        FILE: page(job, rows, notes.splitlines(), promises),
         ROWS: "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows),
     }
     for name, content in files.items():
@@ -144,12 +145,12 @@ def _spread(known: set[str]) -> str:
     return ""
 
 
-def _markdown(rows: Sequence[Row], found: Mapping[str, dict[str, object]], baseline: str) -> str:
-    bullets = "\n".join(f"- {line}" for line in legend(rows, baseline).splitlines())
+def _markdown(rows: Sequence[Row], notes: Sequence[str], promises: Mapping[str, str]) -> str:
+    bullets = "\n".join(f"- {line}" for line in notes)
     parts = ["# Report", format_table(rows, "markdown"), bullets]
-    promises = [f"- `{name}`: {said}" for name, said in _promises(found).items()]
     if promises:
-        parts += ["## What each objective was, on its records", "\n".join(promises)]
+        said = "\n".join(f"- `{name}`: {promise}" for name, promise in promises.items())
+        parts += ["## What each objective was, on its records", said]
     return "\n\n".join(parts) + "\n"
 
 

@@ -95,8 +95,8 @@ def ancestors(job: Job[Any]) -> Iterator[Ancestor]:
         inputs = manifest.payload.get("inputs")
         for source in inputs.values() if isinstance(inputs, Mapping) else ():
             key = source.get("key")
-            for path in job.store.root.glob(f"*-{key[:12]}/{FILE_NAME}") if key else ():
-                yield from visit(path.parent)
+            for found in job.store.named(key) if key else ():
+                yield from visit(found)
         yield Ancestor(directory, manifest)
 
     for source in job.inputs.values():

@@ -44,6 +44,11 @@ class Store:
         """Directory of a set, whether it exists or not."""
         return self.root / f"{stage}-{key[:_SHOWN]}"
 
+    def named(self, key: str) -> Iterator[Place]:
+        """Directories of committed sets whose name is that of a key, whatever their stage."""
+        for path in self.root.glob(f"*-{key[:_SHOWN]}/{FILE_NAME}"):
+            yield path.parent
+
     def manifest(self, stage: str, key: str) -> Manifest | None:
         """The manifest of a committed set, or None where there is none yet.
 

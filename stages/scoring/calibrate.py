@@ -72,8 +72,8 @@ class Heads:
             weight_R = np.where(n_R > 0, mass_R / np.maximum(n_R, 1.0), np.inf)
             above_RK = (self.p_RK > weight_R[:, None] * (1 + _SLACK)) & ~head_RK
             if not above_RK.any():
-                left_out_R = (n_R == 1) & (mass_R < self.floor * tau)
-                drawn_R = np.where(left_out_R, mass_R / (self.floor * tau or 1.0), n_R)
+                stands_for_R = np.maximum(mass_R, np.where(n_R == 1, self.floor * tau, _TINY))
+                drawn_R = n_R * (mass_R / stands_for_R)
                 return float((head_RK.sum(axis=1) + drawn_R).mean())
             head_RK |= above_RK
 
