@@ -29,11 +29,11 @@ def bars(title: str, values: Mapping[str, Mapping[str, float]]) -> str:
             if name not in found:
                 continue
             y, size = top + place * thick, width * min(max(found[name], 0.0), 100.0) / 100
-            colour = _COLOURS[place % len(_COLOURS)]
             box = f'x="{left}" y="{y}" width="{size:.1f}" height="{thick - 2}"'
-            out.append(f'<rect {box} fill="{colour}"/>')
+            out.append(f'<rect {box} fill="{_colour(place)}"/>')
             out.append(_label(f"{found[name]:.1f}", left + size + 5, y + 9, "start"))
-    out += _keys(names, left)
+    for place, name in enumerate(names):
+        out += _key(place, name, left + 110 * place, 20)
     return _svg(title, _TOP + len(values) * step, out)
 
 
@@ -49,14 +49,11 @@ def curves(title: str, values: Mapping[str, Sequence[tuple[float, float]]]) -> s
     out += [_label(f"{tick:g}", x_of(tick), _HEIGHT - 10, "middle") for tick in x_of.ticks()]
     drawn = [(index, name) for index, (name, points) in enumerate(values.items()) if points]
     for row, (index, name) in enumerate(drawn):  # without points, but not without its colour
-        colour = _COLOURS[index % len(_COLOURS)]
         path = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in values[name])
-        out.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
-        y = _TOP + 18 * row
         out.append(
-            f'<rect x="{_WIDTH - _RIGHT + 14}" y="{y}" width="12" height="4" {_fill(index)}/>'
+            f'<polyline points="{path}" fill="none" stroke="{_colour(index)}" stroke-width="1.8"/>'
         )
-        out.append(_label(name, _WIDTH - _RIGHT + 32, y + 6, "start"))
+        out += _key(index, name, _WIDTH - _RIGHT + 14, _TOP + 18 * row)
     return _svg(title, _HEIGHT, out)
 
 
@@ -86,17 +83,14 @@ def _grid(value: float, y: float) -> str:
     return f'<line {ends} stroke="#8884" />' + _label(f"{value:.4g}", _LEFT - 6, y + 4, "end")
 
 
-def _keys(names: Sequence[str], left: float) -> list[str]:
-    out: list[str] = []
-    for index, name in enumerate(names):
-        x = left + 110 * index
-        out.append(f'<rect x="{x}" y="20" width="12" height="4" {_fill(index)}/>')
-        out.append(_label(name, x + 18, 26, "start"))
-    return out
+def _key(index: int, name: str, x: float, y: float) -> list[str]:
+    """A line of the legend."""
+    mark = f'<rect x="{x}" y="{y}" width="12" height="4" fill="{_colour(index)}"/>'
+    return [mark, _label(name, x + 18, y + 6, "start")]
 
 
-def _fill(index: int) -> str:
-    return f'fill="{_COLOURS[index % len(_COLOURS)]}"'
+def _colour(index: int) -> str:
+    return _COLOURS[index % len(_COLOURS)]
 
 
 def _label(text: str, x: float, y: float, anchor: str) -> str:
