@@ -34,7 +34,7 @@ from benchmarks.harness import (
 from benchmarks.records import Sequences, counts_of, drawn, meta_of, write_part
 from benchmarks.sources import Synthetic
 from stages.config import Record
-from stages.objectives.records import TorchRecords
+from stages.objectives.tensors import TorchRecords
 from storage.batch import Batch
 from storage.codec import stored, to_batch
 from storage.rows import Rows

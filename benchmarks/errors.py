@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 
 from benchmarks.sources import Source
 from stages.config import Record
-from stages.scoring.kernels import REST_FLOOR
-from stages.scoring.records import LEAST_TAU
+from stages.scoring.drawn import LEAST_TAU
+from stages.scoring.sampler_kernels import REST_FLOOR
 
 Array = NDArray[Any]
 

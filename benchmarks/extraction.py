@@ -26,7 +26,7 @@ from benchmarks.harness import (
     ratios,
 )
 from stages.config import Record
-from stages.models import lm_head, response_hidden
+from stages.models.model import lm_head, response_hidden
 from stages.scoring.score import score_rows, scoring_head
 from storage.codec import to_batch
 from storage.manifest import SetMeta

@@ -19,9 +19,9 @@ from benchmarks.generator import SETS, Teacher, small_world
 from benchmarks.harness import Goal, Line, Options, Report, Table, interleave, main, ratios, spread
 from benchmarks.records import counts_of, meta_of, write_part, write_set
 from benchmarks.teachers import make
-from pipeline.config import load_recipe
+from pipeline.planning.config import load_recipe
 from stages.config import Objective, Record, Student
-from stages.models import load_model
+from stages.models.model import load_model
 from stages.objectives.build import build_objective
 from stages.training.loop import Task, train
 from storage.stream import Stream

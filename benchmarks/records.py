@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from benchmarks.generator import Counts, Teacher
 from benchmarks.sources import Block, Source
 from stages.config import Record
-from stages.scoring.sampler import Records, concat, sample, uniforms_needed
+from stages.scoring.sampler_cpu import Records, concat, sample, uniforms_needed
 from storage.manifest import Manifest, Part, SetMeta, write_manifest
-from storage.ranks import write_ranks
+from storage.packed.frequencies import write_ranks
 from storage.rows import Rows, offsets_of
 from storage.shard import PartWriter
 

@@ -26,7 +26,7 @@ from benchmarks.harness import (
     speed_line,
 )
 from stages.config import Record
-from stages.scoring.sampler import sample, uniforms_needed
+from stages.scoring.sampler_cpu import sample, uniforms_needed
 
 RECORDS = {
     "head_tail": Record(),

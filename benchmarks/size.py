@@ -22,7 +22,7 @@ from benchmarks.records import Sequences, counts_of, drawn
 from benchmarks.sources import Source, Synthetic
 from benchmarks.teachers import demo, text
 from stages.config import Record
-from storage.arrow import column_bytes
+from storage.parquet.reader import column_bytes
 from storage.schema import column_names
 from storage.sizes import weight
 

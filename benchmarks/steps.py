@@ -13,12 +13,12 @@ from torch.nn import functional
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from benchmarks import trl_losses
-from stages.head_loss import head_loss
-from stages.models import lm_head, response_hidden
+from stages.models.model import lm_head, response_hidden
 from stages.objectives.f_divergence import JSD
+from stages.objectives.head_loss import head_loss
 from stages.objectives.likelihood import CrossEntropy, ForwardKL
-from stages.objectives.records import ObjectiveFunction, TorchRecords
 from stages.objectives.reverse_kl import ReverseKL
+from stages.objectives.tensors import ObjectiveFunction, TorchRecords
 from stages.training.optim import clip_gradients
 from storage.batch import Batch
 

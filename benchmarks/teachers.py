@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from benchmarks.harness import ROOT
 from benchmarks.sources import Block
-from stages.models import load_model, load_tokenizer, real_vocab_size, response_hidden
+from stages.models.model import load_model, load_tokenizer, real_vocab_size, response_hidden
 from stages.scoring.score import scoring_head
 from storage.batch import Batch
 from storage.codec import to_batch

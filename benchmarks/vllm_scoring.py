@@ -34,8 +34,8 @@ from benchmarks.harness import (
     spread,
 )
 from stages.config import Record, ScoreRun
-from stages.engines.environment import prepare_environment
-from stages.scoring.records import Records
+from stages.models.environment import prepare_environment
+from stages.scoring.drawn import Records
 from stages.scoring.scorer import Scorer, open_scorer
 from storage.rows import Rows
 

@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _told(code: int) -> int | None:
     """Exit code of another process under torchrun that has explained already; None if to do so."""
-    from pipeline.processes import told
+    from pipeline.execution.torchrun import told
 
     return told(code)
 
@@ -157,7 +157,7 @@ def _housekeeping_arguments(
 
 def _place(text: str) -> object:
     """A set named on the command line."""
-    from storage.place import place
+    from storage.files.place import place
 
     return place(text)
 

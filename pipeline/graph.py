@@ -2,7 +2,7 @@
 
 Standard library only: schedulers parse this module many times a minute, so importing it must cost
 nothing. What a *recipe* makes of it (variants, keys, directories) is in
-`pipeline.nodes` and `pipeline.plan`.
+`pipeline.planning.nodes` and `pipeline.planning.plan`.
 """
 
 from dataclasses import dataclass

@@ -3,13 +3,13 @@
 from collections.abc import Iterable
 from dataclasses import asdict
 
-from pipeline import provenance
-from pipeline.config import Recipe
-from pipeline.estimate import estimate
-from pipeline.fingerprint import difference
-from pipeline.nodes import Node
-from pipeline.plan import Planned
-from storage.place import Place
+from pipeline import ledger
+from pipeline.planning.config import Recipe
+from pipeline.planning.estimate import estimate
+from pipeline.planning.fingerprint import difference
+from pipeline.planning.nodes import Node
+from pipeline.planning.plan import Planned
+from storage.files.place import Place
 from storage.store import Store
 
 _UNKNOWN = "not known"
@@ -54,7 +54,7 @@ def status_lines(store: Store, planned: Iterable[Planned]) -> Lines:
             result.append({"node": name, "key": chosen.key, "done": False})
             continue
         totals = manifest.totals
-        seconds = float(provenance.cost(chosen.directory(store)).get("seconds", 0.0))
+        seconds = float(ledger.cost(chosen.directory(store)).get("seconds", 0.0))
         rows.append(
             [
                 name,

@@ -8,20 +8,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import housekeeping, mend, runner, show
-from pipeline.chain import Chain
-from pipeline.config import Recipe, load_recipe
+from pipeline import show
+from pipeline.execution import repair, runner
+from pipeline.execution.chain import Chain
+from pipeline.execution.seeds import run_seeds
+from pipeline.execution.units import parse_shards
+from pipeline.execution.units import units as find_units
 from pipeline.graph import BY_NAME
-from pipeline.nodes import build, select
-from pipeline.plan import Planned, named, resolve
-from pipeline.provenance import to_toml
-from pipeline.seeds import run_seeds
-from pipeline.units import parse_shards
-from pipeline.units import units as find_units
+from pipeline.ledger import to_toml
+from pipeline.planning.config import Recipe, load_recipe
+from pipeline.planning.nodes import build, select
+from pipeline.planning.plan import Planned, named, resolve
+from pipeline.upkeep import housekeeping
 from stages.job import Input
 from storage.errors import DataError
+from storage.files.place import place
 from storage.manifest import verify_set
-from storage.place import place
 from storage.store import Store
 
 log = logging.getLogger(__name__)
@@ -92,8 +94,8 @@ def run(options: argparse.Namespace) -> Result:
         Chain(opened.recipe, recipe_argv(options)).here(opened.named, opened.store)
         return {"verb": "run", "done": _names(opened.named)}
     chain = Chain(opened.recipe, recipe_argv(options))
-    mended = mend.check(opened.planned, opened.store, chain) if options.check else []
-    todo = mend.complete(opened.planned, opened.store, chain)
+    mended = repair.check(opened.planned, opened.store, chain) if options.check else []
+    todo = repair.complete(opened.planned, opened.store, chain)
     if not todo:
         log.info("%s: up to date", ", ".join(options.targets))
     for chosen in opened.named:
@@ -194,7 +196,7 @@ def verify(options: argparse.Namespace) -> Result:
 
 
 def _verify_teacher(options: argparse.Namespace) -> Result:
-    from stages.provenance.verify import Question, verify_teacher  # torch
+    from stages.attribution.verify import Question, verify_teacher  # torch
 
     named = ("tokens", "level", "temperature", "dtype")
     given = {name: value for name in named if (value := getattr(options, name)) is not None}

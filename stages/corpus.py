@@ -26,14 +26,14 @@ from numpy.typing import NDArray
 
 from stages.config import Corpus
 from stages.counter import shuffled
+from stages.data.sources import corpus_files
+from stages.data.tasks import Problem, task
 from stages.generation import held_out_count, split_parts
-from stages.identity import chat_template_hash, tokenizer_hash
 from stages.job import Job, ShardSpec
-from stages.sources import corpus_files
-from stages.tasks import Problem, task
-from stages.tokenizer import copy_tokenizer, load_tokenizer, make_tokenizer
+from stages.models.identity import chat_template_hash, tokenizer_hash
+from stages.models.tokenizer import copy_tokenizer, load_tokenizer, make_tokenizer
 from storage.errors import DataError
-from storage.files import disk_errors, sync_directory, temporary_name
+from storage.files.write import disk_errors, sync_directory, temporary_name
 from storage.manifest import Manifest, Part, SetMeta, commit_parts
 from storage.rows import Rows, offsets_of
 from storage.schema import FINISH, OUTCOME

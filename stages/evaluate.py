@@ -31,6 +31,8 @@ from typing import TYPE_CHECKING
 
 from stages.config import Evaluate, PromptSource, Sampling
 from stages.counter import hash64
+from stages.data.prompts import Prompts, load_prompts
+from stages.data.verifiers import Check, open_verifier
 from stages.engines import (
     Completion,
     Generator,
@@ -40,19 +42,17 @@ from stages.engines import (
     open_generator,
     sequence_seed,
 )
-from stages.engines.environment import prepare_environment
 from stages.evaluation.answers import Answer, accuracy, read_answers, write_answers
-from stages.identity import check_tokenizer, local_directory, tokenizer_hash
 from stages.job import Job
-from stages.prompts import Prompts, load_prompts
+from stages.models.descent import data_tokenizer, manifest_of_model
+from stages.models.environment import prepare_environment
+from stages.models.identity import check_tokenizer, local_directory, tokenizer_hash
+from stages.models.tokenizer import load_tokenizer
 from stages.report import METRICS
-from stages.tokenizer import load_tokenizer
-from stages.training.inputs import data_tokenizer, manifest_of_model
-from stages.verifiers import Check, open_verifier
 from storage.errors import EngineError
-from storage.files import create_once
+from storage.files.place import Place
+from storage.files.write import create_once
 from storage.manifest import Manifest, build_manifest, read_manifest
-from storage.place import Place
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

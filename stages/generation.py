@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 
 from stages.config import Generate, PromptSource
 from stages.counter import hash64, shuffled
+from stages.data.prompts import Prompt, Prompts, load_prompts
+from stages.data.verifiers import Check, open_verifier
 from stages.engines import (
     Completion,
     Generator,
@@ -32,14 +34,12 @@ from stages.engines import (
     open_generator,
     sequence_seed,
 )
-from stages.identity import DigestCache, ModelIdentity, local_directory, model_identity
 from stages.job import Input, Job, ShardSpec
-from stages.prompts import Prompt, Prompts, load_prompts
-from stages.tokenizer import load_tokenizer
-from stages.verifiers import Check, open_verifier
+from stages.models.identity import DigestCache, ModelIdentity, local_directory, model_identity
+from stages.models.tokenizer import load_tokenizer
 from storage.errors import EngineError
+from storage.files.place import Place
 from storage.manifest import Manifest, Part, SetMeta, commit_parts
-from storage.place import Place
 from storage.rows import Rows
 from storage.schema import FINISH
 from storage.shard import PartWriter

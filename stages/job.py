@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypedDict, TypeVar
 
-from storage.place import Place, place
+from storage.files.place import Place, place
 from storage.store import Store
 
 ConfigT = TypeVar("ConfigT")

@@ -7,13 +7,13 @@ import torch
 
 from stages.config import Objective, Pretrain
 from stages.job import Job
-from stages.models import load_tokenizer, pick_device
+from stages.models.architecture import new_model
+from stages.models.descent import tokenizer_directory
+from stages.models.model import load_tokenizer, pick_device
 from stages.objectives.build import build_objective
-from stages.training.architecture import new_model
-from stages.training.data import step_count
 from stages.training.fit import Ingredients, data_stream, fit
 from stages.training.group import current
-from stages.training.inputs import tokenizer_directory
+from stages.training.microbatches import step_count
 from storage.manifest import Manifest, read_manifest
 
 

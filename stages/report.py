@@ -4,7 +4,7 @@ Inputs by role are the rows: every input is an `evaluate` set, its role the name
 
     report.txt      the table as aligned text, with a legend
     report.md       the same in Markdown, and what each student's objective was guaranteed to be
-    report.html     the same with training curves and costs on one page (`stages.report_page`)
+    report.html     the same with training curves and costs on one page (`stages.reporting.page`)
     metrics.jsonl   the rows, one JSON object a line; `summarise` takes these over seeds
 
 Imports no torch.
@@ -16,12 +16,12 @@ import math
 from collections.abc import Mapping, Sequence
 
 from stages.config import Report
-from stages.evaluation.table import PASS, Row, Value, format_table, summarise
 from stages.job import Job
-from stages.report_page import FILE, page
+from stages.reporting.page import FILE, page
+from stages.reporting.table import PASS, Row, Value, format_table, summarise
 from storage.errors import DataError
+from storage.files.place import Place
 from storage.manifest import Manifest, build_manifest
-from storage.place import Place
 
 __all__ = ["METRICS", "format_table", "legend", "read_rows", "run", "summarise"]
 

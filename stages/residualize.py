@@ -2,11 +2,11 @@
 
 Offline distillation wants one teacher in both places (arXiv 2604.13010, theorem 3.8). Where another
 one has scored the rollouts, this stage takes the recurring part of the difference between its
-log-probabilities and pi_ref's out of them (`stages.cross_teacher`, arXiv 2607.28449) and writes a
-new set: the sequences as they are, `lp` corrected, nothing of the vocabulary. The correction is
-defined for the realised token only, so head, draws and `rest` of the source are left behind and the
-set is of kind `sampled`; the contract then admits sampled-token objectives alone. A corrected score
-is no log-probability and may exceed zero. `ent` stays the scoring teacher's own.
+log-probabilities and pi_ref's out of them (`attribution.cross_teacher`, arXiv 2607.28449) and
+writes a new set: the sequences as they are, `lp` corrected, nothing of the vocabulary. The
+correction is defined for the realised token only, so head, draws and `rest` of the source are left
+behind and the set is of kind `sampled`; the contract then admits sampled-token objectives alone. A
+corrected score is no log-probability and may exceed zero. `ent` stays the scoring teacher's own.
 
 Part i of the result holds the sequences of part i of the source. Sums are taken over all parts of
 the split `train` first; whoever makes single parts repeats that pass, which reads four columns.
@@ -20,14 +20,14 @@ from typing import Any
 
 import numpy as np
 
+from stages.attribution.cross_teacher import COLUMNS, Correction, Estimator
 from stages.config import Record, Residualize
-from stages.cross_teacher import COLUMNS, Correction, Estimator
 from stages.job import Job, ShardSpec
-from stages.tokenizer import copy_tokenizer
-from stages.training.inputs import TOKENIZER
+from stages.models.descent import TOKENIZER
+from stages.models.tokenizer import copy_tokenizer
 from storage.errors import DataError
+from storage.files.place import Place
 from storage.manifest import Manifest, Part, SetMeta, commit_parts, read_manifest
-from storage.place import Place
 from storage.rows import Rows
 from storage.schema import column_names
 from storage.shard import PartWriter, read_meta, read_rows

@@ -24,7 +24,7 @@ def plan(job: Job[Rollouts]) -> list[ShardSpec]:
     """The parts of the set, those of the held-out prompts last.
 
     Raises:
-        DataError: the prompts cannot be used (see `stages.prompts`), or the model's files cannot.
+        DataError: the prompts (see `stages.data.prompts`) or the model's files cannot be used.
     """
     return _generation(job).plan()
 

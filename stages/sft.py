@@ -11,14 +11,14 @@ from functools import partial
 import torch
 
 from stages.config import Objective, Sft
-from stages.identity import check_tokenizer, local_directory, tokenizer_hash
 from stages.job import Job
-from stages.models import load_model, pick_device
+from stages.models.descent import data_tokenizer, tokenizer_directory
+from stages.models.identity import check_tokenizer, local_directory, tokenizer_hash
+from stages.models.model import load_model, pick_device
 from stages.objectives.build import build_objective
-from stages.training.data import step_count
 from stages.training.fit import Ingredients, data_stream, fit
 from stages.training.group import current
-from stages.training.inputs import data_tokenizer, tokenizer_directory
+from stages.training.microbatches import step_count
 from storage.manifest import Manifest, read_manifest
 
 

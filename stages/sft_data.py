@@ -11,7 +11,7 @@ from stages.config import SftData
 from stages.engines import Generator
 from stages.generation import Generation
 from stages.job import Job, ShardSpec
-from stages.tokenizer import copy_tokenizer
+from stages.models.tokenizer import copy_tokenizer
 from storage.manifest import Manifest, Part
 
 
@@ -19,7 +19,7 @@ def plan(job: Job[SftData]) -> list[ShardSpec]:
     """The parts of the set.
 
     Raises:
-        DataError: the prompts cannot be used (see `stages.prompts`), or the model's files cannot.
+        DataError: the prompts (see `stages.data.prompts`) or the model's files cannot be used.
     """
     return _generation(job).plan()
 

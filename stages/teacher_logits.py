@@ -4,7 +4,7 @@ Each part of the records holds the sequences of one part of the source, in their
 with everything a trainer needs: prompt, response, log pi_ref and the record. With a `limit` the
 first training sequences alone are scored, and all that are held out. The source may be rollouts,
 the teacher's own answers, or a text corpus (no candidates, no log pi_ref). With a `teacher_prompt`
-the teacher reads another prompt than the student did; see `stages.teacher_prompt`.
+the teacher reads another prompt than the student did; see `stages.scoring.teacher_prompt`.
 
 Before the teacher is loaded, its identity and its tokenizer are compared with those the sequences
 descend from.
@@ -22,23 +22,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.calibration import FILE, calibrated, sample, stored
 from stages.config import Record, TeacherLogits
-from stages.identity import (
+from stages.job import Job, ShardSpec
+from stages.models.descent import TOKENIZER, data_tokenizer
+from stages.models.identity import (
     DigestCache,
     check_teacher,
     check_tokenizer,
     identify,
 )
-from stages.job import Job, ShardSpec
+from stages.models.tokenizer import copy_tokenizer
 from stages.scoring.calibrate import Calibration, calibrate
+from stages.scoring.calibration import FILE, calibrated, sample, stored
 from stages.scoring.scorer import Scorer, open_scorer
-from stages.teacher_prompt import PrivilegedScorer, TeacherPrompts
-from stages.tokenizer import copy_tokenizer
-from stages.training.inputs import TOKENIZER, data_tokenizer
+from stages.scoring.teacher_prompt import PrivilegedScorer, TeacherPrompts
 from storage.errors import ConfigError, DataError
 from storage.manifest import Manifest, Part, SetMeta, commit_parts, read_manifest
-from storage.ranks import write_ranks
+from storage.packed.frequencies import write_ranks
 from storage.rows import Rows
 from storage.shard import PartWriter, read_meta, read_rows
 

@@ -23,8 +23,16 @@ from transformers import PreTrainedModel
 
 from stages.config import Drift, Student
 from stages.engines.base import ModelFacts, model_facts
-from stages.full import FullTeacher
-from stages.identity import (
+from stages.job import Job
+from stages.models.architecture import new_model
+from stages.models.descent import (
+    check_prompts_shared,
+    data_tokenizer,
+    generator_weights,
+    manifest_of_model,
+    tokenizer_directory,
+)
+from stages.models.identity import (
     DigestCache,
     check_teacher,
     check_tokenizer,
@@ -33,27 +41,19 @@ from stages.identity import (
     model_identity,
     tokenizer_hash,
 )
-from stages.job import Job
-from stages.models import context_length, load_model, load_tokenizer, pick_device
+from stages.models.model import context_length, load_model, load_tokenizer, pick_device
 from stages.objectives.build import build_objective
 from stages.objectives.contract import guarantee
+from stages.objectives.full_teacher import FullTeacher
 from stages.objectives.legality import FULL, Guarantee
 from stages.training.agreement import check_agreement
-from stages.training.architecture import new_model
-from stages.training.data import Source, step_count
 from stages.training.fit import Ingredients, data_stream, fit
 from stages.training.group import current
-from stages.training.inputs import (
-    check_prompts_shared,
-    data_tokenizer,
-    generator_weights,
-    manifest_of_model,
-    tokenizer_directory,
-)
 from stages.training.live import LiveSource
+from stages.training.microbatches import Source, step_count
 from storage.errors import ConfigError
+from storage.files.place import Place
 from storage.manifest import Manifest, read_manifest
-from storage.place import Place
 
 log = logging.getLogger(__name__)
 

@@ -49,7 +49,9 @@ def check_meta(meta: SetMeta) -> None:
         what = meta.record_kind or meta.kind
         raise DataError(f"layout is packed, but {what} have no entries to be packed")
     if packed != (meta.ranks is not None):
-        raise DataError("ranks are given exactly when the layout is packed (storage.ranks)")
+        raise DataError(
+            "ranks are given exactly when the layout is packed (storage.packed.frequencies)"
+        )
     if packed and meta.vocab_size > MOST_RANKED:
         raise DataError(f"vocab_size is {meta.vocab_size}; a packed set has at most {MOST_RANKED}")
 

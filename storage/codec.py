@@ -2,7 +2,7 @@
 
     stage -> `stored` (rounding) -> part            part -> `to_batch` (records to CSR) -> trainer
 
-Parquet itself is in `storage.arrow`.
+Parquet itself is in `storage.parquet.reader`.
 """
 
 import zlib

@@ -10,10 +10,10 @@ import logging
 from pathlib import Path, PurePosixPath
 
 from storage.errors import DataError
-from storage.files import disk_errors, sha256_file, temporary_name
+from storage.files.place import Place, cache_root
+from storage.files.remote import Remote
+from storage.files.write import disk_errors, sha256_file, temporary_name
 from storage.manifest import FILE_NAME, File, read_manifest
-from storage.place import Place, cache_root
-from storage.remote import Remote
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def local_copy(directory: Place, below: str = "") -> Path:
 
     Raises:
         DataError: no committed set, or a file of it is missing or damaged.
-        RetryError, ConfigError: as `storage.remote.Remote`; the disk refused.
+        RetryError, ConfigError: as `storage.files.remote.Remote`; the disk refused.
     """
     if isinstance(directory, Path):
         return directory / below
@@ -58,7 +58,7 @@ def fetch(source: Remote, target: Path, sha256: str | None = None) -> None:
     Raises:
         FileNotFoundError: there is no such object.
         DataError: its content is not what `sha256` says.
-        RetryError, ConfigError: as `storage.remote.Remote`; the disk refused.
+        RetryError, ConfigError: as `storage.files.remote.Remote`; the disk refused.
     """
     digest = hashlib.sha256()
     temporary = temporary_name(target.parent, target.name)

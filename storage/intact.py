@@ -8,9 +8,9 @@ from pathlib import Path
 
 from storage.copies import local_copy
 from storage.errors import DamageError
-from storage.files import sha256_file
+from storage.files.place import Place
+from storage.files.write import sha256_file
 from storage.manifest import FILE_NAME, read_manifest
-from storage.place import Place
 
 
 def check_files(directory: Place) -> None:

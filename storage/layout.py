@@ -3,13 +3,13 @@
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from storage.files.place import Place
 from storage.manifest import Json, SetMeta
-from storage.place import Place
 from storage.rows import Rows
 from storage.schema import Blobs, blob_names, replaced_columns
 
 if TYPE_CHECKING:
-    from storage.packed import Code
+    from storage.packed.codec import Code
 
 
 class Layout:
@@ -46,7 +46,7 @@ class Layout:
 
 
 class PackedLayout(Layout):
-    """Records as streams of bytes (`storage.packed`); `ranks.u32` lies beside the parts."""
+    """Records as streams of bytes (`storage.packed.codec`); `ranks.u32` lies beside the parts."""
 
     def __init__(self, directory: Place, meta: SetMeta, record: Json) -> None:
         self.replaced = replaced_columns(record)
@@ -55,7 +55,9 @@ class PackedLayout(Layout):
 
     @cached_property
     def _code(self) -> "Code":
-        from storage.packed import load_code  # Numba: only who handles records pays its import
+        from storage.packed.codec import (
+            load_code,  # Numba: only who handles records pays its import
+        )
 
         return load_code(self._directory, self._meta.ranks, self._meta.vocab_size)
 
@@ -64,14 +66,14 @@ class PackedLayout(Layout):
         _ = self._code
 
     def pack(self, rows: Rows) -> tuple[Rows, Blobs]:
-        """See `storage.packed.pack`."""
-        from storage.packed import pack
+        """See `storage.packed.codec.pack`."""
+        from storage.packed.codec import pack
 
         return pack(rows, self._meta, self._code)
 
     def unpack(self, rows: Rows, blobs: Blobs) -> Rows:
-        """See `storage.packed.unpack`."""
-        from storage.packed import unpack
+        """See `storage.packed.codec.unpack`."""
+        from storage.packed.codec import unpack
 
         return unpack(rows, blobs, self._meta, self._code)
 

@@ -12,13 +12,13 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypeVar, cast
 
 from storage.errors import DataError, RetryError
-from storage.files import create_once, sha256_file, size_of
+from storage.files.place import Place
+from storage.files.write import create_once, sha256_file, size_of
 from storage.limits import check_file, check_part, check_row_group
-from storage.place import Place
 
 FILE_NAME = "manifest.json"
 RANKS = "ranks.u32"
-"""Frequencies of ids: lies beside packed parts (`storage.ranks`)."""
+"""Frequencies of ids: lies beside packed parts (`storage.packed.frequencies`)."""
 MANIFEST_FORMAT = 2
 DIGEST = "sha256"
 """Field of a manifest that holds the digest of all others."""

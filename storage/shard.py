@@ -18,11 +18,11 @@ from typing import Any, Self
 
 import numpy as np
 
-from storage.arrow import DAMAGE, UNREACHABLE, Reader, Writer
 from storage.check import check_meta, check_rows
 from storage.codec import checksum, stored
 from storage.errors import DamageError, DataError
-from storage.files import NewFile, disk_errors, known_sha256, new_file, sha256_file, size_of
+from storage.files.place import Place
+from storage.files.write import NewFile, disk_errors, known_sha256, new_file, sha256_file, size_of
 from storage.layout import layout_of
 from storage.manifest import (
     Part,
@@ -32,7 +32,7 @@ from storage.manifest import (
     check_format,
     row_groups_from_json,
 )
-from storage.place import Place
+from storage.parquet.reader import DAMAGE, UNREACHABLE, Reader, Writer
 from storage.rows import Rows
 from storage.schema import FORMAT_VERSION, ROW_GROUP, column_names
 

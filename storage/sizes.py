@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-from storage.arrow import column_bytes
 from storage.errors import DataError
+from storage.files.place import Place
 from storage.manifest import read_manifest
-from storage.place import Place
+from storage.parquet.reader import column_bytes
 from storage.schema import column_names
 
 

@@ -6,8 +6,8 @@ from hashlib import sha256
 from pathlib import Path
 
 from storage.errors import DataError
+from storage.files.place import Place, cache_root
 from storage.manifest import FILE_NAME, Manifest, read_manifest
-from storage.place import Place, cache_root
 
 _SHOWN = 12
 """Digits of the key in a directory name: 48 bits, and the manifest holds all 256."""

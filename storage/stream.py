@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 
 from storage.codec import Batch, to_batch
 from storage.errors import ConfigError, DamageError, DataError
+from storage.files.place import Place
 from storage.manifest import Manifest, Part, SetMeta, read_manifest
 from storage.order import Order, Span
-from storage.place import Place
 from storage.prefetch import Prefetch
 from storage.rows import Rows
 from storage.schema import OUTCOME

@@ -9,10 +9,10 @@ import hypothesis
 import pytest
 
 from stages.config import GenerateRun, ScoreRun, Tokenizer
+from stages.data.tasks import task
 from stages.engines import Generator, open_generator
-from stages.engines.environment import prepare_environment
-from stages.tasks import task
-from stages.tokenizer import load_tokenizer, make_tokenizer
+from stages.models.environment import prepare_environment
+from stages.models.tokenizer import load_tokenizer, make_tokenizer
 
 # Before anything imports torch: settings that only work then.
 prepare_environment()

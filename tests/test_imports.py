@@ -29,12 +29,12 @@ def loaded_by(module: str) -> set[str]:
     "module",
     [
         "pipeline.cli",
-        "pipeline.config",
-        "pipeline.runner",
+        "pipeline.planning.config",
+        "pipeline.execution.runner",
         "stages.config",
-        "stages.identity",
+        "stages.models.identity",
         "stages.job",
-        "stages.prompts",
+        "stages.data.prompts",
     ],
 )
 def test_planning_needs_no_model_library(module: str) -> None:

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipeline.document import replace_block
+from pipeline.planning.document import replace_block
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGE, FIGURES = DOCS / "reliability.md", DOCS / "reliability.json"

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from stages.config import EngineRun, Sampling
 from stages.counter import hash64
-from stages.engines.environment import prepare_environment
+from stages.models.environment import prepare_environment
 from storage.errors import ConfigError, DataError
 
 Finish = Literal["stop", "length"]
@@ -83,7 +83,7 @@ class ModelFacts:
     """Ids that mean something: one above the tokenizer's highest, at most the number of logits."""
     rows: int
     """Number of logits. Models pad their vocabulary; ids from `vocab_size` on are never drawn, as
-    scoring leaves them out too (`stages.models.real_vocab_size`)."""
+    scoring leaves them out too (`stages.models.model.real_vocab_size`)."""
     context: int | None
     """Longest sequence; None where the model names no limit."""
     stop_ids: tuple[int, ...]
@@ -98,7 +98,7 @@ def model_facts(directory: Path) -> ModelFacts:
     """
     from transformers import AutoConfig
 
-    from stages.tokenizer import load_tokenizer
+    from stages.models.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(directory)
     try:

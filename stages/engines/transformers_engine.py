@@ -30,7 +30,7 @@ from stages.engines.base import (
     model_facts,
     token_limit,
 )
-from stages.models import load_model, pick_device
+from stages.models.model import load_model, pick_device
 from storage.errors import EngineError
 
 _SORTED = 8

@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass
 
 import zstandard
 
-from stages.evaluation.table import PASS
+from stages.reporting.table import PASS
 from storage.errors import DataError
-from storage.files import create_once
-from storage.place import Place
+from storage.files.place import Place
+from storage.files.write import create_once
 
 RIGHT, UNKNOWN = 1, -1
 

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stages.full import FullTeacher, full_forward_kl
-from stages.head_loss import head_loss
-from stages.models import lm_head, response_hidden
-from stages.objectives.records import ObjectiveFunction, TorchRecords
-from stages.training.data import microbatches
+from stages.models.model import lm_head, response_hidden
+from stages.objectives.full_teacher import FullTeacher, full_forward_kl
+from stages.objectives.head_loss import head_loss
+from stages.objectives.tensors import ObjectiveFunction, TorchRecords
+from stages.training.microbatches import microbatches
 from storage.batch import Batch
-from storage.place import Place
+from storage.files.place import Place
 from storage.stream import Stream
 
 ROWS_PER_CHUNK = 512

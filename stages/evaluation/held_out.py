@@ -18,16 +18,16 @@ from transformers import PreTrainedModel
 
 from stages.config import Objective
 from stages.evaluation.averages import Calibration, ClusterMean
-from stages.head_loss import head_statistics
-from stages.models import lm_head, response_hidden
+from stages.models.model import lm_head, response_hidden
 from stages.objectives.build import build_objective
 from stages.objectives.contract import guarantee
+from stages.objectives.head_loss import head_statistics
 from stages.objectives.legality import Guarantee
-from stages.objectives.records import ObjectiveFunction, TorchRecords
+from stages.objectives.tensors import ObjectiveFunction, TorchRecords
 from storage.batch import Batch
 from storage.errors import ConfigError
+from storage.files.place import Place
 from storage.manifest import read_manifest
-from storage.place import Place
 from storage.stream import read_split
 
 log = logging.getLogger(__name__)

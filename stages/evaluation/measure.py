@@ -10,12 +10,12 @@ from stages.config import Evaluate, Objective
 from stages.evaluation.gradients import Measured, compare_gradients
 from stages.evaluation.held_out import score_held_out
 from stages.evaluation.text import score_text
-from stages.full import FullTeacher
-from stages.identity import local_directory
 from stages.job import Job
-from stages.models import load_model, pick_device
+from stages.models.descent import check_prompts_shared, manifest_of_model
+from stages.models.identity import local_directory
+from stages.models.model import load_model, pick_device
 from stages.objectives.build import build_objective
-from stages.training.inputs import check_prompts_shared, manifest_of_model
+from stages.objectives.full_teacher import FullTeacher
 from storage.manifest import read_manifest
 from storage.sizes import weight
 

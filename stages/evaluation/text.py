@@ -14,11 +14,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from stages.evaluation.averages import Calibration, ClusterMean
-from stages.full import FullTeacher
-from stages.models import lm_head, response_hidden
+from stages.models.model import lm_head, response_hidden
+from stages.objectives.full_teacher import FullTeacher
 from storage.batch import Batch
 from storage.errors import DataError
-from storage.place import Place
+from storage.files.place import Place
 from storage.stream import read_split
 
 ROWS_PER_CHUNK = 512

@@ -9,10 +9,10 @@ from stages.objectives.lightning import Lightning
 from stages.objectives.likelihood import CrossEntropy, ForwardKL
 from stages.objectives.mixture import Mixture, Part
 from stages.objectives.policy_gradient import PolicyGradient
-from stages.objectives.records import ObjectiveFunction
 from stages.objectives.reverse_kl import ReverseKL
 from stages.objectives.taid import TAID
 from stages.objectives.temper import Tempered
+from stages.objectives.tensors import ObjectiveFunction
 
 
 def build_objective(

@@ -29,8 +29,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from stages.objectives.records import Constant, Terms, TorchRecords
 from stages.objectives.symbols import Symbols, head_symbols, known_symbols
+from stages.objectives.tensors import Constant, Terms, TorchRecords
 
 _EXTREME = 80.0
 """exp of this and of its negative are normal in float32."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from stages.objectives.records import Constant, Terms, TorchRecords, required
+from stages.objectives.tensors import Constant, Terms, TorchRecords, required
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from stages.objectives.records import ObjectiveFunction, Terms, TorchRecords
+from stages.objectives.tensors import ObjectiveFunction, Terms, TorchRecords
 
 Weight = float | Sequence[tuple[float, float]]
 """A number, or points (progress, weight) by rising progress."""

@@ -35,7 +35,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from stages.objectives.records import Constant, Terms, TorchRecords, required
+from stages.objectives.tensors import Constant, Terms, TorchRecords, required
 
 Form = Literal["corrected", "bucketed", "residual_only"]
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stages.objectives.records import TorchRecords
+from stages.objectives.tensors import TorchRecords
 
 
 @dataclass(frozen=True)

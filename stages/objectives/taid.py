@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from stages.objectives.records import Terms, TorchRecords
 from stages.objectives.symbols import known_symbols
+from stages.objectives.tensors import Terms, TorchRecords
 
 
 @dataclass(frozen=True)

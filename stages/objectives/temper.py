@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from stages.objectives.records import ObjectiveFunction, Terms, TorchRecords
+from stages.objectives.tensors import ObjectiveFunction, Terms, TorchRecords
 
 
 @dataclass(frozen=True)

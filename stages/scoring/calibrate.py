@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.config import Record
-from stages.scoring.kernels import REST_FLOOR
-from stages.scoring.records import LEAST_TAU
+from stages.scoring.drawn import LEAST_TAU
+from stages.scoring.sampler_kernels import REST_FLOOR
 from stages.scoring.scorer import Scorer
 from storage.errors import ConfigError
 from storage.rows import Rows

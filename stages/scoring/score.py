@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from stages.config import Record
-from stages.models import Head, check_head, context_length, lm_head, response_hidden
-from stages.scoring import sampler, torch_sampler
+from stages.models.model import Head, check_head, context_length, lm_head, response_hidden
+from stages.scoring import sampler_cpu, sampler_torch
+from stages.scoring.drawn import BadRow, Records, concat, uniforms_needed
 from stages.scoring.philox import torch_uniforms, uniforms
-from stages.scoring.records import BadRow, Records, concat, uniforms_needed
 from storage.errors import ConfigError, DataError, EngineError
 from storage.rows import Rows, gather
 
@@ -35,7 +35,7 @@ def scoring_head(model: PreTrainedModel) -> Head:
     """The head of `model` for `score_rows`: verified, and in float32 on a CPU.
 
     Raises:
-        EngineError: logits are not what `stages.models.lm_head` takes them for.
+        EngineError: logits are not what `stages.models.model.lm_head` takes them for.
     """
     head = lm_head(model)
     head = head.in_float32() if head.weight.device.type == "cpu" else head
@@ -188,10 +188,12 @@ def _records(
             tok_R, cand_RC, seq_R, index_R = arrays
             u_RU = uniforms(seed, seq_R, index_R, count)
             threads = torch.get_num_threads()
-            return sampler.sample(z_RW.numpy(), vocab_size, tok_R, cand_RC, u_RU, record, threads)
+            return sampler_cpu.sample(
+                z_RW.numpy(), vocab_size, tok_R, cand_RC, u_RU, record, threads
+            )
         tok, cand, seq, index = (torch.from_numpy(a).to(z_RW.device) for a in arrays)
         u = torch_uniforms(seed, seq, index, count)
-        return torch_sampler.sample(z_RW, vocab_size, tok, cand, u, record)
+        return sampler_torch.sample(z_RW, vocab_size, tok, cand, u, record)
     except BadRow as error:
         row = error.row
         raise EngineError(
@@ -203,7 +205,7 @@ def _records(
 
 @dataclass(frozen=True)
 class _Part:
-    """The sequences of one forward pass; a `stages.models.Tokens`."""
+    """The sequences of one forward pass; a `stages.models.model.Tokens`."""
 
     rows: Rows
     seq_id: Array

@@ -10,8 +10,8 @@ from typing import Protocol
 from transformers import PreTrainedModel
 
 from stages.config import Record, ScoreRun
-from stages.engines.environment import prepare_environment
-from stages.models import Head, load_model, load_tokenizer, pick_device, real_vocab_size
+from stages.models.environment import prepare_environment
+from stages.models.model import Head, load_model, load_tokenizer, pick_device, real_vocab_size
 from stages.scoring.score import score_rows, scoring_head
 from storage.errors import ConfigError
 from storage.rows import Rows

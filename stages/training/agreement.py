@@ -13,14 +13,14 @@ from functools import partial
 import torch
 from transformers import PreTrainedModel
 
-from stages.head_loss import head_statistics
-from stages.models import lm_head, response_hidden
-from stages.objectives.records import TorchRecords
-from stages.training.data import cut
+from stages.models.model import lm_head, response_hidden
+from stages.objectives.head_loss import head_statistics
+from stages.objectives.tensors import TorchRecords
 from stages.training.group import ALONE, Group
+from stages.training.microbatches import cut
 from storage.batch import Batch
 from storage.errors import EngineError
-from storage.place import Place
+from storage.files.place import Place
 from storage.stream import read_split
 
 log = logging.getLogger(__name__)

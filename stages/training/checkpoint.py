@@ -5,7 +5,7 @@ state, step, running sums), so a run killed at any instant continues as if nothi
 is written to a temporary name, synced and renamed: there is always one whole checkpoint, the
 latest. It names the key and the data it belongs to and is refused by any other run.
 
-Several processes leave one file each, and a file that names them (`stages.training.shards`). Each
+Several processes leave one file each, and a file that names them (`sharded_checkpoint`). Each
 kind of run continues from what the other kind left.
 """
 
@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 
+from stages.training.checkpoint_file import check_seal, seal
 from stages.training.group import ALONE, Group
-from stages.training.seal import check_seal, seal
 from storage.errors import DataError, RetryError
-from storage.files import disk_errors, sync_directory, temporary_name
+from storage.files.write import disk_errors, sync_directory, temporary_name
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ VERSION = 1
 """Of the format, on one process or several."""
 FILE = "checkpoint.pt"
 MARKER = "checkpoint.json"
-"""Names the files of a checkpoint of several processes (`stages.training.shards`)."""
+"""Names the files of a checkpoint of several processes (`stages.training.sharded_checkpoint`)."""
 
 
 @contextmanager
@@ -92,9 +92,9 @@ def save(work: Path, identity: Mapping[str, str], state: State) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     if (work / MARKER).exists():  # several processes went before: theirs is behind this one now
-        from stages.training import shards
+        from stages.training import sharded_checkpoint
 
-        shards.remove(work)
+        sharded_checkpoint.remove(work)
 
 
 def load(work: Path, identity: Mapping[str, str]) -> State | None:
@@ -105,9 +105,9 @@ def load(work: Path, identity: Mapping[str, str]) -> State | None:
     """
     if not (work / MARKER).exists():
         return load_file(work / FILE, identity)
-    from stages.training import shards
+    from stages.training import sharded_checkpoint
 
-    left = shards.newest(work, identity)
+    left = sharded_checkpoint.newest(work, identity)
     return None if left is None else left.joined()
 
 

@@ -10,19 +10,19 @@ import torch
 from transformers import PreTrainedModel
 
 from stages.config import Drift, Training
-from stages.full import FullTeacher
 from stages.job import Job
-from stages.models import lm_head
-from stages.objectives.records import ObjectiveFunction
-from stages.training import checkpoint, remote
-from stages.training.data import Source
+from stages.models.model import lm_head
+from stages.objectives.full_teacher import FullTeacher
+from stages.objectives.tensors import ObjectiveFunction
+from stages.training import checkpoint, remote_checkpoint
 from stages.training.group import current
 from stages.training.loop import Outcome, Task, train
 from stages.training.metrics import METRICS, Line
+from stages.training.microbatches import Source
 from stages.training.output import model_manifest, write_model
 from storage.errors import DataError
+from storage.files.place import Place
 from storage.manifest import Manifest
-from storage.place import Place
 from storage.stream import Keep, Stream
 
 _TIMES = ("tokens_per_second", "waiting")
@@ -101,12 +101,12 @@ def fit(job: Job[Any], made_of: Ingredients) -> Manifest:
         device=model.device,
         dtype=made_of.dtype,
         group=group,
-        saved=partial(remote.send_checkpoint, job),
+        saved=partial(remote_checkpoint.send_checkpoint, job),
     )
     manifest: Manifest | None = None
     with checkpoint.workspace(job.site, group) as work:
         if group.first:
-            remote.fetch_checkpoint(job, work)
+            remote_checkpoint.fetch_checkpoint(job, work)
         group.share(None)
         outcome = train(task, work)
         whole = group.export(model, made_of.dtype)
@@ -118,7 +118,7 @@ def fit(job: Job[Any], made_of: Ingredients) -> Manifest:
                 {**made_of.meta, **_story(task, outcome)},
                 made_of.data.teacher,
             )
-            manifest = remote.send_model(job, manifest)
+            manifest = remote_checkpoint.send_model(job, manifest)
             checkpoint.discard(work)
         made = group.share(manifest)
     assert made is not None, "the first process has the whole model"

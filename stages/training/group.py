@@ -2,7 +2,7 @@
 
 The loop asks a `Group` for everything in which several processes differ from one. `Group` itself is
 the single process: nothing is exchanged, and nothing of torch.distributed is imported.
-`stages.training.processes` has the other kind.
+`stages.training.distributed` has the other kind.
 """
 
 from collections.abc import Callable
@@ -97,6 +97,6 @@ def current() -> Group:
     ranks = here()
     if ranks.size == 1:
         return ALONE
-    from stages.training.processes import Processes
+    from stages.training.distributed import Processes
 
     return Processes(ranks)

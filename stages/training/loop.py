@@ -3,7 +3,7 @@
 One optimiser step = one global batch of `batch_size` sequences, in as many micro-batches as the
 token budget asks for. Every micro-batch loss is divided by the positions of the *whole* step, so
 how the step is cut changes nothing. One forward pass; the logits never exist as a whole
-(`stages.head_loss`). Weights and optimiser are float32; on bfloat16 the passes run under autocast.
+(`head_loss`). Weights and optimiser are float32; on bfloat16 the passes run under autocast.
 """
 
 import logging
@@ -17,16 +17,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from stages.config import Drift, Training
-from stages.full import FullTeacher, full_forward_kl
-from stages.head_loss import head_loss
-from stages.models import Head, lm_head, response_hidden
-from stages.objectives.records import ObjectiveFunction, TorchRecords
-from stages.softmax_kernels import softmax_kernels
-from stages.training import checkpoint, reshard, shards
-from stages.training.data import Source, cut
+from stages.models.model import Head, lm_head, response_hidden
+from stages.objectives.full_teacher import FullTeacher, full_forward_kl
+from stages.objectives.head_loss import head_loss
+from stages.objectives.softmax import softmax_kernels
+from stages.objectives.tensors import ObjectiveFunction, TorchRecords
+from stages.training import checkpoint, reshard, sharded_checkpoint
 from stages.training.drift import Guard, ratio_sums
 from stages.training.group import ALONE, Group
 from stages.training.metrics import METRICS, Line, Metrics, describe
+from stages.training.microbatches import Source, cut
 from stages.training.optim import adamw, clip_gradients, progress, rate_at, set_rate
 from stages.training.window import Window
 from storage.batch import Batch
@@ -254,7 +254,7 @@ def _save(
     if task.group.size == 1:
         checkpoint.save(work, task.identity, state)
     else:
-        shards.save(work, task.identity, state, task.group)
+        sharded_checkpoint.save(work, task.identity, state, task.group)
     if task.group.first:
         task.saved(work)
 
@@ -266,7 +266,7 @@ def _resume(
     if task.group.size == 1:
         state = checkpoint.load(work, task.identity)
     else:
-        left = shards.newest(work, task.identity, task.group)
+        left = sharded_checkpoint.newest(work, task.identity, task.group)
         state = left and left.taken(task.group, reshard.places(task.model, optimiser))
     if state is None:
         return 0

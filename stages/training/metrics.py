@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TextIO
 
-from storage.place import Place
+from storage.files.place import Place
 
 Line = dict[str, float | int | str | None]
 

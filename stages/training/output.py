@@ -10,11 +10,11 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from stages.identity import chat_template_hash, tokenizer_hash
 from stages.job import Job
-from stages.models import load_tokenizer
-from stages.tokenizer import copy_tokenizer
-from storage.files import disk_errors, sync_directory
+from stages.models.identity import chat_template_hash, tokenizer_hash
+from stages.models.model import load_tokenizer
+from stages.models.tokenizer import copy_tokenizer
+from storage.files.write import disk_errors, sync_directory
 from storage.manifest import Manifest, build_manifest
 
 

@@ -10,7 +10,7 @@ from benchmarks.packed import write_both
 from benchmarks.records import counts_of, drawn
 from benchmarks.sources import Synthetic
 from stages.config import Record
-from storage.arrow import column_bytes
+from storage.parquet.reader import column_bytes
 from storage.schema import column_names
 from storage.shard import read_rows
 from storage.sizes import weight

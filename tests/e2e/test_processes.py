@@ -37,7 +37,7 @@ def test_two_processes_make_one_set_and_end_with_one_message(tmp_path: Path) -> 
 def launched(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Two processes that run `afterglow ARGUMENTS`."""
     return subprocess.run(
-        [sys.executable, "-m", "pipeline.launch", "2", *map(str, arguments)],
+        [sys.executable, "-m", "pipeline.execution.launch", "2", *map(str, arguments)],
         capture_output=True,
         text=True,
         cwd=ROOT,

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import load_recipe
-from pipeline.document import BEGIN, END
+from pipeline.planning.config import load_recipe
+from pipeline.planning.document import BEGIN, END
 from storage.errors import DataError
 from storage.manifest import read_manifest, verify_set
 from tests.e2e.command import Outcome, afterglow

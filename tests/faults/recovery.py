@@ -23,10 +23,10 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline import runner
-from pipeline.config import load_recipe
-from pipeline.nodes import build, select
-from pipeline.plan import Planned, resolve
+from pipeline.execution import runner
+from pipeline.planning.config import load_recipe
+from pipeline.planning.nodes import build, select
+from pipeline.planning.plan import Planned, resolve
 from storage.errors import AfterglowError, RetryError
 from storage.manifest import read_manifest, verify_set
 from storage.shard import find_part
@@ -115,7 +115,7 @@ class Node:
 
     def settle(self) -> None:
         """Make everything before it, then itself undisturbed."""
-        for name in ("storage.kernels", "storage.pages", "pyarrow.parquet"):
+        for name in ("storage.kernels", "storage.parquet.pages", "pyarrow.parquet"):
             importlib.import_module(name)  # once for all children: only their own work is disturbed
         importlib.import_module(self.planned.node.stage.module)
         for before in runner.missing(self.upstream, self.store):

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline import fingerprint
+from pipeline.planning import fingerprint
 from storage.manifest import Manifest, commit_parts, write_manifest
 from storage.shard import PartWriter
 from storage.store import Store

@@ -10,7 +10,7 @@ import pytest
 
 from stages.config import Record
 from tests.e2e.command import ROOT, Outcome
-from tests.stages.provenance.cases import answers, perturbed, records, train_teacher
+from tests.stages.attribution.cases import answers, perturbed, records, train_teacher
 
 
 def verify(*arguments: str | Path) -> Outcome:

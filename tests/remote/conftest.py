@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from storage import remote
-from storage.remote import Remote
+from storage.files import remote
+from storage.files.remote import Remote
 from tests.remote.proxy import Plan, running_proxy
 from tests.remote.server import BUCKET, environment, running_server
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from storage.files.remote import Remote
 from storage.manifest import read_manifest
-from storage.remote import Remote
 from storage.rows import Rows
 from storage.shard import read_rows
 from tests.e2e.command import HERE, Outcome, afterglow

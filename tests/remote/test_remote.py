@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from storage import remote
 from storage.copies import fetch
 from storage.errors import ConfigError, DataError, RetryError
-from storage.files import create_once, sha256_file
-from storage.remote import Remote
+from storage.files import remote
+from storage.files.remote import Remote
+from storage.files.write import create_once, sha256_file
 from tests.remote.proxy import Plan
 from tests.remote.server import free_port
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from storage import source
-from storage.arrow import column_bytes
 from storage.errors import DataError
+from storage.files import source
+from storage.files.remote import Remote
 from storage.manifest import read_manifest, verify_set
-from storage.remote import Remote
+from storage.parquet.reader import column_bytes
 from storage.rows import Rows
 from storage.shard import find_part, read_rows
 from storage.stream import Stream
@@ -87,8 +87,8 @@ def test_damage_is_found_in_a_stored_part(prefix: Remote) -> None:
 CHILD = """
 import sys
 import numpy as np
-from storage import remote
-from storage.remote import Remote
+from storage.files import remote
+from storage.files.remote import Remote
 from storage.rows import Rows
 from storage.shard import PartWriter
 from tests.storage.make import meta_of, random_rows

@@ -9,10 +9,10 @@ import pytest
 
 from stages import corpus
 from stages.config import Corpus, Tokenizer
-from stages.identity import tokenizer_hash
+from stages.data.tasks import task
 from stages.job import Job
-from stages.tasks import task
-from stages.tokenizer import load_tokenizer, make_tokenizer
+from stages.models.identity import tokenizer_hash
+from stages.models.tokenizer import load_tokenizer, make_tokenizer
 from storage.errors import DataError
 from storage.manifest import Manifest, read_manifest, verify_set, write_manifest
 from storage.rows import Rows

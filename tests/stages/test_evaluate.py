@@ -17,12 +17,12 @@ from stages.engines import Completion, Request
 from stages.evaluate import ANSWERS, run
 from stages.evaluation.answers import accuracy, read_answers
 from stages.job import Input, Job
-from stages.models import load_model, load_tokenizer
+from stages.models.model import load_model, load_tokenizer
 from stages.report import METRICS
 from storage.errors import DataError, EngineError
 from storage.manifest import build_manifest, verify_set, write_manifest
 from tests.stages.evaluation.cases import scored
-from tests.stages.training_cases import END, make_job, write_model
+from tests.stages.training.cases import END, make_job, write_model
 
 PROMPTS = ["ab", "c", "dea", "gh", "ij", "ba"]
 MAX_TOKENS = 5

@@ -18,9 +18,9 @@ from stages import rollouts, sft_data
 from stages.config import GenerateRun, Rollouts, SftData
 from stages.engines import Completion, Generator, open_generator
 from stages.generation import Order, held_out_count, in_order
-from stages.identity import model_identity
 from stages.job import Input, Job
-from stages.tokenizer import load_tokenizer
+from stages.models.identity import model_identity
+from stages.models.tokenizer import load_tokenizer
 from storage.errors import ConfigError, DataError, EngineError
 from storage.manifest import Manifest, build_manifest, read_manifest, verify_set, write_manifest
 from storage.rows import Rows

@@ -9,10 +9,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from stages import pretrain
 from stages.config import Pretrain
 from stages.job import Input, Job
-from stages.models import load_model
+from stages.models.model import load_model
 from stages.training.metrics import read
 from storage.errors import ConfigError
-from tests.stages.training_cases import commit, make_job, rollouts, weights, write_model
+from tests.stages.training.cases import commit, make_job, rollouts, weights, write_model
 
 SHAPE = {"hidden_size": 16, "layers": 1, "heads": 2, "max_positions": 32}
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from stages.config import Report
-from stages.evaluation.table import Row, format_table, summarise
 from stages.job import Input, Job
 from stages.report import METRICS, legend, read_rows, run, with_gain
+from stages.reporting.table import Row, format_table, summarise
 from storage.errors import DataError
 from storage.store import Store
 

@@ -15,7 +15,7 @@ import pytest
 from stages import residualize, train
 from stages.config import Record, Residualize, Student
 from stages.job import Input, Job
-from stages.models import load_model
+from stages.models.model import load_model
 from stages.scoring.score import score_rows, scoring_head
 from storage.errors import ConfigError, DataError
 from storage.manifest import (
@@ -30,7 +30,7 @@ from storage.rows import Rows
 from storage.shard import PartWriter, find_part, read_meta, read_rows
 from storage.stream import read_split
 from tests.e2e.command import ROOT, afterglow
-from tests.stages.training_cases import (
+from tests.stages.training.cases import (
     VOCABULARY,
     commit_model,
     identity,

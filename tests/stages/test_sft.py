@@ -7,13 +7,13 @@ import torch
 
 from stages import sft
 from stages.config import Sft
-from stages.identity import tokenizer_hash
 from stages.job import Input, Job
-from stages.models import load_model
+from stages.models.identity import tokenizer_hash
+from stages.models.model import load_model
 from stages.training.metrics import read
 from storage.errors import DataError
 from storage.manifest import read_manifest
-from tests.stages.training_cases import (
+from tests.stages.training.cases import (
     LETTERS,
     World,
     commit,

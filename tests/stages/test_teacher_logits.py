@@ -14,8 +14,8 @@ import pytest
 
 from stages import teacher_logits
 from stages.config import TeacherLogits
-from stages.identity import model_identity, tokenizer_hash
 from stages.job import Input, Job
+from stages.models.identity import model_identity, tokenizer_hash
 from storage.codec import to_batch
 from storage.errors import ConfigError, DataError, RetryError
 from storage.manifest import (
@@ -32,7 +32,7 @@ from storage.manifest import (
 from storage.rows import Rows
 from storage.shard import PartWriter, find_part, read_meta, read_rows
 from storage.store import Store
-from tests.stages.scoring_cases import (
+from tests.stages.scoring.cases import (
     LETTERS,
     REAL,
     ROWS,

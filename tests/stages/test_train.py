@@ -8,14 +8,14 @@ import torch
 
 from stages import train
 from stages.config import Record, Student
-from stages.identity import tokenizer_hash
 from stages.job import Input, Job
-from stages.models import load_model
+from stages.models.identity import tokenizer_hash
+from stages.models.model import load_model
 from stages.training.metrics import read
 from storage.batch import Batch
 from storage.errors import ConfigError, DataError, EngineError
 from storage.stream import read_split
-from tests.stages.training_cases import (
+from tests.stages.training.cases import (
     LETTERS,
     World,
     commit_model,

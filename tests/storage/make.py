@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
+from storage.files.place import Place
 from storage.manifest import Manifest, SetMeta, commit_parts, write_manifest
-from storage.place import Place
-from storage.ranks import write_ranks
+from storage.packed.frequencies import write_ranks
 from storage.rows import Rows
 from storage.schema import column_names
 from storage.shard import PartWriter

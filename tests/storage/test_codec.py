@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.arrow import from_arrow, to_arrow
 from storage.codec import checksum, round_mantissa, stored, to_batch
 from storage.errors import DataError
 from storage.manifest import SetMeta
+from storage.parquet.reader import from_arrow, to_arrow
 from storage.rows import Rows
 from storage.schema import COLUMNS
 from tests.storage.make import DRAWS, KINDS, meta_of, random_rows, rows_strategy, same_rows

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from storage import packed, packed_kernels
 from storage.codec import stored
 from storage.errors import DataError
 from storage.manifest import DIGEST, FILE_NAME, canonical, read_manifest
+from storage.packed import codec, kernels
 from storage.shard import FOOTER_DIGEST_KEY, FOOTER_KEY, PartWriter, read_rows
 from tests.storage.make import PACKABLE, meta_of, random_rows, same_rows, write_set
 
@@ -214,11 +214,11 @@ def test_loops_of_the_packed_layout_stay_inside_their_arrays(
     """Run as plain Python, where NumPy checks every index."""
     meta = meta_of(kind, vocab_size=vocab_size)
     rows = stored(random_rows(meta, 3, seed=seed, longest=3))
-    code = packed.code_of(np.arange(vocab_size, dtype=np.uint32))
-    stays, blobs = packed.pack(rows, meta, code)
+    code = codec.code_of(np.arange(vocab_size, dtype=np.uint32))
+    stays, blobs = codec.pack(rows, meta, code)
     names = ("unpack_counts", "head_and_tail_runs", "unpack_ids")
     with monkeypatch.context() as patch, np.errstate(over="ignore"):
         for name in names:
-            patch.setattr(packed_kernels, name, getattr(packed_kernels, name).py_func)
-        found = packed.unpack(stays, blobs, meta, code)
+            patch.setattr(kernels, name, getattr(kernels, name).py_func)
+        found = codec.unpack(stays, blobs, meta, code)
     assert same_rows(found, rows)

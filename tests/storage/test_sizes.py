@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 
 from stages.config import Record
-from stages.models import load_model
-from storage.arrow import column_bytes
+from stages.models.model import load_model
 from storage.errors import DataError
 from storage.manifest import read_manifest
+from storage.parquet.reader import column_bytes
 from storage.sizes import weight
 from tests.stages.evaluation.cases import COUNT, LENGTH, scored
-from tests.stages.training_cases import commit, rollouts, write_model
+from tests.stages.training.cases import commit, rollouts, write_model
 
 
 @pytest.fixture(scope="module")

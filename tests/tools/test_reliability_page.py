@@ -2,7 +2,7 @@
 
 import json
 
-from pipeline.document import BEGIN, END
+from pipeline.planning.document import BEGIN, END
 from tools import reliability_page as page
 
 

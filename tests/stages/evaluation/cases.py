@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 
 from stages.config import Record, Sampling
-from stages.identity import tokenizer_hash
-from stages.models import load_model
+from stages.models.identity import tokenizer_hash
+from stages.models.model import load_model
 from stages.scoring.score import score_rows, scoring_head
 from storage.manifest import SetMeta, commit_parts, write_manifest
 from storage.rows import Rows
 from storage.shard import PartWriter
-from tests.stages.training_cases import VOCABULARY
+from tests.stages.training.cases import VOCABULARY
 
 COUNT, LENGTH, PROMPT = 96, 12, 2
 KEY = "cd" * 32

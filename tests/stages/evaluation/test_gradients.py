@@ -7,11 +7,11 @@ import torch
 
 from stages.config import Objective, Record
 from stages.evaluation.gradients import Measured, compare_gradients
-from stages.full import FullTeacher
-from stages.models import load_model
+from stages.models.model import load_model
 from stages.objectives.build import build_objective
+from stages.objectives.full_teacher import FullTeacher
 from tests.stages.evaluation.cases import LENGTH, scored
-from tests.stages.training_cases import VOCABULARY, write_model
+from tests.stages.training.cases import VOCABULARY, write_model
 
 SIZE = 32
 

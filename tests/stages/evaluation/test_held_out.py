@@ -15,9 +15,9 @@ from torch import Tensor
 
 from stages.config import Record, Sampling
 from stages.evaluation.held_out import measurable, score_held_out
-from stages.models import load_model
+from stages.models.model import load_model
 from tests.stages.evaluation.cases import COUNT, LENGTH, PROMPT, random_rows, scored
-from tests.stages.training_cases import VOCABULARY, write_model
+from tests.stages.training.cases import VOCABULARY, write_model
 
 
 @pytest.fixture(scope="module")

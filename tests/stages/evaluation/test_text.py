@@ -8,11 +8,11 @@ from torch import Tensor
 
 from stages.config import Record
 from stages.evaluation.text import score_text
-from stages.full import FullTeacher
-from stages.models import load_model
+from stages.models.model import load_model
+from stages.objectives.full_teacher import FullTeacher
 from storage.errors import DataError
 from tests.stages.evaluation.cases import COUNT, LENGTH, PROMPT, random_rows, scored
-from tests.stages.training_cases import VOCABULARY, write_model
+from tests.stages.training.cases import VOCABULARY, write_model
 
 CPU = torch.device("cpu")
 

@@ -13,9 +13,9 @@ from stages.config import Objective, Term
 from stages.objectives.build import build_objective
 from stages.objectives.likelihood import ForwardKL
 from stages.objectives.mixture import Mixture, Part, weight_at
-from stages.objectives.records import TorchRecords
 from stages.objectives.reverse_kl import ReverseKL
 from stages.objectives.taid import TAID
+from stages.objectives.tensors import TorchRecords
 from stages.training.optim import progress
 from tests.stages.objectives.toy_records import V, enumerate_positions, head_tail, softmax
 

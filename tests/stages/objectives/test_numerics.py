@@ -19,9 +19,9 @@ from stages.objectives.f_divergence import JSD, TVD, GhostKL, SkewForwardKL, Ske
 from stages.objectives.lightning import Lightning
 from stages.objectives.likelihood import ForwardKL
 from stages.objectives.policy_gradient import PolicyGradient
-from stages.objectives.records import ObjectiveFunction, TorchRecords
 from stages.objectives.reverse_kl import ReverseKL
 from stages.objectives.taid import TAID
+from stages.objectives.tensors import ObjectiveFunction, TorchRecords
 
 LOG_FLOOR = -1000.0
 """What the scorer stores for an id that the teacher rules out."""

@@ -17,9 +17,9 @@ from stages.objectives.f_divergence import JSD, TVD, GhostKL, SkewForwardKL, Ske
 from stages.objectives.lightning import Lightning
 from stages.objectives.likelihood import CrossEntropy, ForwardKL
 from stages.objectives.policy_gradient import PolicyGradient
-from stages.objectives.records import ObjectiveFunction, TorchRecords
 from stages.objectives.reverse_kl import MASS_FLOOR, Form, ReverseKL
 from stages.objectives.taid import TAID
+from stages.objectives.tensors import ObjectiveFunction, TorchRecords
 from tests.stages.objectives.toy_records import (
     Draw,
     V,

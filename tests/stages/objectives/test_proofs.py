@@ -24,7 +24,7 @@ from stages.config import Objective, Record, Sampling
 from stages.objectives.build import build_objective
 from stages.objectives.contract import guarantee
 from stages.objectives.legality import KINDS, TABLE
-from stages.objectives.records import ObjectiveFunction, TorchRecords
+from stages.objectives.tensors import ObjectiveFunction, TorchRecords
 from storage.errors import ConfigError
 from tests.stages.objectives.full_losses import FULL, OPTIONS
 from tests.stages.objectives.toy_records import (

@@ -16,9 +16,9 @@ from torch import Tensor
 from stages.config import Objective, Record, Sampling
 from stages.objectives.build import build_objective
 from stages.objectives.contract import guarantee
-from stages.objectives.records import TorchRecords
-from stages.scoring.records import uniforms_needed
-from stages.scoring.sampler import sample
+from stages.objectives.tensors import TorchRecords
+from stages.scoring.drawn import uniforms_needed
+from stages.scoring.sampler_cpu import sample
 from storage.codec import stored, to_batch
 from storage.errors import ConfigError
 from storage.manifest import SetMeta

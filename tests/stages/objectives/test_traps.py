@@ -17,8 +17,8 @@ from stages.config import Record
 from stages.objectives.f_divergence import JSD, GhostKL
 from stages.objectives.likelihood import ForwardKL
 from stages.objectives.policy_gradient import PolicyGradient
-from stages.objectives.records import ObjectiveFunction, TorchRecords
 from stages.objectives.reverse_kl import ReverseKL
+from stages.objectives.tensors import ObjectiveFunction, TorchRecords
 from tests.stages.objectives.full_losses import FULL
 from tests.stages.objectives.toy_records import (
     Draw,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from stages.objectives.records import TorchRecords
+from stages.objectives.tensors import TorchRecords
 
 V = 8
 

@@ -1,0 +1,120 @@
+"""Makes damaged parts of committed sets again, under the same key and the same name.
+
+A set never changes, so a part that is made again must be the very file that the manifest names: its
+name holds its hash, and the new file takes the place of the damaged one in one rename. Stages whose
+engine is deterministic (all on the CPU; what draws tokens on a GPU may not be) give that file. If
+another comes out, it is thrown away, the damaged one stays, and the user is told.
+"""
+
+import logging
+from collections.abc import Iterable
+
+from pipeline.execution.chain import Chain, StageFailed
+from pipeline.execution.runner import missing
+from pipeline.execution.units import format_shards
+from pipeline.planning.plan import Planned
+from storage.errors import DataError
+from storage.files.place import Place, place
+from storage.intact import check_files
+from storage.manifest import Manifest, Part
+from storage.shard import verify_part
+from storage.store import Store
+
+log = logging.getLogger(__name__)
+
+
+def complete(planned: list[Planned], store: Store, chain: Chain) -> list[Planned]:
+    """Run what is missing of `planned`; where a stage finds a damaged part, mend it and go on.
+
+    Args:
+        planned: The targets and all they need, in order.
+        store: Where they are.
+        chain: Runs the recipe's stages.
+
+    Returns:
+        The nodes that were missing.
+
+    Raises:
+        StageFailed: a stage failed for another reason, or found the same damage again.
+        DataError: the damage cannot be mended.
+    """
+    todo = missing(planned, store)
+    mended: set[str] = set()
+    while True:
+        try:
+            chain.run(missing(todo, store))
+        except StageFailed as error:
+            if error.damaged is None or error.damaged in mended:
+                raise
+            mended.add(error.damaged)
+            if not _mend_file(place(error.damaged), planned, store, chain):
+                raise
+        else:
+            return todo
+
+
+def check(planned: Iterable[Planned], store: Store, chain: Chain) -> list[str]:
+    """Read every committed set of the plan whole, and make what is damaged again.
+
+    Returns:
+        Names of the files that were mended.
+
+    Raises:
+        DataError: the damage cannot be mended.
+    """
+    mended: list[str] = []
+    for chosen in planned:
+        manifest = chosen.manifest(store)
+        if manifest is None:
+            continue
+        directory = chosen.directory(store)
+        check_files(directory)
+        damaged = _damaged(directory, manifest.parts)
+        if damaged:
+            _mend(chosen, manifest, damaged, store, chain)
+            mended += [part.file for part in damaged]
+    return mended
+
+
+def _mend_file(path: Place, planned: list[Planned], store: Store, chain: Chain) -> bool:
+    """Whether the file was a damaged part of a set of the plan, and is whole again."""
+    for chosen in planned:
+        manifest = chosen.manifest(store)
+        if manifest is None or chosen.directory(store) != path.parent:
+            continue
+        parts = [part for part in manifest.parts if part.file == path.name]
+        if damaged := _damaged(path.parent, parts):
+            _mend(chosen, manifest, damaged, store, chain)
+            return True
+    return False
+
+
+def _damaged(directory: Place, parts: Iterable[Part]) -> list[Part]:
+    out: list[Part] = []
+    for part in parts:
+        problems = verify_part(directory, part)
+        for problem in problems:
+            log.warning("%s", problem)
+        out += [part] if problems else []
+    return out
+
+
+def _mend(
+    chosen: Planned, manifest: Manifest, damaged: list[Part], store: Store, chain: Chain
+) -> None:
+    name, directory = chosen.node.name, chosen.directory(store)
+    indices = sorted(part.index for part in damaged)
+    log.info("%s: making damaged parts again: %s", name, format_shards(indices))
+    chain.make_parts(name, indices)
+    listed = {part.file for part in manifest.parts}
+    for part in damaged:
+        if not verify_part(directory, part):
+            continue
+        for other in directory.glob(f"part-{part.index:05d}-*.parquet"):
+            if other.name not in listed:
+                other.unlink()
+        raise DataError(
+            f"{directory / part.file}: damaged, and what was made in its place is not the same: "
+            f"this machine or engine does not repeat what made it. Remove {directory} and all that "
+            "was made from it, then run the same command; or restore the file from a copy."
+        )

@@ -1,0 +1,1 @@
+"""The recipe, its nodes and their keys: everything decided before something runs."""

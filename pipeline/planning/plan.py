@@ -1,0 +1,202 @@
+"""From nodes to jobs: what each reads, and the key that follows.
+
+`resolve` gives every node its key. It is cheap and imports neither torch nor an engine. A key is
+None while it depends on a Hub model whose commit is not known on this machine yet.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.planning import fingerprint
+from pipeline.planning.nodes import External, Node
+from stages.config import Corpus, PromptSource, Table, TeacherLogits
+from stages.data.sources import corpus_identity, prompts_identity
+from stages.job import Input, Job
+from stages.models.identity import DigestCache, model_identity
+from storage.errors import ConfigError, DataError
+from storage.files.place import Place, place
+from storage.manifest import Manifest, read_manifest
+from storage.schema import FORMAT_VERSION
+from storage.store import Store
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A node with its identity."""
+
+    node: Node
+    key: str | None
+    """None while a Hub commit is unknown."""
+    payload: Mapping[str, object]
+    inputs: Mapping[str, Input]
+
+    def directory(self, store: Store) -> Place:
+        """Where the set is, or will be."""
+        return self.job(store).directory
+
+    def manifest(self, store: Store) -> Manifest | None:
+        """The manifest of the committed set, or None."""
+        return store.manifest(self.node.stage.name, self.key) if self.key else None
+
+    def waits_for(self, store: Store) -> list[str]:
+        """Names of the nodes it reads that are not committed yet."""
+        return [
+            ref.source.name
+            for role, ref in self.node.inputs.items()
+            if isinstance(ref.source, Node)
+            and not ((key := self.inputs[role].key) and store.manifest(ref.source.stage.name, key))
+        ]
+
+    def job(self, store: Store) -> Job[Any]:
+        """What the stage module gets.
+
+        Raises:
+            ConfigError: the key is unknown because a Hub model is not on this machine.
+        """
+        if self.key is None:
+            raise ConfigError(
+                f"{self.node.name}: its key is unknown until what it reads is on this machine; "
+                "`afterglow run` fetches models from the Hub where that can be reached"
+            )
+        return Job(
+            stage=self.node.stage.name,
+            name=self.node.name,
+            key=self.key,
+            payload=self.payload,
+            config=self.node.config,
+            seed=self.node.seed,
+            inputs=self.inputs,
+            store=store,
+        )
+
+
+def named(planned: list[Planned], targets: list[str], *, alone: bool) -> list[Planned]:
+    """Those of `planned` that `targets` stand for: a stage means all of its nodes.
+
+    Args:
+        planned: What `targets` selected.
+        targets: Names of stages and nodes.
+        alone: A name that is both (`teacher-logits`: the stage and its main set) means the node.
+    """
+    both = {p.node.stage.name for p in planned if not p.node.variant} if alone else set[str]()
+    stages = set(targets) - both
+    return [p for p in planned if p.node.name in targets or p.node.stage.name in stages]
+
+
+def resolve(nodes: list[Node], store: Store, *, ready: bool = False) -> list[Planned]:
+    """Key, payload and input paths of every node; `nodes` must come in order.
+
+    Args:
+        nodes: As `build` or `select` give them.
+        store: Where sets live and digests of model files are remembered.
+        ready: The nodes are about to run: what they read must be there, and the Hub may be asked
+            for the commit behind a revision. Otherwise what is not there leaves keys unknown.
+
+    Raises:
+        DataError: `ready`, and a file or a model is missing.
+    """
+    cache = DigestCache(store.digests)
+    done: dict[str, Planned] = {}
+    for node in nodes:
+        done[node.name] = _resolve(node, done, store, cache, ready)
+    return list(done.values())
+
+
+def _resolve(
+    node: Node, done: dict[str, Planned], store: Store, cache: DigestCache, ready: bool
+) -> Planned:
+    payload: fingerprint.Payload = {
+        "stage": node.stage.name,
+        "version": node.stage.version,
+        "storage": FORMAT_VERSION,
+        "config": fingerprint.identity(node.config),
+        "seed": node.seed,
+    }
+    inputs: dict[str, Input] = {}
+    identities: dict[str, dict[str, object]] = {}
+    known = True
+    for role, ref in node.inputs.items():
+        if isinstance(ref.source, Node):
+            key = done[ref.source.name].key
+            path = str(store.path(ref.source.stage.name, key)) if key else ""
+            identities[role] = {"key": key, "dtype": ref.dtype}
+            inputs[role] = Input(path, key, dtype=ref.dtype)
+        else:
+            identities[role], inputs[role] = _external(ref.source, ref.dtype, cache, ready)
+        known = known and None not in identities[role].values()
+    payload["inputs"] = identities
+    content = payload["content"] = _content(node.config, cache)
+    if None in content.values():
+        if ready:
+            raise DataError(f"{node.name}: {_named(node.config)}: no such file or directory")
+        known = False
+    return Planned(node, fingerprint.digest(payload) if known else None, payload, inputs)
+
+
+def _external(
+    source: External, dtype: str, cache: DigestCache, ready: bool
+) -> tuple[dict[str, object], Input]:
+    if source.kind == "set":
+        manifest = read_manifest(place(source.path))
+        return {"key": manifest.key}, Input(source.path, manifest.key)
+    directory = Path(source.path)
+    if directory.is_dir():
+        found = model_identity(directory, dtype, cache)
+        shown: dict[str, object] = {
+            "weights": found.weights,
+            "tokenizer": found.tokenizer,
+            "chat_template": found.chat_template,
+            "dtype": dtype,
+        }
+        return shown, Input(source.path, None, dtype=dtype)
+    commit = _hub_commit(source, ready)
+    shown = {"hub": source.path, "commit": commit, "dtype": dtype}
+    return shown, Input(source.path, None, commit or source.revision, dtype)
+
+
+def _hub_commit(source: External, ready: bool) -> str | None:
+    """Commit a Hub revision stands for: pinned, remembered by the local cache, or asked for."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", source.path):
+        raise ConfigError(
+            f"{source.path}: no such directory, and not the form of a Hub id (owner/name)"
+        )
+    if _COMMIT.fullmatch(source.revision):
+        return source.revision
+    from huggingface_hub import constants, file_download
+
+    folder = file_download.repo_folder_name(repo_id=source.path, repo_type="model")
+    remembered = Path(constants.HF_HUB_CACHE) / folder / "refs" / source.revision
+    if not ready or constants.HF_HUB_OFFLINE:
+        return remembered.read_text().strip() if remembered.exists() else None
+    from huggingface_hub import HfApi
+
+    return HfApi().model_info(source.path, revision=source.revision).sha
+
+
+def _content(table: Table, cache: DigestCache) -> dict[str, object]:
+    """Digests of the files a table names; None for a file that is not there."""
+    if isinstance(table, Corpus):
+        return corpus_identity(table, cache)
+    prompts = _prompts(table)
+    return prompts_identity(prompts, cache) if prompts else {}
+
+
+def _named(table: Table) -> str:
+    """The files a table names, for a message."""
+    if isinstance(table, Corpus):
+        return ", ".join(table.text)
+    prompts = _prompts(table)
+    return str(prompts.path) if prompts else ""
+
+
+def _prompts(table: Table) -> PromptSource | None:
+    """The prompts a table names, if it does."""
+    if isinstance(table, TeacherLogits):
+        return table.teacher_prompt.prompts if table.teacher_prompt else None
+    found = getattr(table, "prompts", None)
+    return found if isinstance(found, PromptSource) else None

@@ -1,0 +1,165 @@
+"""Takes in a set that was made elsewhere: `afterglow adopt`.
+
+Nothing is believed: every part is hashed and decoded, the key is computed again, and no path leads
+out of the directory. The files are copied under the names and in the order of a writer of our own,
+so that a half-adopted set is one that is not there yet.
+"""
+
+import logging
+import shutil
+from pathlib import Path
+
+from pipeline.execution import runner
+from pipeline.ledger import PROVENANCE, RESOLVED
+from pipeline.planning import fingerprint
+from pipeline.planning.plan import Planned
+from storage.errors import DataError
+from storage.files.place import Place
+from storage.files.write import disk_errors, sha256_file, size_of, sync_directory, temporary_name
+from storage.manifest import FILE_NAME, RANKS, Manifest, read_manifest, verify_set, write_manifest
+from storage.shard import find_part, read_meta, verify_part
+from storage.store import Store
+
+log = logging.getLogger(__name__)
+
+
+def adopt_set(source: Path, store: Store) -> Manifest:
+    """Register a committed set that lies outside the store.
+
+    Args:
+        source: Directory with a `manifest.json`: out of another store, or downloaded.
+        store: Where it is to go.
+
+    Raises:
+        DataError: it is damaged, its key is not that of its payload, or it reaches outside.
+        RetryError: the disk refused.
+    """
+    manifest = read_manifest(source)
+    _check_key(source, manifest)
+    names = [*(part.file for part in manifest.parts), *(file.path for file in manifest.files)]
+    _check_inside(source, names)
+    _refuse(source, verify_set(source))
+    _refuse(source, _foreign_parts(source, manifest))
+    known = store.manifest(manifest.stage, manifest.key)
+    if known is not None:
+        return _same(known, manifest, store)
+    directory = store.path(manifest.stage, manifest.key)
+    extra = [name for name in (PROVENANCE, RESOLVED) if (source / name).is_file()]
+    _check_inside(source, extra)
+    for name in dict.fromkeys([*names, *extra]):
+        _copy(source / name, directory / name)
+    _refuse(directory, _problems_of_copies(directory, manifest))
+    return _same(write_manifest(directory, manifest), manifest, store)
+
+
+def adopt_parts(source: Path, planned: list[Planned], store: Store) -> Manifest:
+    """Register a bare directory of parts as the set of the recipe's that they belong to.
+
+    Args:
+        source: Directory of parts without a manifest.
+        planned: The plan whose sets they may be.
+        store: Where they are to go.
+
+    Raises:
+        DataError: there are none, one is damaged, or they belong to no set of the plan.
+        RetryError: some of the set's parts are still missing; what was there has been taken in.
+    """
+    paths = sorted(source.glob("part-*.parquet"))
+    if not paths:
+        raise DataError(f"{source}: neither {FILE_NAME} nor parts; there is nothing to adopt")
+    _check_inside(source, [path.name for path in paths])
+    keys = {read_meta(path).key for path in paths}
+    chosen = [one for one in planned if one.key in keys]
+    if len(keys) > 1 or not chosen:
+        shown = ", ".join(sorted(key[:12] for key in keys))
+        raise DataError(
+            f"{source}: its parts belong to {shown}, which is not one set of this recipe. Give the "
+            "recipe they were made with (`afterglow plan` prints its keys)."
+        )
+    directory = chosen[0].directory(store)
+    if store.manifest(chosen[0].node.stage.name, next(iter(keys))) is not None:
+        raise DataError(f"{directory}: is finished already; nothing was adopted")
+    _refuse(source, _bare_problems(source, paths))
+    if (source / RANKS).is_file():
+        _check_inside(source, [RANKS])
+        _copy(source / RANKS, directory / RANKS)
+    for path in paths:
+        _copy(path, directory / path.name)
+    return runner.commit(chosen[0], store)
+
+
+def _bare_problems(source: Path, paths: list[Path]) -> list[str]:
+    problems: list[str] = []
+    for path in paths:
+        part = find_part(source, int(path.name.split("-")[1]))
+        problems += [f"{path}: damaged"] if part is None else verify_part(source, part)
+    return problems
+
+
+def _check_key(source: Path, manifest: Manifest) -> None:
+    computed = fingerprint.digest(manifest.payload)
+    if computed != manifest.key or manifest.payload.get("stage") != manifest.stage:
+        raise DataError(
+            f"{source}: its key is {manifest.key[:12]} ({manifest.stage}), but that of its payload "
+            f"is {computed[:12]} ({manifest.payload.get('stage')}). Somebody changed the manifest; "
+            "get the set from its origin."
+        )
+
+
+def _foreign_parts(source: Path, manifest: Manifest) -> list[str]:
+    return [
+        f"{source / part.file}: belongs to set {key[:12]}, not {manifest.key[:12]}"
+        for part in manifest.parts
+        if (key := read_meta(source / part.file).key) != manifest.key
+    ]
+
+
+def _check_inside(source: Path, names: list[str]) -> None:
+    """No link leads out of the directory."""
+    root = source.resolve()
+    for name in names:
+        path = source / name
+        if path.is_symlink() or not path.resolve().is_relative_to(root):
+            raise DataError(
+                f"{path}: a link. A set is adopted from plain files; copy them with `cp -L` first."
+            )
+
+
+def _problems_of_copies(directory: Place, manifest: Manifest) -> list[str]:
+    sizes = [(part.file, part.bytes) for part in manifest.parts]
+    sizes += [(file.path, file.bytes) for file in manifest.files]
+    return [
+        f"{directory / name}: {found} bytes, not {size}"
+        for name, size in sizes
+        if (found := size_of(directory / name)) != size
+    ]
+
+
+def _same(found: Manifest, expected: Manifest, store: Store) -> Manifest:
+    """A key stands for one meaning, and two runs of it may differ in their bytes."""
+    if found.digest != expected.digest:
+        raise DataError(
+            f"{store.path(found.stage, found.key)}: holds another making of the same set; it is "
+            "left as it is. Remove it first if the other one is to take its place."
+        )
+    return found
+
+
+def _copy(source: Path, target: Place) -> None:
+    if not isinstance(target, Path):
+        target.upload(source, sha256_file(source))
+        return
+    temporary = temporary_name(target.parent, target.name)
+    try:
+        with disk_errors(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, temporary)
+            temporary.rename(target)
+            sync_directory(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _refuse(source: Place, problems: list[str]) -> None:
+    if problems:
+        raise DataError(f"{source}: not adopted. {'; '.join(problems)}")

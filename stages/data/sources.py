@@ -1,0 +1,103 @@
+"""What a recipe names outside of itself, as content: prompt files, text files, tokenizers, tasks.
+
+A key holds what a file says, never where it lies. A file that is not there has the digest None: a
+plan at another machine's scale can still be shown, and running it says which file is missing.
+Imports neither torch nor transformers.
+"""
+
+import hashlib
+import json
+import sysconfig
+from collections.abc import Iterable
+from pathlib import Path
+
+from stages.config import Corpus, PromptSource
+from stages.data.tasks import task
+from stages.models.identity import DigestCache, tokenizer_hash
+from storage.errors import DataError
+
+_GLOB = "*?["
+
+STDLIB = "{stdlib}"
+"""At the beginning of a text pattern: the standard library of the running Python, text that every
+machine has."""
+
+
+def prompts_identity(source: PromptSource, cache: DigestCache | None = None) -> dict[str, object]:
+    """What decides the prompts of `source`: content of its files, or name and version of its task.
+
+    Raises:
+        ConfigError: the task does not exist.
+    """
+    if source.task is not None:
+        return _task_identity(source.task)
+    path = Path(source.path or "")
+    if path.is_dir():
+        files = sorted(path.rglob("*.arrow"))
+        return {"sha256": _digest_of_files(path, files, cache) if files else None}
+    return {"sha256": (cache or DigestCache()).sha256(path) if path.is_file() else None}
+
+
+def corpus_identity(config: Corpus, cache: DigestCache | None = None) -> dict[str, object]:
+    """What decides a corpus beside its table: the text, in order, or the task, and the tokenizer.
+
+    Raises:
+        ConfigError: the task does not exist.
+        DataError: the tokenizer directory holds no tokenizer.
+    """
+    source: dict[str, object]
+    if config.task is not None:
+        source = _task_identity(config.task)
+    else:
+        found = [list(_matches(pattern, config.suffix)) for pattern in config.text]
+        known = all(found) and all(file.is_file() for files in found for file in files)
+        files = [file for matched in found for file in matched]
+        source = {"sha256": _digest_of_files(None, files, cache) if known else None}
+    if config.tokenizer.path is None:
+        return source
+    directory = Path(config.tokenizer.path)
+    source["tokenizer"] = tokenizer_hash(directory) if directory.is_dir() else None
+    return source
+
+
+def corpus_files(config: Corpus) -> list[Path]:
+    """The text files of a corpus, in the order of the patterns and by name within each.
+
+    Raises:
+        DataError: a pattern matches nothing.
+    """
+    files: list[Path] = []
+    for pattern in config.text:
+        matched = [file for file in _matches(pattern, config.suffix) if file.is_file()]
+        if not matched:
+            raise DataError(
+                f"{pattern}: no such file, or no file ending in `{config.suffix}` in that "
+                "directory. Check `corpus.text` and `corpus.suffix`."
+            )
+        files += matched
+    return files
+
+
+def _matches(pattern: str, suffix: str) -> Iterable[Path]:
+    if pattern.startswith(STDLIB):
+        pattern = sysconfig.get_path("stdlib") + pattern.removeprefix(STDLIB)
+    path = Path(pattern)
+    if path.is_dir():
+        return sorted(file for file in path.rglob(f"*{suffix}") if file.is_file())
+    if any(mark in pattern for mark in _GLOB) and not path.exists():
+        root = Path(path.anchor or ".")
+        return sorted(root.glob(str(path.relative_to(path.anchor)) if path.anchor else pattern))
+    return [path]
+
+
+def _task_identity(name: str) -> dict[str, object]:
+    return {"task": name, "version": task(name).version}
+
+
+def _digest_of_files(root: Path | None, files: Iterable[Path], cache: DigestCache | None) -> str:
+    """sha256 over the digests of files, in order, with their names relative to `root` if given."""
+    cache = cache or DigestCache()
+    listed = [
+        (file.relative_to(root).as_posix() if root else "", cache.sha256(file)) for file in files
+    ]
+    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""Models and tokenizers as files and as modules: loading, identity, lineage."""

@@ -1,0 +1,276 @@
+"""Who a model is: digests of its weights, tokenizer and chat template, and the checks on them.
+
+Token ids mean nothing without the tokenizer that made them, and an offline teacher score is only
+right when the teacher that wrote the SFT data is the one that scores (arXiv 2604.13010, theorem
+3.8). So every set carries the identity of the teacher it descends from, and stages compare.
+Importing this module does not import torch or transformers.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from stages.job import Input
+from storage.copies import local_copy
+from storage.errors import DataError
+from storage.files.place import Place
+from storage.files.write import replace_file
+
+log = logging.getLogger(__name__)
+
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
+_BLOCK = 1 << 22
+
+ASKED = "AFTERGLOW_PICKLED_WEIGHTS"
+"""Environment variable that lets pickled weights be loaded."""
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """What makes two model directories the same model."""
+
+    path: str
+    """What it is called, as `Input.called`: for people, never compared."""
+    files: Mapping[str, str] = field(default_factory=dict[str, str])
+    """sha256 by file name: the weights and `config.json`."""
+    tokenizer: str = ""
+    """sha256 over vocabulary, merges and pre-tokenisation."""
+    chat_template: str = ""
+    """sha256 of the chat template; empty without one."""
+    dtype: str = ""
+    """Numeric type the model is run in."""
+
+    @property
+    def weights(self) -> str:
+        """One sha256 over the file digests."""
+        text = json.dumps(dict(sorted(self.files.items())))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def to_json(self) -> dict[str, object]:
+        """A JSON-ready dictionary, with the digest over all weights."""
+        return asdict(self) | {"files": dict(self.files), "weights": self.weights}
+
+
+class DigestCache:
+    """sha256 of files, remembered by path, size and modification time in one JSON file."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path
+        self._known: dict[str, list[object]] = {}
+        if path is not None and path.exists():
+            self._known = json.loads(path.read_text())
+
+    def sha256(self, file: Path) -> str:
+        """Digest of the content of `file`, read again only if size or time changed."""
+        stat = file.stat()
+        stamp: list[object] = [stat.st_size, stat.st_mtime_ns]
+        known = self._known.get(str(file))
+        if known is not None and known[:2] == stamp:
+            return str(known[2])
+        digest = hashlib.sha256()
+        with file.open("rb") as stream:
+            while block := stream.read(_BLOCK):
+                digest.update(block)
+        self._known[str(file)] = [*stamp, digest.hexdigest()]
+        self._save()
+        return digest.hexdigest()
+
+    def _save(self) -> None:
+        if self._path is None:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(self._path, json.dumps(self._known).encode())
+
+
+def identify(source: Input, cache: DigestCache) -> tuple[Path, ModelIdentity]:
+    """Directory and identity of a model that a job reads.
+
+    Raises:
+        DataError: it is not to be had, or is no model (`local_directory`, `model_identity`).
+    """
+    directory = local_directory(source)
+    return directory, model_identity(directory, source.dtype, cache, source.called)
+
+
+def model_identity(
+    directory: Path, dtype: str, cache: DigestCache | None = None, called: str | None = None
+) -> ModelIdentity:
+    """Identity of the model in `directory`.
+
+    Args:
+        directory: Where its files are.
+        dtype: Numeric type it is run in.
+        cache: Digests that are known already.
+        called: Its name; default the directory.
+
+    Raises:
+        DataError: the directory has no weights, no `config.json` or no tokenizer.
+    """
+    cache = cache or DigestCache()
+    check_weights(directory)
+    weights = sorted(file for pattern in _WEIGHTS for file in directory.glob(pattern))
+    if not weights or not (directory / "config.json").exists():
+        raise DataError(
+            f"{directory}: not a model directory (no *.safetensors or no config.json). Give a "
+            "directory written by `save_pretrained`, or a Hub id."
+        )
+    files = {file.name: cache.sha256(file) for file in [*weights, directory / "config.json"]}
+    return ModelIdentity(
+        path=called or str(directory),
+        files=files,
+        tokenizer=tokenizer_hash(directory),
+        chat_template=chat_template_hash(directory),
+        dtype=dtype,
+    )
+
+
+def tokenizer_hash(directory: Place) -> str:
+    """sha256 over what decides token ids; blind to formatting, padding and truncation settings.
+
+    Raises:
+        DataError: the directory has no tokenizer files.
+    """
+    fast = directory / "tokenizer.json"
+    if fast.exists():
+        content = json.loads(fast.read_text())
+        kept = {
+            name: content.get(name)
+            for name in ("added_tokens", "normalizer", "pre_tokenizer", "model", "decoder")
+        }
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+    found = [directory / name for name in _TOKENIZER_FILES if (directory / name).exists()]
+    if not found:
+        raise DataError(
+            f"{directory}: no tokenizer (tokenizer.json, tokenizer.model or vocab.json). Save the "
+            "model's tokenizer into the same directory with `tokenizer.save_pretrained`."
+        )
+    digest = hashlib.sha256()
+    for file in found:
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
+
+
+def chat_template_hash(directory: Place) -> str:
+    """sha256 of the chat template next to the model, or an empty string."""
+    file = directory / "chat_template.jinja"
+    if file.exists():
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    settings = directory / "tokenizer_config.json"
+    template = json.loads(settings.read_text()).get("chat_template") if settings.exists() else None
+    return hashlib.sha256(json.dumps(template).encode()).hexdigest() if template else ""
+
+
+def local_directory(source: Input) -> Path:
+    """Directory of a model; one named by Hub id is downloaded through `huggingface_hub`.
+
+    One in a store that is not on this machine is copied into the cache.
+
+    Raises:
+        DataError: neither a directory nor a model the Hub knows (or the Hub is out of reach).
+    """
+    path = source.directory
+    if not isinstance(path, Path):
+        return local_copy(path)
+    if path.is_dir():
+        check_weights(path)
+        return path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        found = Path(snapshot_download(source.path, revision=source.revision))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise DataError(
+            f"{source.path}: no such directory, and not to be had from the Hub ({error}). "
+            "Check the path, or download the model first."
+        ) from error
+    check_weights(found)
+    return found
+
+
+def check_weights(directory: Path) -> None:
+    """Refuse a model whose weights are pickled: loading them may run code that came with them.
+
+    Raises:
+        DataError: there are pickled weights and no safetensors, and nobody asked for them.
+    """
+    pickled = sorted(file.name for file in directory.glob("pytorch_model*.bin"))
+    if not pickled or any(directory.glob("*.safetensors")) or os.environ.get(ASKED) == "1":
+        return
+    raise DataError(
+        f"{directory / pickled[0]}: pickled weights, which may run code when they are loaded. Save "
+        f"the model as safetensors (`save_pretrained`), or set {ASKED}=1 if you trust its origin."
+    )
+
+
+def check_teacher(
+    expected: Mapping[str, object] | None,
+    found: Mapping[str, object],
+    where: str,
+    consistency: str = "refuse",
+) -> None:
+    """Compare the teacher a set descends from with the one about to be used.
+
+    Weights, tokenizer and chat template must be the same. Another numeric type is the same teacher
+    with other rounding errors; that is logged.
+
+    Args:
+        expected: `Manifest.teacher` of the set, or None when its origin is unknown.
+        found: `ModelIdentity.to_json()` of the teacher at hand.
+        where: Name of the set, for the message.
+        consistency: `refuse` raises, `warn` logs.
+
+    Raises:
+        DataError: the two differ and `consistency` is `refuse`.
+    """
+    if expected is None:
+        log.warning(
+            "%s: written by a model of unknown teacher; teacher consistency is unchecked", where
+        )
+        return
+    if expected.get("dtype") != found.get("dtype"):
+        log.warning(
+            "%s: its teacher ran in %s, the one at hand runs in %s: probabilities will differ by "
+            "rounding. Set teacher.dtype to that of the set to rule it out.",
+            where, expected.get("dtype"), found.get("dtype"),
+        )  # fmt: skip
+    differing = _differing(expected, found)
+    if not differing:
+        return
+    message = (
+        f"{where}: its teacher is {expected['path']} (weights {str(expected['weights'])[:12]}), "
+        f"but {found['path']} (weights {str(found['weights'])[:12]}) is about to be used; "
+        f"differing: {', '.join(differing)}. Offline distillation needs the same teacher in both "
+        'places. Use that teacher, or set `consistency = "warn"` to go on regardless.'
+    )
+    if consistency == "refuse":
+        raise DataError(message)
+    log.warning(message)
+
+
+def _differing(a: Mapping[str, object], b: Mapping[str, object]) -> list[str]:
+    ours, theirs = a["files"], b["files"]
+    assert isinstance(ours, Mapping)
+    assert isinstance(theirs, Mapping)
+    names = sorted(set(ours) | set(theirs))
+    differing = [name for name in names if ours.get(name) != theirs.get(name)]
+    texts = {"tokenizer": "tokenizer", "chat_template": "chat template"}
+    return differing + [shown for name, shown in texts.items() if a.get(name) != b.get(name)]
+
+
+def check_tokenizer(expected: str, found: str, where: str, other: str) -> None:
+    """Refuse to mix token ids of two tokenizers.
+
+    Raises:
+        DataError: the hashes differ; both are in the message.
+    """
+    if expected != found:
+        raise DataError(
+            f"{where}: made with tokenizer {expected[:12]}, but {other} has tokenizer "
+            f"{found[:12]}; token ids would not match. Use a model of the same tokenizer."
+        )

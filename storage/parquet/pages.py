@@ -1,0 +1,212 @@
+"""Column chunks as `storage.parquet.reader.Writer` lays them out, decoded without Arrow.
+
+A chunk is a run of Parquet data pages, version 1: a Thrift header, then one zstd frame that holds
+repetition levels, definition levels and values. A general reader walks over the levels value by
+value. Ours are known beforehand (everything required, at most one level of lists), so it is enough
+to find the zeros among them: a list starts where the repetition level is 0, and it is empty where
+the definition level is. That halves the time of reading a part.
+
+Whatever is not exactly of this form raises `Unusual`, damage included; the caller then lets Arrow
+read it, or find out what is wrong.
+"""
+
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage.files.source import Source
+from storage.kernels import byte_strings, join_bytes, list_starts
+from storage.parquet.thrift import columns as columns_of
+from storage.parquet.thrift import fields, page_header, structs
+from storage.rows import Offsets, offsets_of
+from storage.schema import COLUMNS, Array, Column
+
+
+@dataclass(frozen=True)
+class _Header:
+    uncompressed: int
+    levels: int
+    encoding: int
+    crc: int
+
+
+Decompress = Callable[[Array, int], memoryview]
+
+_DATA_PAGE = 0
+_PLAIN, _RLE, _BYTE_STREAM_SPLIT = 0, 3, 9
+_LARGEST_PAGE = 1 << 28
+_MAGIC = b"PAR1"
+_SMALLEST_GROUP = 8  # bytes in the footer; far below what is possible
+
+
+class Unusual(Exception):
+    """Not laid out as this package's writer does, or damaged."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One column of one row group, as described in the footer."""
+
+    name: str
+    data: Array
+    """All its pages, as bytes."""
+    rows: int
+    levels: int
+    """Levels in all pages: values plus empty lists."""
+
+
+class Footer:
+    """Where the columns lie, from the metadata at the end of a file.
+
+    Raises:
+        Unusual: as above.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._size = source.size
+        tail = source.read(max(self._size - 8, 0), 8)
+        length = int.from_bytes(tail[:4], "little")
+        start = self._size - 8 - length
+        if len(tail) < 8 or tail[4:] != _MAGIC or start < len(_MAGIC):
+            raise Unusual("footer")
+        self._data = np.frombuffer(source.read(start, length), np.uint8)
+        top = np.full(5, -1, np.int64)
+        places = np.empty(length // _SMALLEST_GROUP, np.int64)
+        count = -1 if fields(self._data, 0, top) < 0 else structs(self._data, int(top[4]), places)
+        if count < 0:
+            raise Unusual("row groups")
+        self._groups = places[:count].copy()
+
+    def chunks(self, source: Source, group: int, columns: Sequence[str]) -> Iterator[Chunk]:
+        """The columns of a row group, which lie side by side and are read in one go.
+
+        Raises:
+            Unusual: as above, or another number of columns.
+        """
+        found = np.full(4, -1, np.int64)
+        places = np.empty(len(columns), np.int64)
+        fields(self._data, int(self._groups[group]), found)
+        if structs(self._data, int(found[1]), places) != len(columns):
+            raise Unusual("columns")
+        said = np.empty((len(columns), 3), np.int64)
+        if not columns_of(self._data, places, said) or said.min() < 0:
+            raise Unusual("columns")
+        if said[:, 1:].max() > self._size:  # so that no sum of them can overflow
+            raise Unusual("column")
+        start, stop = int(said[:, 2].min()), int((said[:, 2] + said[:, 1]).max())
+        if stop > self._size or stop - start > 2 * int(said[:, 1].sum()):
+            raise Unusual("columns far apart")
+        data = np.frombuffer(source.read(start, stop - start), np.uint8)
+        for name, (levels, size, at) in zip(columns, said.tolist(), strict=True):
+            yield Chunk(name, data[at - start : at - start + size], int(found[3]), levels)
+
+
+def read_chunk(chunk: Chunk, decompress: Decompress) -> tuple[Array, Offsets | None]:
+    """Values, and [N+1] offsets of the lists (None for a column of level `row`).
+
+    Raises:
+        Unusual: as above.
+    """
+    column = COLUMNS[chunk.name]
+    listed = column.level != "row"
+    starts: list[Array] = []
+    values: list[Array] = []
+    count = rows = 0
+    for header, flat in _pages(chunk, decompress):
+        there = header.levels
+        if listed:
+            start_R, flat, there = _lists(flat, header.levels, chunk.rows - rows)
+            starts.append(start_R + count)
+            rows += len(start_R)
+        values.append(_values(flat, there, column, header.encoding))
+        count += there
+    if (rows if listed else count) != chunk.rows:
+        raise Unusual("number of rows")
+    joined = values[0] if len(values) == 1 else np.concatenate([_none(column), *values])
+    return joined, np.concatenate([*starts, [count]], dtype=np.int64) if listed else None
+
+
+def read_blob(chunk: Chunk, decompress: Decompress) -> tuple[NDArray[np.uint8], Offsets]:
+    """All bytes of a column of byte strings, and [N+1] where each of them starts.
+
+    Raises:
+        Unusual: as above.
+    """
+    pieces: list[Array] = [np.zeros(0, np.uint8)]
+    lengths: list[Array] = [np.zeros(0, np.int64)]
+    for header, flat in _pages(chunk, decompress):
+        length_R = np.empty(min(header.levels, chunk.rows), np.int64)
+        out = np.empty(max(0, len(flat) - 4 * header.levels), np.uint8)
+        if header.encoding != _PLAIN or byte_strings(flat, length_R, out) != len(out):
+            raise Unusual("byte strings")
+        pieces.append(out)
+        lengths.append(length_R)
+    length_N = np.concatenate(lengths)
+    if len(length_N) != chunk.rows:
+        raise Unusual("number of rows")
+    return pieces[1] if len(pieces) == 2 else np.concatenate(pieces), offsets_of(length_N)
+
+
+def _pages(chunk: Chunk, decompress: Decompress) -> Iterator[tuple[_Header, Array]]:
+    """Headers and contents of all pages."""
+    at = levels = 0
+    while at < len(chunk.data):
+        header, size, at = _page_header(chunk.data, at)
+        page = chunk.data[at : at + size]
+        at += size
+        if len(page) != size or zlib.crc32(page.data) != header.crc:
+            raise Unusual("page checksum")
+        levels += header.levels
+        yield header, np.frombuffer(decompress(page, header.uncompressed), np.uint8)
+    if levels != chunk.levels:
+        raise Unusual("number of values")
+
+
+def _none(column: Column) -> Array:
+    return np.zeros(0, column.dtype)
+
+
+def _lists(flat: Array, levels: int, most: int) -> tuple[Offsets, Array, int]:
+    """Where the lists of a page start among its values; the values' bytes; how many they are."""
+    start_R, empty_R, found = (
+        np.empty(most, np.int64),
+        np.empty(most, np.int64),
+        np.empty(3, np.int64),
+    )
+    if not list_starts(flat, levels, start_R, empty_R, found):
+        raise Unusual("levels")
+    lists, empty, behind = found.tolist()
+    return start_R[:lists], flat[behind:], levels - empty
+
+
+def _values(flat: Array, count: int, column: Column, encoding: int) -> Array:
+    """The values of a page in the type of the column."""
+    width = 4 if column.dtype.kind in "iu" and column.dtype.itemsize < 4 else column.dtype.itemsize
+    if len(flat) != count * width:
+        raise Unusual("bytes")
+    if encoding == _PLAIN:
+        stored = np.dtype(f"i{width}") if column.dtype.kind in "iu" else column.dtype
+        return np.require(flat.view(stored), column.dtype, "A")
+    if encoding != _BYTE_STREAM_SPLIT or width != 4:
+        raise Unusual("encoding")
+    if column.dtype.itemsize == 1:
+        return flat[:count].view(column.dtype).copy()  # the low byte of each; the others are zero
+    whole = np.empty(count, np.uint32)
+    join_bytes(flat, whole)
+    return whole.view(column.dtype)
+
+
+def _page_header(data: Array, at: int) -> tuple[_Header, int, int]:
+    """The header at `at`, the size of the page behind it, and where that starts."""
+    found = np.empty(9, np.int64)
+    if not page_header(data, at, found):
+        raise Unusual("page header")
+    kind, uncompressed, size, crc, levels, encoding, *of_levels, behind = found.tolist()
+    if kind != _DATA_PAGE or of_levels != [_RLE, _RLE]:
+        raise Unusual("page header")
+    if not (0 <= uncompressed <= _LARGEST_PAGE and size >= 0 and levels >= 0):
+        raise Unusual("page header")
+    return _Header(uncompressed, levels, encoding, crc & 0xFFFFFFFF), size, behind

@@ -1,0 +1,102 @@
+"""Recipes: layers, overrides, and what a wrong one says."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.ledger import to_toml
+from pipeline.planning.config import load_recipe, recipe_names
+from storage.errors import ConfigError
+
+OWN = """
+[teacher]
+path = "some/teacher"
+[student]
+path = "some/student"
+[train]
+steps = 10
+data = "records"
+"""
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_packaged_recipe_loads_and_names_itself(name: str) -> None:
+    assert load_recipe(name).name == name
+
+
+def test_layers_and_overrides_apply_in_order(tmp_path: Path) -> None:
+    first = write(tmp_path / "a.toml", OWN + "learning_rate = 1e-3\nbatch_size = 2\n")
+    second = write(tmp_path / "b.toml", "[train]\nbatch_size = 4\n")
+    recipe = load_recipe(None, [first, second], ["train.learning_rate=2e-6"])
+    assert recipe.train.learning_rate == 2e-6
+    assert recipe.train.batch_size == 4
+    assert recipe.train.steps == 10
+
+
+def test_a_file_can_extend_a_packaged_recipe(tmp_path: Path) -> None:
+    recipe = load_recipe(None, [write(tmp_path / "a.toml", 'extends = "demo"\nseed = 7\n')])
+    assert recipe.seed == 7
+    assert recipe.corpus is not None
+
+
+def test_epochs_replace_steps_across_layers() -> None:
+    recipe = load_recipe("demo", overrides=["train.epochs=2.0"])
+    assert (recipe.train.steps, recipe.train.epochs) == (None, 2.0)
+
+
+def test_a_comparison_table_overrides_the_main_record_set() -> None:
+    overrides = ["consistency=warn", "record.tau=0.1", "compare.fine.record.tau=0.01"]
+    recipe = load_recipe("demo", overrides=[f"teacher-logits.{text}" for text in overrides])
+    sets = recipe.teacher_logits.sets()
+    assert list(sets) == ["", "fine"]
+    assert (sets[""].record.tau, sets["fine"].record.tau) == (0.1, 0.01)
+    assert sets["fine"].consistency == "warn"
+
+
+def test_another_source_replaces_the_table_that_named_the_old_one() -> None:
+    recipe = load_recipe("demo", overrides=["rollouts.prompts.path=mine.jsonl"])
+    assert recipe.rollouts is not None
+    assert recipe.rollouts.prompts.model_dump(exclude_defaults=True) == {"path": "mine.jsonl"}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("rollouts.sampling.temprature=0.5", r"rollouts\.sampling\.temprature: Extra inputs"),
+        ("train.learning_rate=-1", r"train\.learning_rate: Input should be greater than 0"),
+        ("teacher-logits.record.tau=0", r"teacher-logits\.record\.tau"),
+        ("teacher-logits.record.candidates=9", "raise rollouts.candidates"),
+        ("teacher.path=pretrain:nobody", r"no \[pretrain.nobody\]"),
+        ('rollouts.prompts={path="x", task="addition", limit=1}', "exactly one of `path`"),
+        ("train.epochs", "written table.field=value"),
+        ("train.compare.x.objective.name=best", "objective.name"),
+        ("teacher-logits.compare.x.record.kind=best", "record.kind"),
+        ("teacher-logits.compare.x.record.candidates=9", r"compare\.x\.record\.candidates is 9"),
+        ('teacher-logits.compare={"a.b"={}}', "letters, digits"),
+    ],
+)
+def test_wrong_fields_are_named(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_recipe("demo", overrides=[override])
+    assert caught.value.exit_code == 78
+
+
+def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.toml: cannot be read"):
+        load_recipe(None, [tmp_path / "nowhere.toml"])
+    with pytest.raises(ConfigError, match=r"a\.toml: not TOML"):
+        load_recipe(None, [write(tmp_path / "a.toml", "x = = 1")])
+    with pytest.raises(ConfigError, match=r"there are: .*demo"):
+        load_recipe("no-such-recipe")
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_resolved_toml_reads_back_to_the_same_recipe(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name)
+    again = load_recipe(None, [write(tmp_path / "resolved.toml", to_toml(recipe))])
+    assert again == recipe

@@ -1,0 +1,328 @@
+"""Prompts from every kind of source, rendered as the model wants them; every bad input by name."""
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import polars as pl
+import pytest
+import zstandard
+
+from stages.config import PromptSource, Tokenizer
+from stages.data.prompts import PromptReport, Prompts, count_prompts, load_prompts
+from stages.models.tokenizer import load_tokenizer, make_tokenizer
+from storage.errors import DataError
+
+Rows = Sequence[Mapping[str, Any]]
+TEMPLATE = (
+    "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte-level tokenizer with a chat template that shows roles."""
+    directory = tmp_path_factory.mktemp("chat")
+    make_tokenizer(Tokenizer(vocab_size=259), [], directory)
+    (directory / "chat_template.jinja").write_text(TEMPLATE)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte-level tokenizer without template, which puts <bos> before text by default."""
+    from tokenizers.processors import TemplateProcessing
+
+    directory = tmp_path_factory.mktemp("plain")
+    make_tokenizer(Tokenizer(vocab_size=259), [], directory)
+    tokenizer = load_tokenizer(directory)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(  # type: ignore[reportAttributeAccessIssue]
+        single="<bos> $A", special_tokens=[("<bos>", 1)]
+    )
+    tokenizer.save_pretrained(directory)
+    (directory / "chat_template.jinja").unlink()
+    return directory
+
+
+def write_jsonl(path: Path, rows: Rows) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_zst(path: Path, rows: Rows) -> None:
+    """Two frames, as `cat a.zst b.zst` makes them."""
+    lines = [json.dumps(row).encode() + b"\n" for row in rows]
+    half = len(lines) // 2
+    compress = zstandard.ZstdCompressor().compress
+    path.write_bytes(compress(b"".join(lines[:half])) + compress(b"".join(lines[half:])))
+
+
+def write_parquet(path: Path, rows: Rows) -> None:
+    pl.DataFrame(list(rows)).write_parquet(path)
+
+
+def write_datasets(path: Path, rows: Rows) -> None:
+    datasets.Dataset.from_list([dict(row) for row in rows]).save_to_disk(str(path))
+
+
+FORMATS: dict[str, Callable[[Path, Rows], None]] = {
+    "a.jsonl": write_jsonl,
+    "a.jsonl.zst": write_zst,
+    "a.parquet": write_parquet,
+    "a_directory": write_datasets,
+}
+
+
+def texts(prompts: Prompts, directory: Path) -> list[str]:
+    """The prompts decoded again."""
+    tokenizer = load_tokenizer(directory)
+    return [str(tokenizer.decode(prompt.ids.tolist())) for prompt in prompts]
+
+
+def read(path: Path, directory: Path, **fields: Any) -> Prompts:
+    return load_prompts(PromptSource(path=str(path), **fields), directory)
+
+
+def from_rows(tmp_path: Path, directory: Path, rows: Rows, **fields: Any) -> Prompts:
+    write_jsonl(tmp_path / "a.jsonl", rows)
+    return read(tmp_path / "a.jsonl", directory, **fields)
+
+
+# ---------------------------------------------------------------------------------------------
+# Formats
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_gives_the_same_prompts(tmp_path: Path, chat: Path, name: str) -> None:
+    rows = [{"n": i, "prompt": f"What is {i}?", "answer": str(i)} for i in range(7)]
+    FORMATS[name](tmp_path / name, rows)
+    prompts = read(tmp_path / name, chat)
+    assert texts(prompts, chat) == [f"[user]What is {i}?[assistant]" for i in range(7)]
+    assert [prompt.answer for prompt in prompts] == [str(i) for i in range(7)]
+    assert [prompt.prompt_id for prompt in prompts] == list(range(7))
+    assert count_prompts(PromptSource(path=str(tmp_path / name))) == 7
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_chat_messages_in_every_format(tmp_path: Path, chat: Path, name: str) -> None:
+    turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    rows = [{"q": turn}, {"q": [*turn, {"role": "user", "content": "c"}]}]
+    FORMATS[name](tmp_path / name, rows)
+    prompts = read(tmp_path / name, chat, field="q")
+    assert texts(prompts, chat) == [
+        "[user]a[assistant]b[assistant]",
+        "[user]a[assistant]b[user]c[assistant]",
+    ]
+    assert {prompt.answer for prompt in prompts} == {None}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_range_of_rows(tmp_path: Path, chat: Path, name: str) -> None:
+    FORMATS[name](tmp_path / name, [{"prompt": f"{i}"} for i in range(9)])
+    prompts = read(tmp_path / name, chat, first=3, limit=2)
+    assert prompts.prompt_ids.tolist() == [3, 4]
+    assert texts(prompts, chat) == ["[user]3[assistant]", "[user]4[assistant]"]
+    source = PromptSource(path=str(tmp_path / name), first=3)
+    assert count_prompts(source) == 6
+    assert count_prompts(source.model_copy(update={"limit": 2})) == 2
+
+
+def test_without_a_template_text_is_encoded_as_the_tokenizer_does(
+    tmp_path: Path, plain: Path
+) -> None:
+    prompts = from_rows(tmp_path, plain, [{"prompt": "ab"}])
+    assert prompts[0].ids[0] == 1
+    assert texts(prompts, plain) == ["<bos>ab"]
+
+
+def test_a_template_writes_special_tokens_itself(tmp_path: Path, tiny_model: Path) -> None:
+    prompts = from_rows(tmp_path, tiny_model, [{"prompt": "1+2="}])
+    assert prompts[0].ids.tolist() == [1, 6, 3, 7, 15]
+    assert prompts[0].ids.dtype == np.uint32
+
+
+def test_the_task_has_prompts_and_answers(tiny_model: Path) -> None:
+    source = PromptSource(task="addition", first=10, limit=4)
+    prompts = load_prompts(source, tiny_model)
+    assert prompts.prompt_ids.tolist() == [10, 11, 12, 13]
+    for prompt, text in zip(prompts, texts(prompts, tiny_model), strict=True):
+        assert prompt.answer == f"{eval_sum(text.removeprefix('<bos>')):04d}"
+    assert count_prompts(source) == 4
+
+
+def eval_sum(text: str) -> int:
+    """Sum of a problem such as `347+586=`."""
+    return sum(int(number) for number in text.rstrip("=").split("+"))
+
+
+def test_answers_may_be_numbers(tmp_path: Path, chat: Path) -> None:
+    rows = [{"prompt": "a", "solution": 7}, {"prompt": "b", "solution": None}, {"prompt": "c"}]
+    prompts = from_rows(tmp_path, chat, rows, answer_field="solution")
+    assert prompts.answers == ("7", None, None)
+
+
+def test_prompts_are_a_sequence(tmp_path: Path, chat: Path) -> None:
+    prompts = from_rows(tmp_path, chat, [{"prompt": "a"}, {"prompt": "bc"}])
+    assert len(prompts) == 2
+    assert [p.prompt_id for p in prompts[::-1]] == [1, 0]
+    assert prompts.longest == len(prompts[1].ids) == len("[user]bc[assistant]")
+
+
+# ---------------------------------------------------------------------------------------------
+# Dropped rows
+
+
+def test_duplicates_and_empty_prompts_are_dropped_and_reported(
+    tmp_path: Path, chat: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [
+        {"prompt": "a", "answer": "first"},
+        {"prompt": " \n"},
+        {"prompt": "b"},
+        {"prompt": [{"role": "user", "content": "a"}], "answer": "second"},
+        {"prompt": []},
+        {"prompt": [{"role": "user", "content": ""}]},
+        {"prompt": "b"},
+    ]
+    with caplog.at_level(logging.INFO):
+        prompts = from_rows(tmp_path, chat, rows)
+    assert prompts.prompt_ids.tolist() == [0, 2]
+    assert prompts.answers == ("first", None)
+    report = PromptReport(7, 2, 2, 3, first_duplicates=(3, 6), first_empty=(1, 4, 5))
+    assert prompts.report == report
+    assert json.loads(json.dumps(report.to_json()))["first_empty"] == [1, 4, 5]
+    assert "2 rows dropped, duplicates of an earlier prompt (rows 3, 6)" in caplog.text
+    assert "3 rows dropped, without text (rows 1, 4, 5)" in caplog.text
+
+
+def test_only_the_first_dropped_rows_are_listed(tmp_path: Path, chat: Path) -> None:
+    report = from_rows(tmp_path, chat, [{"prompt": "a"}] * 40).report
+    assert (report.duplicates, report.first_duplicates) == (39, (1, 2, 3, 4, 5))
+
+
+def test_blank_lines_are_not_rows(tmp_path: Path, chat: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('\n{"prompt": "a"}\n   \n\n{"prompt": "b"}')
+    prompts = read(tmp_path / "a.jsonl", chat)
+    assert prompts.prompt_ids.tolist() == [0, 1]
+    assert count_prompts(PromptSource(path=str(tmp_path / "a.jsonl"))) == 2
+
+
+# ---------------------------------------------------------------------------------------------
+# Bad input
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_missing_field_is_named_with_row_and_fields(
+    tmp_path: Path, chat: Path, name: str
+) -> None:
+    FORMATS[name](tmp_path / name, [{"question": "a", "answer": "b"}])
+    expected = rf"{name}, row 0: no field `prompt`; it has: answer, question\. Set"
+    with pytest.raises(DataError, match=expected):
+        read(tmp_path / name, chat)
+
+
+def test_a_field_missing_later_names_that_row(tmp_path: Path, chat: Path) -> None:
+    with pytest.raises(DataError, match=r"a\.jsonl, row 1: no field `prompt`"):
+        from_rows(tmp_path, chat, [{"prompt": "a"}, {"other": "b"}])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"prompt": "a"}\n{"prompt": \n', r"a\.jsonl, line 2: not valid JSON"),
+        ('\n\n{"prompt": "a"', r"a\.jsonl, line 3: not valid JSON"),
+        ('["a"]\n', r"a\.jsonl, line 1: a JSON list"),
+        ('{"prompt": 3}\n', r"row 0: `prompt` is neither a string nor a list of messages"),
+        ('{"prompt": [{"role": "user"}]}\n', r"row 0: `prompt` is neither"),
+        ('{"prompt": "a", "answer": ["b"]}\n', r"row 0: `answer` is a list"),
+        ("", r"a\.jsonl: the set of prompts is empty \(no rows\)"),
+        ('{"prompt": " "}\n', r"a\.jsonl: the set of prompts is empty \(all 1 rows are without"),
+        ('{"prompt": [{"role": "system", "content": "x"}]}\n', r"row 0: the chat template refuses"),
+    ],
+)
+def test_bad_lines(tmp_path: Path, chat: Path, text: str, message: str) -> None:
+    (tmp_path / "a.jsonl").write_text(text)
+    with pytest.raises(DataError, match=message):
+        read(tmp_path / "a.jsonl", chat)
+
+
+def test_bytes_that_are_no_text(tmp_path: Path, chat: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"prompt": "a"}\n{"prompt": "\xff"}\n')
+    with pytest.raises(DataError, match=r"a\.jsonl, line 2: not valid JSON"):
+        read(tmp_path / "a.jsonl", chat)
+
+
+def test_messages_without_a_template(tmp_path: Path, plain: Path) -> None:
+    rows = [{"prompt": [{"role": "user", "content": "a"}]}]
+    with pytest.raises(DataError, match=r"row 0: .* tokenizer has no chat template"):
+        from_rows(tmp_path, plain, rows)
+
+
+def test_a_character_the_tokenizer_lacks(tmp_path: Path, tiny_model: Path) -> None:
+    with pytest.raises(DataError, match=r"row 1: the tokenizer cannot encode the prompt"):
+        from_rows(tmp_path, tiny_model, [{"prompt": "1+2="}, {"prompt": "1*2="}])
+
+
+def test_a_file_that_is_not_there(tmp_path: Path, chat: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere\.jsonl: no such file"):
+        read(tmp_path / "nowhere.jsonl", chat)
+    assert count_prompts(PromptSource(path=str(tmp_path / "nowhere.jsonl"))) is None
+
+
+def test_a_format_nobody_knows(tmp_path: Path, chat: Path) -> None:
+    (tmp_path / "a.csv").write_text("prompt\na\n")
+    with pytest.raises(DataError, match=r"a\.csv: unknown format of prompts; supported are \.jso"):
+        read(tmp_path / "a.csv", chat)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.zst", "a.parquet"])
+@pytest.mark.parametrize("damage", ["cut", "noise"])
+def test_damaged_files(tmp_path: Path, chat: Path, name: str, damage: str) -> None:
+    path = tmp_path / name
+    FORMATS[name](path, [{"prompt": f"{i}" * 40} for i in range(3000)])
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2] if damage == "cut" else b"noise" * 100)
+    with pytest.raises(DataError, match=rf"{name}.*(damaged|not valid JSON)"):
+        read(path, chat)
+
+
+def test_a_compressed_file_cut_off_between_lines_is_noticed(tmp_path: Path, chat: Path) -> None:
+    """What is left decompresses to whole lines; only the frame tells that it is not all."""
+    compressor = zstandard.ZstdCompressor().compressobj()
+    flush = zstandard.COMPRESSOBJ_FLUSH_BLOCK
+    whole = compressor.compress(b'{"prompt": "a"}\n') + compressor.flush(flush)
+    (tmp_path / "a.jsonl.zst").write_bytes(whole)
+    with pytest.raises(DataError, match=r"a\.jsonl\.zst: damaged .* ends in the middle"):
+        read(tmp_path / "a.jsonl.zst", chat)
+
+
+def test_a_directory_that_is_no_data_set(tmp_path: Path, chat: Path) -> None:
+    with pytest.raises(DataError, match=r"not a directory written by `datasets\.save_to_disk`"):
+        read(tmp_path, chat)
+
+
+def test_a_directory_of_several_splits(tmp_path: Path, chat: Path) -> None:
+    part = datasets.Dataset.from_list([{"prompt": "a"}])
+    splits = datasets.DatasetDict({"train": part, "test": part})
+    splits.save_to_disk(str(tmp_path / "all"))
+    with pytest.raises(DataError, match=r"several splits \(test, train\). Give one: .*all/<split>"):
+        read(tmp_path / "all", chat)
+    assert len(read(tmp_path / "all" / "train", chat)) == 1
+
+
+def test_a_range_beyond_the_file_is_empty(tmp_path: Path, chat: Path) -> None:
+    with pytest.raises(DataError, match="empty"):
+        from_rows(tmp_path, chat, [{"prompt": "a"}], first=5)
+
+
+def test_prompts_longer_than_the_context(tmp_path: Path, chat: Path) -> None:
+    prompts = from_rows(tmp_path, chat, [{"prompt": "a"}, {"prompt": "b" * 30}])
+    prompts.check_context(prompts.longest + 1)
+    message = r"a\.jsonl, row 1: the prompt has 47 tokens, but the model's context is 47"
+    with pytest.raises(DataError, match=message):
+        prompts.check_context(47)

@@ -1,0 +1,332 @@
+"""Both engines against a plain float32 forward pass, and against each other."""
+
+import json
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stages.config import EngineRun, Sampling
+from stages.engines import (
+    Completion,
+    Generator,
+    ModelFacts,
+    Request,
+    context_length,
+    model_facts,
+    open_generator,
+    sequence_seed,
+)
+from stages.models.model import load_model
+from storage.errors import ConfigError, DataError, EngineError
+from tests.conftest import CONTEXT, EngineSlot, write_model
+
+pytestmark = pytest.mark.engine
+
+PLAIN = Sampling(max_tokens=20)
+EOS = 2
+
+
+@pytest.fixture(params=["vllm", "transformers"])
+def engine(request: pytest.FixtureRequest) -> Generator:
+    """Each engine in turn."""
+    return request.getfixturevalue(f"{request.param}_engine")
+
+
+def prompts(count: int) -> list[NDArray[np.uint32]]:
+    """Prompts of different lengths, a begin token first."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 12, count)
+    return [np.concatenate([[1], rng.integers(3, 17, n)]).astype(np.uint32) for n in lengths]
+
+
+def requests(count: int) -> list[Request]:
+    return [Request(i, ids, sequence_seed(0, i)) for i, ids in enumerate(prompts(count))]
+
+
+def run(
+    engine: Generator, asked: Sequence[Request], sampling: Sampling = PLAIN, candidates: int = 0
+) -> dict[int, Completion]:
+    """Completions by seq_id; every request is answered exactly once."""
+    done = list(engine.generate(asked, sampling, candidates))
+    assert sorted(c.seq_id for c in done) == sorted(r.seq_id for r in asked)
+    return {completion.seq_id: completion for completion in done}
+
+
+def logits(directory: Path, request: Request, completion: Completion) -> Tensor:
+    """[T, V] logits of a float32 forward pass over the whole sequence."""
+    model = load_model(directory, "float32", "cpu")
+    sequence = np.concatenate([request.prompt_ids, completion.tok]).astype(np.int64)
+    with torch.no_grad():
+        out = model(torch.from_numpy(sequence)[None]).logits[0]
+    return out[len(request.prompt_ids) - 1 : -1]
+
+
+def open_here(directory: Path, name: str) -> AbstractContextManager[Generator]:
+    """An engine opened by the test itself."""
+    options = EngineRun.model_validate({"engine": name, "max_sequences": 8, "kv_cache_mib": 64})
+    return open_generator(directory, dtype="float32", run=options, max_model_len=CONTEXT)
+
+
+# ---------------------------------------------------------------------------------------------
+# What is recorded is what happened
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_log_probs_are_those_of_the_distribution_drawn_from(
+    engine: Generator, tiny_model: Path, temperature: float
+) -> None:
+    asked = requests(6)
+    done = run(engine, asked, Sampling(max_tokens=20, temperature=temperature))
+    for request in asked:
+        completion = done[request.seq_id]
+        logp = (logits(tiny_model, request, completion) / temperature).log_softmax(1)
+        tok = torch.from_numpy(completion.tok.astype(np.int64))
+        expected = logp.gather(1, tok[:, None])[:, 0].numpy()
+        np.testing.assert_allclose(completion.logprob, expected, atol=1e-4)
+
+
+def test_log_probs_are_renormalised_over_restricted_support(
+    engine: Generator, tiny_model: Path
+) -> None:
+    asked = requests(4)
+    done = run(engine, asked, Sampling(max_tokens=12, top_k=5, top_p=0.8))
+    for request in asked:
+        completion = done[request.seq_id]
+        p = logits(tiny_model, request, completion).softmax(1).double()
+        for row, tok, logprob in zip(p, completion.tok, completion.logprob, strict=True):
+            top = row.topk(5)
+            kept = top.values / top.values.sum()
+            inside = int((kept.cumsum(0) - kept < 0.8).sum())
+            assert int(tok) in top.indices[:inside]
+            expected = torch.log(row[int(tok)] / top.values[:inside].sum())
+            assert logprob == pytest.approx(float(expected), abs=1e-4)
+
+
+def test_candidates_are_the_likeliest_ids_whatever_was_drawn(
+    engine: Generator, tiny_model: Path
+) -> None:
+    asked, k = requests(6), 4
+    done = run(engine, asked, candidates=k)
+    drawn_elsewhere = 0
+    for request in asked:
+        completion = done[request.seq_id]
+        expected = logits(tiny_model, request, completion).topk(k, dim=1).indices
+        found = completion.cand.reshape(-1, k).astype(np.int64)
+        np.testing.assert_array_equal(found, expected.numpy())
+        drawn_elsewhere += int((found != completion.tok[:, None]).all(1).sum())
+    assert drawn_elsewhere > 10
+
+
+def test_without_candidates_none_are_kept(engine: Generator) -> None:
+    assert all(len(c.cand) == 0 for c in run(engine, requests(2)).values())
+
+
+def test_draws_follow_the_model(engine: Generator, tiny_model: Path) -> None:
+    """Pearson's chi-square over single draws; its 99.99 % point for 16 degrees is 44."""
+    ids, draws = prompts(1)[0], 2000
+    asked = [Request(i, ids, sequence_seed(1, i)) for i in range(draws)]
+    done = run(engine, asked, Sampling(max_tokens=1))
+    p = logits(tiny_model, asked[0], done[0]).softmax(1)[0].double().numpy()
+    counts = np.bincount([int(c.tok[0]) for c in done.values()], minlength=len(p))
+    common = p * draws >= 5
+    rest_p, rest_n = p[~common].sum(), counts[~common].sum()
+    expected = np.append(p[common], rest_p) * draws
+    observed = np.append(counts[common], rest_n)
+    assert (np.square(observed - expected) / np.maximum(expected, 1e-9)).sum() < 44
+
+
+def test_responses_end_with_the_end_token_or_at_the_limit(engine: Generator) -> None:
+    done = run(engine, requests(48), Sampling(max_tokens=12)).values()
+    stopped = [c for c in done if c.finish == "stop"]
+    cut = [c for c in done if c.finish == "length"]
+    assert stopped
+    assert cut
+    assert all(c.tok[-1] == EOS and EOS not in c.tok[:-1] for c in stopped)
+    assert all(len(c.tok) == 12 and EOS not in c.tok for c in cut)
+    assert all(len(c.tok) == len(c.logprob) for c in done)
+
+
+def test_the_end_token_drawn_last_is_a_stop(engine: Generator) -> None:
+    """At the token limit the end token still counts as the end."""
+    ids = prompts(1)[0]
+    asked = [Request(i, ids, sequence_seed(2, i)) for i in range(200)]
+    done = run(engine, asked, Sampling(max_tokens=1, temperature=1.5)).values()
+    assert {c.finish for c in done if c.tok[0] == EOS} == {"stop"}
+    assert {c.finish for c in done if c.tok[0] != EOS} == {"length"}
+
+
+# ---------------------------------------------------------------------------------------------
+# Seeds and batches
+
+
+def test_responses_do_not_depend_on_the_batch(engine: Generator) -> None:
+    asked = requests(24)
+    together = run(engine, asked, candidates=2)
+    for alone in (list(reversed(asked))[::5], asked[3:4]):
+        for seq_id, completion in run(engine, alone, candidates=2).items():
+            np.testing.assert_array_equal(completion.tok, together[seq_id].tok)
+            np.testing.assert_allclose(completion.logprob, together[seq_id].logprob, atol=1e-5)
+            np.testing.assert_array_equal(completion.cand, together[seq_id].cand)
+
+
+def test_other_seeds_give_other_responses(engine: Generator) -> None:
+    ids = prompts(1)[0]
+    asked = [Request(i, ids, sequence_seed(0, i)) for i in range(16)]
+    said = {c.tok.tobytes() for c in run(engine, asked).values()}
+    assert len(said) > 12
+
+
+def test_both_engines_agree_greedily(
+    vllm_engine: Generator, transformers_engine: Generator
+) -> None:
+    greedy = Sampling(max_tokens=20, temperature=0)
+    one = run(vllm_engine, requests(10), greedy, candidates=3)
+    other = run(transformers_engine, requests(10), greedy, candidates=3)
+    for seq_id, completion in one.items():
+        np.testing.assert_array_equal(completion.tok, other[seq_id].tok)
+        np.testing.assert_allclose(completion.logprob, other[seq_id].logprob, atol=1e-4)
+        np.testing.assert_array_equal(completion.cand, other[seq_id].cand)
+        np.testing.assert_array_equal(completion.tok, completion.cand[::3])
+
+
+def test_sequence_seeds_differ_by_seed_and_sequence() -> None:
+    seeds = {sequence_seed(seed, seq_id) for seed in range(20) for seq_id in range(200)}
+    assert len(seeds) == 4000
+    assert all(0 <= seed < 1 << 63 for seed in seeds)
+
+
+# ---------------------------------------------------------------------------------------------
+# Limits and errors
+
+
+def test_a_response_ends_where_the_context_does(engine: Generator) -> None:
+    ids = np.full(CONTEXT - 3, 5, np.uint32)
+    asked = [Request(i, ids, sequence_seed(3, i)) for i in range(12)]
+    done = run(engine, asked, Sampling(max_tokens=50)).values()
+    assert max(len(c.tok) for c in done) == 3
+    assert all(c.finish == "length" for c in done if len(c.tok) == 3 and c.tok[-1] != EOS)
+
+
+def test_a_prompt_that_fills_the_context_is_refused_by_name(engine: Generator) -> None:
+    full = Request(77, np.full(CONTEXT, 5, np.uint32), 0)
+    with pytest.raises(DataError, match=rf"sequence 77: .*{CONTEXT} tokens.*context is {CONTEXT}"):
+        list(engine.generate([*requests(2), full], PLAIN))
+    run(engine, requests(2))  # and the engine goes on
+
+
+def test_more_candidates_than_ids_are_refused(engine: Generator) -> None:
+    with pytest.raises(ConfigError, match="candidates = 18, but the vocabulary has 17"):
+        list(engine.generate(requests(1), PLAIN, candidates=18))
+
+
+def test_an_engine_left_half_way_can_be_used_again(engine: Generator) -> None:
+    asked = requests(24)
+    whole = run(engine, asked)
+    half = engine.generate(asked, PLAIN)
+    next(half)
+    half.close()  # type: ignore[reportAttributeAccessIssue]
+    again = run(engine, asked)
+    assert all(np.array_equal(whole[i].tok, again[i].tok) for i in whole)
+
+
+@pytest.mark.parametrize("name", ["vllm", "transformers"])
+def test_padding_of_the_vocabulary_is_never_drawn(
+    tmp_path: Path, vllm_slot: EngineSlot, name: str
+) -> None:
+    """47 of 64 rows mean nothing: they get no draw, no candidate and no share of the mass."""
+    write_model(tmp_path, rows=64)
+    asked = requests(8)
+    if name == "vllm":
+        done = run(vllm_slot.open(tmp_path), asked, candidates=17)
+    else:
+        with open_here(tmp_path, "transformers") as generator:
+            done = run(generator, asked, candidates=17)
+    for request in asked:
+        completion = done[request.seq_id]
+        assert max(completion.tok.max(), completion.cand.max()) < 17
+        logp = logits(tmp_path, request, completion)[:, :17].log_softmax(1)
+        tok = torch.from_numpy(completion.tok.astype(np.int64))
+        expected = logp.gather(1, tok[:, None])[:, 0].numpy()
+        np.testing.assert_allclose(completion.logprob, expected, atol=1e-4)
+
+
+def test_what_vllm_cannot_run_is_one_clear_error(tmp_path: Path, vllm_slot: EngineSlot) -> None:
+    write_model(tmp_path, head_dim=16)
+    generator = vllm_slot.open(tmp_path)
+    with pytest.raises(EngineError, match=r"head_dim=16.*run.engine = .transformers."):
+        list(generator.generate(requests(1), PLAIN))
+    vllm_slot.close()
+
+
+def test_a_second_vllm_in_one_process_is_refused(vllm_engine: Generator, tiny_model: Path) -> None:
+    with (
+        pytest.raises(EngineError, match="runs a vLLM engine already"),
+        open_here(tiny_model, "vllm"),
+    ):
+        raise AssertionError("the engine started")
+    run(vllm_engine, requests(2))
+
+
+# ---------------------------------------------------------------------------------------------
+# What the files of a model say
+
+
+def test_facts_of_a_model(tiny_model: Path) -> None:
+    assert model_facts(tiny_model) == ModelFacts(17, 17, CONTEXT, (EOS,))
+
+
+def test_every_end_token_counts(tmp_path: Path) -> None:
+    write_model(tmp_path, rows=64)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [3, 40]}))
+    facts = model_facts(tmp_path)
+    assert facts.stop_ids == (EOS, 3)  # 40 is padding, which is never drawn
+    assert (facts.vocab_size, facts.rows) == (17, 64)
+
+
+def test_stretched_rope_lengthens_the_context(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    config["rope_parameters"] = {
+        "rope_type": "yarn",
+        "rope_theta": 10000.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": CONTEXT,
+    }
+    path.write_text(json.dumps(config))
+    assert model_facts(tmp_path).context == 4 * CONTEXT
+
+
+def test_a_directory_without_a_model_is_refused(tmp_path: Path, tiny_model: Path) -> None:
+    with pytest.raises(DataError, match="no tokenizer"):
+        model_facts(tmp_path)
+    (tmp_path / "tokenizer.json").write_bytes((tiny_model / "tokenizer.json").read_bytes())
+    config = (tiny_model / "tokenizer_config.json").read_bytes()
+    (tmp_path / "tokenizer_config.json").write_bytes(config)
+    with pytest.raises(DataError, match=r"config.json cannot be read"):
+        model_facts(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("longest", "max_tokens", "limit", "expected"),
+    [(10, 20, None, 30), (50, 20, None, CONTEXT), (10, 20, 40, 40), (10, 20, 30, 30)],
+)
+def test_the_context_fits_prompt_and_response(
+    longest: int, max_tokens: int, limit: int | None, expected: int
+) -> None:
+    facts = ModelFacts(17, 17, CONTEXT, (EOS,))
+    options = EngineRun(max_model_len=limit)
+    assert context_length(facts, longest, max_tokens, options) == expected
+
+
+@pytest.mark.parametrize("limit", [29, CONTEXT + 1])
+def test_an_execution_option_cannot_change_responses(limit: int) -> None:
+    facts = ModelFacts(17, 17, CONTEXT, (EOS,))
+    with pytest.raises(ConfigError, match=f"run.max_model_len = {limit}"):
+        context_length(facts, 10, 20, EngineRun(max_model_len=limit))

@@ -1,0 +1,146 @@
+"""The page of a report: whole by itself, well-formed, and about every set it descends from."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.config import Report
+from stages.job import Input, Job
+from stages.reporting import charts
+from stages.reporting.page import ancestors, page
+from storage.manifest import build_manifest, write_manifest
+from storage.store import Store
+
+SETS = {
+    "corpus": ("corpus", {}),
+    "sft": ("sft", {"sequences": "corpus"}),
+    "train.<b>": ("train", {"init": "sft", "data": "corpus"}),
+    "evaluate.<b>": ("evaluate", {"model": "train.<b>", "data": "corpus"}),
+}
+"""By name: stage, and what is read by role. One name would be markup if it were not escaped."""
+LINES = [{"step": 10, "loss": 2.0, "grad_norm": 1.0}, {"step": 20, "loss": 0.5, "grad_norm": None}]
+
+
+def key(name: str) -> str:
+    return f"{list(SETS).index(name) + 1:064x}"[::-1]
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job[Report]:
+    """A report over one evaluation, with all that it descends from in the store."""
+    store = Store(tmp_path)
+    for name, (stage, reads) in SETS.items():
+        directory = tmp_path / store.path(stage, key(name)).name
+        directory.mkdir()
+        inputs = {role: {"key": key(source)} for role, source in reads.items()}
+        own = {"stage": stage, "version": 1, "key": key(name), "name": name, "kind": "metrics"}
+        manifest = build_manifest(directory, **own, payload={"inputs": inputs})  # type: ignore[reportArgumentType]
+        write_manifest(directory, manifest)
+        (directory / "provenance.json").write_text(
+            json.dumps({"cost": {"seconds": 1.5, "sequences": 0, "tokens": 1234, "bytes": 10}})
+        )
+        if stage == "train":
+            text = "".join(json.dumps(line) + "\n" for line in LINES)
+            (directory / "metrics.jsonl").write_text(text)
+    evaluation = Input(str(store.path("evaluate", key("evaluate.<b>"))), key("evaluate.<b>"))
+    return Job("report", "report", "0" * 64, {}, Report(), 0, {"<b>": evaluation}, store)
+
+
+class Reader(HTMLParser):
+    """Collects text and checks that what is opened is closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.text: list[str] = []
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Called by the parser, as the others are."""
+        if tag != "meta":
+            self.open.append(tag)
+        self.links += [value or "" for name, value in attrs if name in ("src", "href")]
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Opened and closed at once."""
+
+    def handle_endtag(self, tag: str) -> None:
+        """Nothing is closed that was not opened last."""
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        """What a person sees."""
+        self.text.append(data)
+
+
+def read(text: str) -> Reader:
+    reader = Reader()
+    reader.feed(text)
+    reader.close()
+    assert reader.open == []
+    return reader
+
+
+def test_the_page_holds_everything_and_needs_nothing(job: Job[Report]) -> None:
+    rows = [{"model": "<b>", "accuracy": 0.875, "accuracy_se": 0.01, "greedy": 0.9}]
+    text = page(job, rows, ["a & b"], {"<b>": "unbiased: because"})
+    reader = read(text)
+    shown = "\n".join(reader.text)
+    for word in ("87.5 ± 1.0", "90.0", "a & b", ": unbiased: because", "1,234"):
+        assert word in shown
+    for name in SETS:
+        assert f"{name} ({key(name)[:12]})" in shown
+    assert shown.count("<b>") >= 5  # every time as text
+    assert reader.links == []
+    assert "<script" not in text
+    assert "6.0" in shown  # seconds of four sets together
+    for svg in re.findall(r"<svg.*?</svg>", text, re.DOTALL):
+        ElementTree.fromstring(svg)
+    assert text.count("<svg") == 3  # accuracy, loss, gradient; nothing has drifted
+
+
+def test_every_set_comes_once_and_after_what_it_reads(job: Job[Report]) -> None:
+    names = [one.manifest.name for one in ancestors(job)]
+    assert sorted(names) == sorted(SETS)
+    for name, (_, reads) in SETS.items():
+        assert all(names.index(source) < names.index(name) for source in reads.values())
+
+
+def test_what_is_not_in_the_store_is_left_out(job: Job[Report]) -> None:
+    for path in job.store.root.glob("corpus-*/manifest.json"):
+        path.unlink()
+    assert "corpus" not in [one.manifest.name for one in ancestors(job)]
+    read(page(job, [{"model": "x"}], [], {}))
+
+
+finite = st.floats(-1e6, 1e6, allow_nan=False)
+
+
+@given(
+    st.dictionaries(st.text("ab<&'\"", max_size=3), st.lists(st.tuples(finite, finite), max_size=5))
+)
+def test_curves_of_anything_stay_inside_the_picture(values: dict) -> None:
+    drawn = charts.curves("t", values)
+    if not any(values.values()):
+        assert drawn == ""
+        return
+    root = ElementTree.fromstring(drawn)
+    lines = root.findall("polyline")
+    assert len(lines) == sum(bool(points) for points in values.values())
+    top = float(root.attrib["height"])
+    for line in lines:
+        for place in line.attrib["points"].split():
+            assert 0 <= float(place.split(",")[1]) <= top
+
+
+@given(st.floats(-1e5, 1e5), st.floats(1e-3, 1e5))
+def test_ticks_are_few_round_and_inside(low: float, span: float) -> None:
+    ticks = charts._Axis(low, low + span, 0, 1).ticks()
+    assert 1 <= len(ticks) <= 11
+    assert all(low - span / 100 <= tick <= low + span * 1.01 for tick in ticks)

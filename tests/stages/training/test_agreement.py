@@ -1,0 +1,94 @@
+"""Trainer against engine: right data passes, the usual mistakes do not."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from stages.models.model import load_model
+from stages.training.agreement import check_agreement
+from storage.errors import EngineError
+from storage.rows import Rows
+from tests.stages.training.cases import commit, identity, rollouts, write_model
+
+Check = Callable[..., float | None]
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("reference"), 2)
+
+
+@pytest.fixture
+def check(reference: Path, tmp_path: Path) -> Check:
+    """Commits `rows` as a set and holds pi_ref against it."""
+
+    def run(rows: Rows, dtype: torch.dtype = torch.float32, **meta: object) -> float | None:
+        manifest = commit(tmp_path / "set", rows, key="ab" * 32, generator=identity(reference))
+        return check_agreement(
+            load_model(reference, "float32", "cpu"),
+            tmp_path / "set",
+            dict(manifest.meta) | meta,
+            dtype=dtype,
+            rows_per_chunk=16,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def rows(reference: Path) -> Rows:
+    return rollouts(load_model(reference, "float32", "cpu"), 24)
+
+
+def with_columns(rows: Rows, **columns: np.ndarray) -> Rows:
+    return Rows.from_columns(rows.columns | columns, rows.offsets)
+
+
+def test_its_own_rollouts_agree(check: Check, rows: Rows) -> None:
+    assert (check(rows) or 1.0) < 1e-4
+
+
+def test_bfloat16_agrees_within_its_tolerance(check: Check, rows: Rows) -> None:
+    found = check(rows, torch.bfloat16)
+    assert found is not None
+    assert 1e-4 < found < 0.1
+
+
+def test_log_probs_of_the_neighbouring_token_are_found_out(check: Check, rows: Rows) -> None:
+    with pytest.raises(EngineError, match="off by one"):
+        check(with_columns(rows, ref_lp=np.roll(rows["ref_lp"], 1)))
+
+
+def test_a_token_too_many_before_the_response_is_found_out(check: Check, rows: Rows) -> None:
+    """Another chat template: every prompt begins with something else."""
+    prompt = rows["prompt"].copy()
+    prompt[rows.offsets["prompt"][:-1]] = 5
+    with pytest.raises(EngineError, match="chat template"):
+        check(with_columns(rows, prompt=prompt))
+
+
+def test_a_sampling_temperature_nobody_recorded_is_found_out(check: Check, rows: Rows) -> None:
+    with pytest.raises(EngineError, match="sampling temperature"):
+        check(rows, sampling={"temperature": 1.5})
+
+
+def test_the_recorded_sampling_temperature_is_applied(reference: Path, check: Check) -> None:
+    hot = rollouts(load_model(reference, "float32", "cpu"), 24, temperature=1.5)
+    assert (check(hot, sampling={"temperature": 1.5}) or 1.0) < 1e-4
+
+
+def test_nan_is_no_agreement(check: Check, rows: Rows) -> None:
+    with pytest.raises(EngineError):
+        check(rows, sampling={"temperature": float("nan")})
+
+
+def test_truncated_sampling_cannot_be_compared(check: Check, rows: Rows) -> None:
+    assert check(rows, full_support=False) is None
+
+
+def test_a_corpus_has_nothing_to_compare(check: Check, rows: Rows) -> None:
+    columns = {name: values for name, values in rows.columns.items() if name != "ref_lp"}
+    assert check(Rows.from_columns(columns, rows.offsets)) is None
