@@ -12,8 +12,7 @@ from typing import Any
 
 from pipeline.planning import fingerprint
 from pipeline.planning.nodes import External, Node
-from stages.config import Corpus, PromptSource, Table, TeacherLogits
-from stages.data.sources import corpus_identity, prompts_identity
+from stages.data.sources import content_identity, content_paths
 from stages.job import Input, Job
 from stages.models.identity import DigestCache, model_identity
 from storage.errors import ConfigError, DataError
@@ -130,10 +129,10 @@ def _resolve(
             identities[role], inputs[role] = _external(ref.source, ref.dtype, cache, ready)
         known = known and None not in identities[role].values()
     payload["inputs"] = identities
-    content = payload["content"] = _content(node.config, cache)
+    content = payload["content"] = content_identity(node.config, cache)
     if None in content.values():
         if ready:
-            raise DataError(f"{node.name}: {_named(node.config)}: no such file or directory")
+            raise DataError(f"{node.name}: {content_paths(node.config)}: no such file or directory")
         known = False
     return Planned(node, fingerprint.digest(payload) if known else None, payload, inputs)
 
@@ -176,27 +175,3 @@ def _hub_commit(source: External, ready: bool) -> str | None:
     from huggingface_hub import HfApi
 
     return HfApi().model_info(source.path, revision=source.revision).sha
-
-
-def _content(table: Table, cache: DigestCache) -> dict[str, object]:
-    """Digests of the files a table names; None for a file that is not there."""
-    if isinstance(table, Corpus):
-        return corpus_identity(table, cache)
-    prompts = _prompts(table)
-    return prompts_identity(prompts, cache) if prompts else {}
-
-
-def _named(table: Table) -> str:
-    """The files a table names, for a message."""
-    if isinstance(table, Corpus):
-        return ", ".join(table.text)
-    prompts = _prompts(table)
-    return str(prompts.path) if prompts else ""
-
-
-def _prompts(table: Table) -> PromptSource | None:
-    """The prompts a table names, if it does."""
-    if isinstance(table, TeacherLogits):
-        return table.teacher_prompt.prompts if table.teacher_prompt else None
-    found = getattr(table, "prompts", None)
-    return found if isinstance(found, PromptSource) else None

@@ -1,8 +1,8 @@
-"""What a recipe names outside of itself, as content: prompt files, text files, tokenizers, tasks.
+"""What a recipe names outside of itself, as content: files, tokenizers, tasks, verifiers.
 
-A key holds what a file says, never where it lies. A file that is not there has the digest None: a
-plan at another machine's scale can still be shown, and running it says which file is missing.
-Imports neither torch nor transformers.
+A key holds the digest of a file's content, never its path. A missing file has the digest None: a
+plan for another machine can still be shown, and running it reports the missing file. Imports
+neither torch nor transformers.
 """
 
 import hashlib
@@ -11,8 +11,9 @@ import sysconfig
 from collections.abc import Iterable
 from pathlib import Path
 
-from stages.config import Corpus, PromptSource
+from stages.config import Corpus, PromptSource, Table, TeacherLogits
 from stages.data.tasks import task
+from stages.data.verifiers import verifier_identity
 from stages.models.identity import DigestCache, tokenizer_hash
 from storage.errors import DataError
 
@@ -21,6 +22,36 @@ _GLOB = "*?["
 STDLIB = "{stdlib}"
 """At the beginning of a text pattern: the standard library of the running Python, text that every
 machine has."""
+
+
+def content_identity(table: Table, cache: DigestCache) -> dict[str, object]:
+    """Everything outside the recipe that `table` names, by content; None for a missing file.
+
+    Raises:
+        ConfigError: the task does not exist.
+        DataError: the tokenizer directory holds no tokenizer.
+    """
+    if isinstance(table, Corpus):
+        return corpus_identity(table, cache)
+    prompts = _prompts(table)
+    if prompts is None:
+        return {}
+    verifier = getattr(table, "verifier", None)
+    return prompts_identity(prompts, cache) | (verifier_identity(verifier) if verifier else {})
+
+
+def content_paths(table: Table) -> str:
+    """The files `table` names, for a message."""
+    if isinstance(table, Corpus):
+        return ", ".join(table.text)
+    prompts = _prompts(table)
+    return str(prompts.path) if prompts else ""
+
+
+def _prompts(table: Table) -> PromptSource | None:
+    if isinstance(table, TeacherLogits):
+        return table.teacher_prompt.prompts if table.teacher_prompt else None
+    return getattr(table, "prompts", None)
 
 
 def prompts_identity(source: PromptSource, cache: DigestCache | None = None) -> dict[str, object]:

@@ -4,6 +4,7 @@
 Importing this module imports neither torch nor math_verify.
 """
 
+import importlib.metadata
 import importlib.util
 import json
 import logging
@@ -32,6 +33,28 @@ Check = Callable[[Sequence[str], Sequence[str | None]], NDArray[np.int8]]
 
 SCRIPT = Path(__file__).with_name("math_worker.py")
 _MAX_WORKERS = 4
+
+EXACT_MATCH_VERSION = 1
+"""Raised when the rules of `exact_match` change; 1 stays out of the key."""
+MATH_VERIFY_VERSION = "0.9.0"
+"""The version of math-verify that stays out of the key: the one of requirements/*.txt."""
+
+
+def verifier_identity(config: Verifier) -> dict[str, object]:
+    """The version of the verifier's rules, which decides outcomes as much as the table does.
+
+    Empty for the versions whose keys carry none. A machine without math-verify can verify nothing
+    but may plan and read sets; it looks for those of `MATH_VERIFY_VERSION`.
+    """
+    if config.kind == "exact_match":
+        name, version, silent = "exact_match", str(EXACT_MATCH_VERSION), "1"
+    else:
+        name, silent = "math-verify", MATH_VERIFY_VERSION
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            version = silent
+    return {} if version == silent else {"verifier": f"{name} {version}"}
 
 
 @contextmanager

@@ -322,3 +322,21 @@ def test_template_by_value_and_prompts_by_content_are_in_the_key(tmp_path: Path)
     assert privileged(tmp_path, one, apart).key not in keys
     (tmp_path / "b.jsonl").unlink()
     assert privileged(tmp_path, one, apart).key is None
+
+
+def test_an_upgrade_of_the_verifier_changes_what_it_decided(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked = "sft-data.verifier.kind=math_verify"
+    before = planned(tmp_path, checked)
+    newer = tmp_path / "site" / "math_verify-99.1.dist-info"
+    newer.mkdir(parents=True)
+    (newer / "METADATA").write_text("Metadata-Version: 2.1\nName: math-verify\nVersion: 99.1\n")
+    monkeypatch.syspath_prepend(newer.parent)
+    after = planned(tmp_path, checked)
+    content = after["sft-data"].payload["content"]
+    assert isinstance(content, dict)
+    assert content["verifier"] == "math-verify 99.1"
+    changed = {name for name in before if before[name].key != after[name].key}
+    assert changed >= {"sft-data", "sft", "rollouts"}
+    assert not changed & {"corpus", "pretrain.teacher", "pretrain.base"}

@@ -1,5 +1,6 @@
 """Outcomes of responses, including those of text nobody should write."""
 
+import importlib.metadata
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -9,7 +10,7 @@ import pytest
 
 from stages.config import Verifier
 from stages.data import verifiers
-from stages.data.verifiers import Check, exact_match, open_verifier
+from stages.data.verifiers import Check, exact_match, open_verifier, verifier_identity
 from storage.errors import ConfigError, EngineError
 
 
@@ -123,3 +124,23 @@ def worker_processes() -> int:
             ours = f"PPid:\t{os.getpid()}\n" in (process / "status").read_text()
             found += ours and verifiers.SCRIPT.name in (process / "cmdline").read_text()
     return found
+
+
+def test_the_pinned_version_is_the_one_that_stays_out_of_the_key() -> None:
+    """Raising the pin keeps `MATH_VERIFY_VERSION`: existing keys stand for outcomes of that one."""
+    assert verifier_identity(Verifier()) == {}
+    assert verifier_identity(Verifier(kind="exact_match")) == {}
+
+
+def test_new_rules_of_exact_match_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verifiers, "EXACT_MATCH_VERSION", 2)
+    assert verifier_identity(Verifier(kind="exact_match")) == {"verifier": "exact_match 2"}
+    assert verifier_identity(Verifier()) == {}
+
+
+def test_without_math_verify_the_pinned_version_is_assumed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    assert verifier_identity(Verifier()) == {}
