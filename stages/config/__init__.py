@@ -6,20 +6,11 @@ is called plain `temperature` at top level: `sampling.temperature`, `record.temp
 `objective.temperature` are three different things.
 """
 
-from stages.config.base import (
-    BY_CONTENT,
-    ByContent,
-    Fraction,
-    Named,
-    Positive,
-    Table,
-    merge,
-    plain_names,
-)
 from stages.config.data import Corpus, ModelRef, PromptSource, Sampling, Tokenizer, Verifier
 from stages.config.evaluation import Evaluate, EvaluateRun, GradientCheck, HeldOutText, Report
 from stages.config.execution import Workers
 from stages.config.generation import EngineRun, Generate, GenerateRun, Rollouts, SftData
+from stages.config.merge import merge, plain_names
 from stages.config.objectives import Between, Bound, Drift, Loss, Objective, Term, Weight
 from stages.config.records import (
     Record,
@@ -31,6 +22,7 @@ from stages.config.records import (
     template_fields,
 )
 from stages.config.training import Architecture, Pretrain, Sft, Student, Train, Training, TrainRun
+from stages.table import BY_CONTENT, ByContent, Fraction, Named, Positive, Table
 
 __all__ = [
     "BY_CONTENT",

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from stages.config.base import BY_CONTENT, Fraction, Named, Positive, Table
+from stages.table import BY_CONTENT, Fraction, Named, Positive, Table
 
 
 class ModelRef(Table):

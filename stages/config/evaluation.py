@@ -1,8 +1,8 @@
 """Tables of `evaluate` and `report`."""
 
-from stages.config.base import Named, Positive, Table
 from stages.config.data import PromptSource, Sampling, Verifier
 from stages.config.generation import EngineRun
+from stages.table import Named, Positive, Table
 
 
 class EvaluateRun(EngineRun):

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from stages.config.base import Positive, Table
+from stages.table import Positive, Table
 
 
 class Workers(Table):

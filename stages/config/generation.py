@@ -4,9 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from stages.config.base import Fraction, Positive, Table
 from stages.config.data import PromptSource, Sampling, Verifier
 from stages.config.execution import Workers
+from stages.table import Fraction, Positive, Table
 
 
 class EngineRun(Table):

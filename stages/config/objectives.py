@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from stages.config.base import Fraction, Table
+from stages.table import Fraction, Table
 
 
 def _none_by_name(value: object) -> object:

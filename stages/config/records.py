@@ -6,9 +6,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from stages.config.base import Fraction, Named, Positive, Table, merge, plain_names
 from stages.config.data import PromptSource
 from stages.config.execution import Workers
+from stages.config.merge import merge, plain_names
+from stages.table import Fraction, Named, Positive, Table
 
 TAIL_FLOOR = 0.5**0.5
 """`Record.tail_floor` over tau. To keep the one id of a tail of mass r with probability s costs s

@@ -4,8 +4,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from stages.config.base import Fraction, Named, Positive, Table, merge, plain_names
+from stages.config.merge import merge, plain_names
 from stages.config.objectives import Drift, Objective
+from stages.table import Fraction, Named, Positive, Table
 
 
 class TrainRun(Table):
