@@ -21,9 +21,12 @@ from benchmarks.records import counts_of, meta_of, write_part, write_set
 from benchmarks.teachers import make
 from pipeline.planning.config import load_recipe
 from stages.config import Objective, Record, Student
+from stages.job import Job
 from stages.models.model import load_model
 from stages.objectives.build import build_objective
 from stages.training.loop import Task, train
+from storage.manifest import read_manifest
+from storage.store import Store
 from storage.stream import Stream
 
 
@@ -94,23 +97,22 @@ def _measure(
 
     with stream() as alone, stream() as trained:
         task = Task(
-            name="reader share",
-            identity={"key": "", "data": ""},
-            directory=scratch,
+            job=Job("train", "reader share", "0" * 64, {}, config, 0, {}, Store(scratch)),
             model=model.train(),
             source=trained,
-            objective=build_objective(config.objective),
-            teacher=None,
-            config=config,
             steps=steps,
-            limits=config.drift,
-            device=torch.device("cpu"),
+            objective=build_objective(config.objective),
+            data=read_manifest(directory),
+            tokenizer_from=scratch,
             dtype=torch.float32,
+            limits=config.drift,
         )
+        work = task.job.site / ".work"
+        work.mkdir(parents=True)
         return interleave(
             {
                 "reader": lambda: [next(alone) for _ in range(steps)],
-                "step": lambda: train(task, scratch),
+                "step": lambda: train(task, work),
             },
             rounds,
         )

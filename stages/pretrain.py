@@ -11,8 +11,9 @@ from stages.models.architecture import new_model
 from stages.models.descent import tokenizer_directory
 from stages.models.model import load_tokenizer, pick_device
 from stages.objectives.build import build_objective
-from stages.training.fit import Ingredients, data_stream, fit
-from stages.training.group import current
+from stages.training.distributed import current
+from stages.training.fit import data_stream, fit
+from stages.training.loop import Task
 from stages.training.microbatches import step_count
 from storage.manifest import Manifest, read_manifest
 
@@ -36,8 +37,8 @@ def run(job: Job[Pretrain]) -> Manifest:
     )
     with closing(data_stream(job, corpus)) as source:
         return fit(
-            job,
-            Ingredients(
+            Task(
+                job=job,
                 model=model,
                 source=source,
                 steps=0 if config.init_only else step_count(config, source.steps_per_epoch),
@@ -45,5 +46,5 @@ def run(job: Job[Pretrain]) -> Manifest:
                 data=read_manifest(corpus),
                 tokenizer_from=tokenizer_from,
                 dtype=dtype,
-            ),
+            )
         )

@@ -16,8 +16,9 @@ from stages.models.descent import data_tokenizer, tokenizer_directory
 from stages.models.identity import check_tokenizer, local_directory, tokenizer_hash
 from stages.models.model import load_model, pick_device
 from stages.objectives.build import build_objective
-from stages.training.fit import Ingredients, data_stream, fit
-from stages.training.group import current
+from stages.training.distributed import current
+from stages.training.fit import data_stream, fit
+from stages.training.loop import Task
 from stages.training.microbatches import step_count
 from storage.manifest import Manifest, read_manifest
 
@@ -44,8 +45,8 @@ def run(job: Job[Sft]) -> Manifest:
     )
     with closing(data_stream(job, source_set, config.keep)) as source:
         return fit(
-            job,
-            Ingredients(
+            Task(
+                job=job,
                 model=model,
                 source=source,
                 steps=step_count(config, source.steps_per_epoch),
@@ -53,5 +54,5 @@ def run(job: Job[Sft]) -> Manifest:
                 data=data,
                 tokenizer_from=tokenizer_directory(source_set, base),
                 dtype=dtype,
-            ),
+            )
         )

@@ -47,9 +47,10 @@ from stages.objectives.contract import guarantee
 from stages.objectives.full_teacher import FullTeacher
 from stages.objectives.legality import FULL, Guarantee
 from stages.training.agreement import check_agreement
-from stages.training.fit import Ingredients, data_stream, fit
-from stages.training.group import current
+from stages.training.distributed import current
+from stages.training.fit import data_stream, fit
 from stages.training.live import LiveSource
+from stages.training.loop import Task
 from stages.training.microbatches import Source, step_count
 from storage.errors import ConfigError
 from storage.files.place import Place
@@ -93,8 +94,8 @@ def run(job: Job[Student]) -> Manifest:
     teacher = _live_teacher(known, model.device) if config.data == "live" else None
     with _source(known, model, teacher) as source:
         return fit(
-            job,
-            Ingredients(
+            Task(
+                job=job,
                 model=model,
                 source=source,
                 steps=step_count(config, source.steps_per_epoch),
@@ -111,7 +112,7 @@ def run(job: Job[Student]) -> Manifest:
                     "live": config.data == "live",
                     "full": config.reads_all,
                 },
-            ),
+            )
         )
 
 

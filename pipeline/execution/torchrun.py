@@ -51,32 +51,32 @@ def run_node(planned: Planned, store: Store) -> Manifest:
             f"{planned.node.name}: only pretrain, sft and train run under torchrun. Run this stage "
             "without it; its parts can be spread over machines with --shard."
         )
-    from stages.training.group import current  # torch
+    from stages.training.distributed import current  # torch
 
     job, group = planned.job(store), current()
-    with diskful(job), group.together():
-        done = group.share(store.manifest(job.stage, job.key))
+    with diskful(job), group.fail_if_peer_lost():
+        done = group.broadcast(store.manifest(job.stage, job.key))
         if done is not None:
             return done
         if group.first:
             job.directory.mkdir(parents=True, exist_ok=True)
             check_inputs(job)
-        group.share(None)
+        group.broadcast(None)
         module = importlib.import_module(planned.node.stage.module)
         with ledger.timed(job.directory) if group.first else nullcontext():
             manifest: Manifest = module.run(job)
         if group.first:
             manifest = finish(planned, job, manifest)
             log.info("%s: committed %s", job.name, job.directory.name)
-        return group.share(manifest)
+        return group.broadcast(manifest)
 
 
 def leave() -> None:
     """Part from the other processes, all work being done."""
     if here().size > 1:
-        from stages.training.distributed import leave  # torch
+        from stages.training.distributed import shutdown  # torch
 
-        leave()
+        shutdown()
 
 
 def told(code: int) -> int | None:

@@ -64,12 +64,12 @@ def log_probs(
         for part in parts:
             records = TorchRecords.from_batch(part, device)
             assert records.ref_lp_T is not None, "the caller looks first"
-            logq_T = group.whole(model, partial(forward, part, records))
+            logq_T = group.unsharded(model, partial(forward, part, records))
             own.append(logq_T.float().cpu())
             stored.append(records.ref_lp_T.float().cpu())
-        for _ in range(max(group.gather(len(parts))) - len(parts)):
-            group.idle(model)
-    shares = group.gather((torch.cat(own), torch.cat(stored)))
+        for _ in range(max(group.all_gather(len(parts))) - len(parts)):
+            group.zero_loss(model)
+    shares = group.all_gather((torch.cat(own), torch.cat(stored)))
     return torch.cat([share[0] for share in shares]), torch.cat([share[1] for share in shares])
 
 

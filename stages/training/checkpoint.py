@@ -47,7 +47,7 @@ def workspace(directory: Path, group: Group = ALONE) -> Iterator[Path]:
     """
     work = directory / ".work"
     if not group.first:
-        group.share(None)  # until the first one has the lock
+        group.broadcast(None)  # until the first one has the lock
         yield work
         return
     work.mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,7 @@ def workspace(directory: Path, group: Group = ALONE) -> Iterator[Path]:
             ) from error
         for stray in work.glob(".*.tmp"):  # a writer was killed between write and rename
             stray.unlink()
-        group.share(None)
+        group.broadcast(None)
         yield work
 
 

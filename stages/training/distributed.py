@@ -16,6 +16,7 @@ import logging
 from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
+from functools import cache
 from typing import Any, TypeVar, cast
 
 import torch
@@ -27,8 +28,8 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from stages.models.model import lm_head
-from stages.ranks import Ranks
-from stages.training.group import Group
+from stages.ranks import Ranks, here
+from stages.training.group import ALONE, Group
 from storage.errors import ConfigError, RetryError
 
 log = logging.getLogger(__name__)
@@ -45,11 +46,11 @@ class Processes(Group):
     def __init__(self, ranks: Ranks) -> None:
         self.rank, self.size, self._local = ranks.rank, ranks.size, ranks.local
         gpus = torch.cuda.is_available() and dist.is_nccl_available()
-        with _peers(self.size):
+        with _lost_peers(self.size):
             dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=_PATIENCE)
         self._roots: dict[int, _Root] = {}
 
-    def gather(self, value: T) -> list[T]:
+    def all_gather(self, value: T) -> list[T]:
         """The `value` of every process, by way of their CPUs."""
         out: list[T | None] = [None] * self.size
         dist.all_gather_object(out, value)
@@ -68,19 +69,19 @@ class Processes(Group):
         if device.type == "cuda":
             _take_gpu(self._local)
         mesh = init_device_mesh(device.type, (self.size,))
-        turns = max(self.gather(self._local)) + 1
+        turns = max(self.all_gather(self._local)) + 1
         built: list[tuple[PreTrainedModel, _Root]] = []
         for turn in range(turns):
             if turn == self._local:
                 model = make(torch.device("cpu"))
                 built.append((model, _shard(model, mesh, dtype)))
-            self.gather(None)  # the others wait
+            self.all_gather(None)  # the others wait
         model, root = built[0]
         model.to(device)  # type: ignore[reportArgumentType]
         self._roots[id(model)] = root
         return model
 
-    def whole(self, model: PreTrainedModel, action: Callable[[], T]) -> T:
+    def unsharded(self, model: PreTrainedModel, action: Callable[[], T]) -> T:
         """Run `action` as the forward pass of the root."""
         root = self._roots[id(model)]
         found = root(action)
@@ -88,7 +89,7 @@ class Processes(Group):
             cast("FSDPModule", root).reshard()  # no backward pass will do it
         return found
 
-    def idle(self, model: PreTrainedModel) -> Tensor:
+    def zero_loss(self, model: PreTrainedModel) -> Tensor:
         """One token through all layers, and all of the head, times zero."""
 
         def nothing() -> Tensor:
@@ -98,9 +99,9 @@ class Processes(Group):
             used = [hidden, *(x for x in (head.weight, head.bias) if x is not None)]
             return torch.stack([x.float().sum() for x in used]).sum() * 0.0
 
-        return self.whole(model, nothing)
+        return self.unsharded(model, nothing)
 
-    def export(self, model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel | None:
+    def full_model(self, model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel | None:
         """Gather one weight after the other, and keep them on the CPU of the first process."""
         whole: dict[str, Tensor] = {}
         for name, value in model.state_dict().items():
@@ -110,12 +111,24 @@ class Processes(Group):
                 whole[name] = found.detach().to("cpu", kind, copy=True)
         return _plain(model, whole, dtype) if self.first else None
 
-    def together(self) -> AbstractContextManager[None]:
+    def fail_if_peer_lost(self) -> AbstractContextManager[None]:
         """Says in one sentence that another process is gone; its own message says why."""
-        return _peers(self.size)
+        return _lost_peers(self.size)
 
 
-def leave() -> None:
+@cache
+def current() -> Group:
+    """The group of this process, made at the first call.
+
+    Raises:
+        ConfigError: the launcher's variables make no sense.
+        RetryError: the other processes cannot be reached.
+    """
+    ranks = here()
+    return ALONE if ranks.size == 1 else Processes(ranks)
+
+
+def shutdown() -> None:
     """Part from the other processes at the end of all work."""
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -186,7 +199,7 @@ def _take_gpu(local: int) -> None:
 
 
 @contextmanager
-def _peers(size: int) -> Generator[None]:
+def _lost_peers(size: int) -> Generator[None]:
     """Turn what the backends say of a lost process into a `RetryError`."""
     try:
         yield

@@ -7,15 +7,11 @@ the single process: nothing is exchanged, and nothing of torch.distributed is im
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-
-from stages.ranks import here
-from stages.training.sums import alone
 
 T = TypeVar("T")
 
@@ -33,13 +29,13 @@ class Group:
         """Whether this process writes metrics, model and manifest."""
         return self.rank == 0
 
-    def gather(self, value: T) -> list[T]:
+    def all_gather(self, value: T) -> list[T]:
         """The `value` of every process, in their order. Plain values; every process must call."""
-        return alone(value)
+        return [value]
 
-    def share(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """The `value` of the first process; every process must call."""
-        return self.gather(value)[0]
+        return self.all_gather(value)[0]
 
     def build(
         self,
@@ -56,25 +52,25 @@ class Group:
         """
         return make(device)
 
-    def whole(self, model: PreTrainedModel, action: Callable[[], T]) -> T:
+    def unsharded(self, model: PreTrainedModel, action: Callable[[], T]) -> T:
         """Run a forward pass in which every weight of `model` can be read, head included.
 
         Every process must call it equally often, and go backward through the result or not.
         """
         return action()
 
-    def idle(self, model: PreTrainedModel) -> Tensor:
+    def zero_loss(self, model: PreTrainedModel) -> Tensor:
         """A loss of zero whose gradient is zero, for a process that has no more sequences."""
         raise AssertionError("a process alone never waits for another")
 
-    def export(self, model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel | None:
+    def full_model(self, model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel | None:
         """The model with whole weights, of type `dtype` if they had to be copied for it.
 
         None but in the first process.
         """
         return model
 
-    def together(self) -> AbstractContextManager[None]:
+    def fail_if_peer_lost(self) -> AbstractContextManager[None]:
         """A block that ends with a clear error should another process be gone.
 
         Raises:
@@ -84,19 +80,3 @@ class Group:
 
 
 ALONE = Group()
-
-
-@cache
-def current() -> Group:
-    """The group of this process, made at the first call.
-
-    Raises:
-        ConfigError: the launcher's variables make no sense.
-        RetryError: the other processes cannot be reached.
-    """
-    ranks = here()
-    if ranks.size == 1:
-        return ALONE
-    from stages.training.distributed import Processes
-
-    return Processes(ranks)

@@ -56,10 +56,10 @@ def save(work: Path, identity: Mapping[str, str], state: State, group: Group) ->
     if group.first:
         with disk_errors(directory):
             directory.mkdir(exist_ok=True)  # a killed run may have left one
-    group.share(None)
+    group.broadcast(None)
     path = directory / f"{group.rank}-of-{group.size}.pt"
     digest = _write(path, {"version": VERSION, "identity": dict(identity), **local(state)})
-    files = group.gather((path.name, digest))
+    files = group.all_gather((path.name, digest))
     if group.first:
         with disk_errors(directory):
             sync_directory(directory)
@@ -71,7 +71,7 @@ def save(work: Path, identity: Mapping[str, str], state: State, group: Group) ->
             "files": dict(files),
         }
         _commit(work, head)
-    group.share(None)
+    group.broadcast(None)
 
 
 def _write(path: Path, content: State) -> str:
@@ -138,7 +138,7 @@ def _load(work: Path, identity: Mapping[str, str], group: Group) -> Left:
     head = _head(work / MARKER, identity)
     directory, names = work / Path(str(head["directory"])).name, list(head["files"])
     own = names[group.rank :: group.size]
-    found = group.gather([n for n in own if not _sound(directory / n, head["files"][n])])
+    found = group.all_gather([n for n in own if not _sound(directory / n, head["files"][n])])
     damaged = [name for some in found for name in some]
     if damaged:
         raise DataError(

@@ -24,7 +24,7 @@ from torch.distributed import TCPStore  # type: ignore[reportPrivateImportUsage]
 from stages import sft, train
 from stages.config import Sft, Student
 from stages.job import Input, Job
-from stages.training import group
+from stages.training.distributed import current
 from storage.errors import AfterglowError
 from tests.stages.training.cases import World, make_job
 
@@ -80,7 +80,7 @@ def work(world: World, run: dict[str, Any], rank: int, port: int, says: Path) ->
     stage = run.get("stage", "train")
     made = job(world, Path(run["store"]), stage, **run.get("settings", {}))
     try:
-        with group.current().together():
+        with current().fail_if_peer_lost():
             (sft if stage == "sft" else train).run(made)
     except AfterglowError as error:
         says.write_text(str(error))
@@ -103,7 +103,7 @@ def run_all(world: World, runs: list[dict[str, Any]]) -> list[Ended]:
     command = [sys.executable, "-m", "tests.stages.training.distributed_child", str(world.root)]
     done = subprocess.run(
         [*command, *map(json.dumps, runs)],
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
         capture_output=True,
         text=True,
         timeout=540,

@@ -21,8 +21,9 @@ from stages.training.loop import Outcome, Task, train
 from stages.training.metrics import read
 from storage.batch import Batch
 from storage.errors import DataError, EngineError
+from storage.manifest import read_manifest
 from storage.stream import Stream
-from tests.stages.training.cases import VOCABULARY, World, make_world
+from tests.stages.training.cases import VOCABULARY, World, make_job, make_world
 
 Make = Callable[..., Task]
 
@@ -49,18 +50,15 @@ def make(world: World, tmp_path: Path) -> Make:
         )
         assert config.steps is not None
         return Task(
-            name="test",
-            identity={"key": "k", "data": "d"},
-            directory=tmp_path,
+            job=make_job(tmp_path, "train", config, {}),
             model=load_model(world.reference, "float32", "cpu").train(),
             source=source,
-            objective=build_objective(Objective.model_validate({"name": objective})),
-            teacher=None,
-            config=config,
             steps=config.steps,
-            limits=Drift(),
-            device=torch.device("cpu"),
+            objective=build_objective(Objective.model_validate({"name": objective})),
+            data=read_manifest(chosen.directory),
+            tokenizer_from=world.reference,
             dtype=torch.float32,
+            limits=Drift(),
         )
 
     return build
@@ -68,7 +66,7 @@ def make(world: World, tmp_path: Path) -> Make:
 
 def run(task: Task) -> Outcome:
     """Train in a workspace of its own."""
-    with checkpoint.workspace(task.directory) as work:
+    with checkpoint.workspace(task.job.site) as work:
         outcome = train(task, work)
         checkpoint.discard(work)
     return outcome
@@ -88,7 +86,7 @@ def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -
 def test_the_loss_falls(make: Make, objective: str) -> None:
     task = make(objective, steps=24, run={"log_every": 4})
     run(task)
-    losses = [line["loss"] for line in read(task.directory / "metrics.jsonl")]
+    losses = [line["loss"] for line in read(task.job.site / "metrics.jsonl")]
     assert len(losses) == 6
     assert float(losses[-1] or 0) < 0.7 * float(losses[0] or 0)
 
@@ -96,7 +94,7 @@ def test_the_loss_falls(make: Make, objective: str) -> None:
 def test_the_objective_of_each_step_is_that_of_its_progress(make: Make) -> None:
     task = replace(make("jsd", steps=5), objective=TAID(start=0.2))
     run(task)
-    shares = [line["teacher_share"] for line in read(task.directory / "metrics.jsonl")]
+    shares = [line["teacher_share"] for line in read(task.job.site / "metrics.jsonl")]
     assert shares == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
 
 
@@ -157,7 +155,7 @@ def test_drift_starts_at_the_policy_and_is_that_of_the_weights(world: World, mak
     """The first line describes pi_ref itself; the second the model after one step."""
     task = make(steps=2)
     run(task)
-    lines = read(task.directory / "metrics.jsonl")
+    lines = read(task.job.site / "metrics.jsonl")
     assert lines[0]["drift_chi2"] == pytest.approx(0.0, abs=1e-3)
     assert lines[0]["drift_ess"] == pytest.approx(1.0, abs=1e-3)
 
@@ -232,6 +230,6 @@ def test_a_batch_without_positions_is_refused(make: Make) -> None:
 def test_bfloat16_trains_under_autocast_with_float32_weights(make: Make) -> None:
     task = replace(make(steps=12, run={"log_every": 3}), dtype=torch.bfloat16)
     run(task)
-    losses = [float(line["loss"] or 0) for line in read(task.directory / "metrics.jsonl")]
+    losses = [float(line["loss"] or 0) for line in read(task.job.site / "metrics.jsonl")]
     assert losses[-1] < losses[0]
     assert {weight.dtype for weight in task.model.parameters()} == {torch.float32}

@@ -14,7 +14,7 @@ from storage.errors import DataError
 from tests.stages.training.cases import World, make_world, weights
 from tests.stages.training.child import student_job
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
