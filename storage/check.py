@@ -6,17 +6,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.errors import DataError
+from storage.kinds import KINDS
 from storage.limits import MOST_RANKED
 from storage.manifest import Json, SetMeta
 from storage.rows import Rows, find_row, offsets_of, values_per_position
 from storage.schema import (
     COLUMNS,
-    DRAWN_KINDS,
     FINISH,
-    MOST_COPIES,
-    MOST_TOP,
     OUTCOME,
-    RECORD_KINDS,
     Array,
     Level,
     column_names,
@@ -46,7 +43,7 @@ def check_meta(meta: SetMeta) -> None:
         raise DataError(f"layout {meta.layout!r} is unknown; known: open, packed")
     packed = meta.layout == "packed"
     if packed and "nu" not in column_names(meta.kind, meta.record, 0, reference=False):
-        what = meta.record_kind or meta.kind
+        what = meta.record_kind.name if meta.record_kind else meta.kind
         raise DataError(f"layout is packed, but {what} have no entries to be packed")
     if packed != (meta.ranks is not None):
         raise DataError(
@@ -57,16 +54,17 @@ def check_meta(meta: SetMeta) -> None:
 
 
 def _check_record(record: Json) -> None:
-    kind = str(record["kind"])
-    if kind not in RECORD_KINDS:
-        raise DataError(f"record kind {kind!r} is unknown; known: {', '.join(RECORD_KINDS)}")
-    limits = {"draws": (kind == "counts", 255, 0), "k": (kind == "top_k", MOST_TOP, 0)}
-    limits["copies"] = (kind in DRAWN_KINDS, MOST_COPIES, 1)
-    for name, (used, most, default) in limits.items():
-        if used and not 1 <= int(record.get(name, default)) <= most:
-            raise DataError(f"a set of {kind} needs record parameter `{name}`, from 1 to {most}")
+    kind = KINDS.get(name := str(record["kind"]))
+    if kind is None:
+        raise DataError(f"record kind {name!r} is unknown; known: {', '.join(KINDS)}")
+    for parameter, (least, most) in kind.limits.items():
+        value = int(record.get(parameter, 1 if parameter == "copies" else least - 1))
+        if not least <= value <= most:
+            raise DataError(
+                f"a set of {name} needs record parameter `{parameter}`, from {least} to {most}"
+            )
     floor = float(record.get("tail_floor", 0.0))
-    if kind == "head_tail" and not (0.0 <= floor < 1.0 and not (floor and record.get("logp"))):
+    if kind.tail and not (0.0 <= floor < 1.0 and not (floor and record.get("logp"))):
         raise DataError(
             f"tail_floor is {floor}; it is a mass below 1, and 0 where log p of drawn ids is kept"
         )
@@ -110,18 +108,20 @@ def _check_columns(rows: Rows, meta: SetMeta) -> None:
     extra = [name for name in rows.columns if name not in expected]
     if missing or extra:
         what = f"column {missing[0]!r} is missing" if missing else f"column {extra[0]!r} is extra"
+        kind = meta.record_kind.name if meta.record_kind else "plain"
         raise DataError(
-            f"{what}: a {meta.record_kind or 'plain'} set of {meta.kind} with "
-            f"{meta.candidates} candidates has the columns {', '.join(expected)}"
+            f"{what}: a {kind} set of {meta.kind} with {meta.candidates} candidates has the "
+            f"columns {', '.join(expected)}"
         )
 
 
 def _check_entries(rows: Rows, meta: SetMeta) -> None:
     """Entries of counts, head_tail and top_k: lengths first, since all else relies on them."""
-    copies, counted = meta.copies, meta.record_kind == "counts"
+    copies, kind = meta.copies, meta.record_kind
+    assert kind is not None, "plain sequences have no entries"
     _refuse_lengths(rows, "nu", rows.lengths("draw"), copies * rows.lengths("position"))
     _refuse(rows, "nu", rows["nu"] == 0, "every draw has at least one entry")
-    if not counted:
+    if kind.head:
         for draw in range(copies):
             short = rows["nh"] > rows["nu"][draw::copies]
             _refuse(rows, "nh", short, "a draw has no fewer entries than the head")
@@ -131,17 +131,17 @@ def _check_entries(rows: Rows, meta: SetMeta) -> None:
             expected_N = np.diff(offsets_of(values_T)[rows.offsets["position"]])
             _refuse_lengths(rows, name, rows.lengths(level), expected_N)
     _check_distinct(rows, copies)
-    if counted:
+    if kind.counts:
         _check_counts(rows, int(meta.record_params["draws"]))
-    else:
+    if kind.head:
         rest = rows["rest"]
         _refuse(rows, "rest", (rest < 0) | (rest > 1), "a mass lies in [0, 1]")
-    if meta.record_kind == "top_k":
+    if kind.top:
         k = min(int(meta.record_params["k"]), meta.vocab_size)
         for name in ("nu", "nh"):
-            _refuse(rows, name, rows[name] != k, f"a top_k record has k = {k} ids everywhere")
+            _refuse(rows, name, rows[name] != k, f"a {kind.name} record has k = {k} ids everywhere")
         rises = np.diff(rows["hlp"].reshape(-1, k), axis=1, prepend=np.inf) > 0
-        _refuse(rows, "hlp", rises.reshape(-1), "ids of a top_k record are by descending p")
+        _refuse(rows, "hlp", rises.reshape(-1), f"ids of a {kind.name} record are by descending p")
 
 
 def _check_normaliser(rows: Rows, record: Json) -> None:

@@ -115,7 +115,7 @@ def _decode(
         none = np.empty(0, np.float32)
         rest = np.ones(positions, np.float32)
         return entry_off, np.empty(0, np.int64), none, none, np.empty(0, np.bool_), rest
-    counted = meta.record_kind == "counts"
+    counted = meta.record_kind is not None and meta.record_kind.counts
     nu, nh = rows["nu"], np.zeros(positions, np.uint8) if counted else rows["nh"]
     _check_sums(rows, nu, nh, copies)
     rest = np.ones(positions, np.float32) if counted else rows["rest"]

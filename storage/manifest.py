@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar, cast
 from storage.errors import DataError, RetryError
 from storage.files.place import Place
 from storage.files.write import create_once, sha256_file, size_of
+from storage.kinds import KINDS, Kind
 from storage.limits import check_file, check_part, check_row_group
 
 FILE_NAME = "manifest.json"
@@ -103,21 +104,21 @@ class SetMeta:
     """sha256 of the set's `ranks.u32`; packed layout only."""
 
     @property
-    def record_kind(self) -> str | None:
-        """`sampled`, `counts`, `head_tail` or `top_k`; None for plain sequences."""
-        return None if self.record is None else str(self.record["kind"])
+    def record_kind(self) -> Kind | None:
+        """What its records store; None for plain sequences."""
+        return None if self.record is None else KINDS[self.record["kind"]]
 
     @property
     def copies(self) -> int:
         """Independent draws per position; 1 for kinds that have none or keep one."""
-        drawn = self.record_kind in ("counts", "head_tail")
-        return int(self.record_params.get("copies", 1)) if drawn else 1
+        kind = self.record_kind
+        return int(self.record_params.get("copies", 1)) if kind and kind.drawn else 1
 
     @property
     def tail_floor(self) -> float:
         """Weight of a tail's one id where less mass than this is outside the head (FORMAT.md)."""
-        drawn = self.record_kind == "head_tail"
-        return float(self.record_params.get("tail_floor", 0.0)) if drawn else 0.0
+        kind = self.record_kind
+        return float(self.record_params.get("tail_floor", 0.0)) if kind and kind.tail else 0.0
 
     @property
     def record_params(self) -> Json:

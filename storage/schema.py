@@ -23,6 +23,8 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.kinds import KINDS
+
 FORMAT_VERSION: Final = 1
 ROW_GROUP: Final = 32
 """Sequences per row group: the unit of random access, about 1 MB on disk."""
@@ -33,11 +35,6 @@ FINISH: Final[dict[str, int]] = {"stop": 0, "length": 1}
 """Codes of the `finish` column: the end token was drawn, or the length limit was hit."""
 OUTCOME: Final[dict[str, int]] = {"unknown": -1, "wrong": 0, "right": 1}
 """Codes of the `outcome` column: what the verifier said."""
-
-MOST_COPIES: Final = 16
-"""Independent draws a position may hold."""
-MOST_TOP: Final = 200
-"""Largest `k` of a `top_k` record."""
 
 Level = Literal["row", "prompt", "position", "candidate", "draw", "entry", "head", "tail"]
 SetKind = Literal["sequences", "records"]
@@ -110,16 +107,6 @@ _BASE: Final[tuple[str, ...]] = (
     "prompt",
     "tok",
 )
-_BY_RECORD: Final[dict[str, tuple[str, ...]]] = {
-    "sampled": (),
-    "counts": ("nu", "ids", "cnt"),
-    "head_tail": ("nu", "nh", "rest", "ids", "hlp"),
-    "top_k": ("nu", "nh", "rest", "ids", "hlp"),
-}
-RECORD_KINDS: Final = tuple(_BY_RECORD)
-DRAWN_KINDS: Final = ("counts", "head_tail")
-"""Kinds with ids that were drawn: they may hold several draws, and log p of what was drawn."""
-
 
 Layout = Literal["open", "packed"]
 
@@ -142,7 +129,7 @@ Blobs = dict[str, tuple[NDArray[np.uint8], NDArray[np.int64]]]
 
 def replaced_columns(record: Mapping[str, Any]) -> tuple[str, ...]:
     """Columns of the open layout that the packed one has no use for."""
-    gone = ("nu", "ids", "cnt") if record["kind"] == "counts" else ("ids",)
+    gone = ("nu", "ids", "cnt") if KINDS[record["kind"]].counts else ("ids",)
     return (*gone, *PACKED_HALVES)
 
 
@@ -150,7 +137,7 @@ def blob_names(record: Mapping[str, Any]) -> tuple[str, ...]:
     """Columns of bytes of the packed layout, in the order of the file, behind all others."""
     present = column_names("records", record, 0, reference=False)
     halves = [half for name, pair in PACKED_HALVES.items() if name in present for half in pair]
-    counts = COUNT_STREAMS if record["kind"] == "counts" else ()
+    counts = COUNT_STREAMS if KINDS[record["kind"]].counts else ()
     return (*counts, *BUCKET_STREAMS, EXTRA_BITS, *halves)
 
 
@@ -161,7 +148,7 @@ def column_names(
 
     Args:
         kind: `sequences` (no teacher) or `records`.
-        record: Record parameters of records, None for sequences; `kind` is one of `RECORD_KINDS`.
+        record: Record parameters of records, None for sequences; `kind` is one of `KINDS`.
         candidates: Candidate ids per position; stored in sequence sets only.
         reference: Whether `ref_lp` is present; a text corpus was not sampled from anything.
     """
@@ -171,8 +158,9 @@ def column_names(
     if record is None:
         present.update(("cand",) if kind == "sequences" and candidates else ())
     else:
-        present.update(("lp", "ent"), _BY_RECORD[record["kind"]])
-        if record["kind"] in DRAWN_KINDS and record.get("logp", False):
+        record_kind = KINDS[record["kind"]]
+        present.update(("lp", "ent"), record_kind.columns)
+        if record_kind.drawn and record.get("logp", False):
             present.add("tlp")
         if record.get("loss_temperature") is not None:
             present.add("lz")

@@ -4,17 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from storage.kinds import KINDS
 from storage.manifest import Manifest
-
-_OF_RECORDS = {
-    "sampled": "The teacher's log-probability of the sampled token and its entropy: exact.",
-    "counts": "Weights of drawn ids: an unbiased estimate of the teacher's probabilities.",
-    "head_tail": "Probabilities of the head exactly, of the tail by an unbiased sample; together "
-    "they sum to 1 and estimate the teacher's probabilities without bias.",
-    "top_k": "The most probable ids exactly, and the mass of all others as one number. Spread over "
-    "the stored ids it is biased.",
-}
-"""What each kind of record promises; `storage/FORMAT.md` has the proofs' terms."""
 
 
 def dataset_card(name: str, licence: str, sets: Mapping[str, Manifest]) -> str:
@@ -129,7 +120,8 @@ def _guarantees(manifest: Manifest) -> list[tuple[str, str]]:
     record: Mapping[str, Any] | None = manifest.meta.get("record")
     if record is not None:
         temperature = record.get("temperature", 1.0)
-        said = _OF_RECORDS.get(str(record.get("kind")), "unknown kind")
+        kind = KINDS.get(str(record.get("kind")))
+        said = kind.summary if kind else "unknown kind"
         out.append((f"`{record.get('kind')}` records", f"{said} Temperature {temperature}."))
     promise: Mapping[str, Any] | None = manifest.meta.get("guarantee")
     if promise is not None:

@@ -103,7 +103,7 @@ def pack(rows: Rows, meta: SetMeta, code: Code) -> tuple[Rows, Blobs]:
     entries = len(rows["ids"])
     runs, run_off = np.empty(entries + meta.copies, np.uint8), np.zeros(count + 1, np.int64)
     blobs: Blobs = {}
-    if meta.record_kind == "counts":
+    if meta.record_kind and meta.record_kind.counts:
         streams, ends = _room_for(COUNT_STREAMS, entries, count)
         wrong = kernels.pack_counts(
             int(meta.record_params["draws"]),
@@ -161,7 +161,7 @@ def unpack(rows: Rows, blobs: Blobs, meta: SetMeta, code: Code) -> Rows:
     position, copies = offsets["position"], meta.copies
     entries = sum(len(blobs[name][0]) for name in BUCKET_STREAMS)
     runs, run_off = np.empty(entries + copies, np.uint8), np.zeros(len(rows) + 1, np.int64)
-    if meta.record_kind == "counts":
+    if meta.record_kind and meta.record_kind.counts:
         nu, cnt = np.empty(copies * rows.tokens, np.uint8), np.empty(entries, np.uint8)
         data, start = _joined(COUNT_STREAMS, blobs)
         draws = int(meta.record_params["draws"])

@@ -230,7 +230,7 @@ def test_every_kind_is_written_and_read(
     log_p_TV = log_probs(load(teacher), parts[2], temperature)
     expected_T = log_p_TV[np.arange(scored.tokens), parts[2]["tok"]]
     np.testing.assert_allclose(scored["lp"], expected_T, atol=1e-3)
-    assert read_meta(job.directory / manifest.parts[2].file).record_kind == record["kind"]
+    assert read_meta(job.directory / manifest.parts[2].file).record_params["kind"] == record["kind"]
 
 
 @pytest.mark.parametrize("kind", ["counts", "head_tail", "top_k"])

@@ -87,9 +87,9 @@ def sequence(
 
 
 def _record(rng: np.random.Generator, meta: SetMeta, positions: int) -> dict[str, Any]:
-    if meta.record_kind in (None, "sampled"):
+    if meta.record_kind is None or not meta.record_kind.entries:
         return {}
-    one = _counts if meta.record_kind == "counts" else _head_and_tail
+    one = _counts if meta.record_kind.counts else _head_and_tail
     made = [one(rng, meta) for _ in range(positions + 1)]  # the last one gives names and types only
     return {
         name: np.concatenate([values[:0], *(each[name] for each in made[:-1])])
@@ -125,7 +125,7 @@ def _head_and_tail(rng: np.random.Generator, meta: SetMeta) -> dict[str, Any]:
     """One position: the head by descending probability, then the ascending tail of each draw."""
     pool = rng.permutation(np.unique(frequent(rng, meta, 12)))
     head, left = np.split(pool, [rng.integers(0, min(len(pool), 5) + 1)])
-    if meta.record_kind == "top_k":
+    if meta.record_kind is not None and meta.record_kind.top:
         k = min(int(meta.record_params["k"]), meta.vocab_size)
         likely = np.unique(frequent(rng, meta, 8 * k))
         head = likely if len(likely) >= k else np.arange(min(meta.vocab_size, 4 * k))

@@ -145,7 +145,7 @@ def _reference(rows: Rows, meta: SetMeta, draw: int) -> list[list[Entry]]:
                 mass = sum(math.exp(lp) for _, lp in head)
                 out.append([(v, math.exp(lp) * (1 - rest) / mass, lp, True) for v, lp in head])
                 share = rest / tail if tail else 0.0
-                counted = meta.record_kind == "counts"
+                counted = meta.record_params["kind"] == "counts"
                 out[-1] += [(v, c / DRAWS if counted else share, lp, False) for v, c, lp in drawn]
     return out
 
