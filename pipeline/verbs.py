@@ -205,7 +205,7 @@ def _verify_teacher(options: argparse.Namespace) -> Result:
     result: Result = {"verb": "verify", "findings": [one.to_json() for one in found]}
     rejected = [one for one in found if one.rejected]
     if rejected:
-        said = "; ".join(f"{one.set} ({', '.join(one.judgement.reasons)})" for one in rejected)
+        said = "; ".join(f"{one.set} ({', '.join(one.reasons)})" for one in rejected)
         raise Rejected(f"{options.teacher} is not behind {said}", result)
     return result
 

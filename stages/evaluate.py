@@ -12,7 +12,7 @@ Inputs by role:
 All but the first may be absent. Output:
 
     answers.jsonl.zst   every generated answer with its outcome, where there are prompts
-    metrics.json        `metrics` (flat numbers), and what they rest on
+    evaluation.json     `metrics` (flat numbers), and what they rest on
 
 Either file appears whole; a run that was killed continues after the last one it finished.
 
@@ -33,22 +33,16 @@ from stages.config import Evaluate, PromptSource, Sampling
 from stages.counter import hash64
 from stages.data.prompts import Prompts, load_prompts
 from stages.data.verifiers import Check, open_verifier
-from stages.engines import (
-    Completion,
-    Generator,
-    Request,
-    context_length,
-    model_facts,
-    open_generator,
-    sequence_seed,
-)
+from stages.engines.base import Completion, Generator, Request, needed_context, sequence_seed
+from stages.engines.open import open_generator
 from stages.evaluation.answers import Answer, accuracy, read_answers, write_answers
 from stages.job import Job
 from stages.models.descent import data_tokenizer, manifest_of_model
 from stages.models.environment import prepare_environment
+from stages.models.facts import model_facts
 from stages.models.identity import check_tokenizer, local_directory, tokenizer_hash
 from stages.models.tokenizer import load_tokenizer
-from stages.report import METRICS
+from stages.reporting.table import EVALUATION
 from storage.errors import EngineError
 from storage.files.place import Place
 from storage.files.write import create_once
@@ -74,7 +68,7 @@ def run(job: Job[Evaluate]) -> Manifest:
     model = local_directory(job.inputs["model"])
     _check_tokens(job, model)
     job.directory.mkdir(parents=True, exist_ok=True)
-    answers, metrics = job.directory / ANSWERS, job.directory / METRICS
+    answers, metrics = job.directory / ANSWERS, job.directory / EVALUATION
     if job.config.prompts is not None and not answers.exists():
         write_answers(answers, _answers(job, model, job.config.prompts))
     if not metrics.exists():
@@ -127,7 +121,7 @@ def _answers(job: Job[Evaluate], model: Path, source: PromptSource) -> list[Answ
             model,
             dtype=job.inputs["model"].dtype,
             run=config.run,
-            max_model_len=context_length(facts, prompts.longest, longest, config.run),
+            max_model_len=needed_context(facts, prompts.longest, longest, config.run),
             seed=job.seed,
         ) as generator:
             said = [_ask(generator, prompts, one, job.seed) for one in rounds]
@@ -199,7 +193,7 @@ def _judge(
 
 
 def _story(job: Job[Evaluate], model: Path, metrics: dict[str, object]) -> bytes:
-    """Content of metrics.json."""
+    """Content of evaluation.json."""
     made_here = manifest_of_model(model)
     story = {
         "metrics": metrics,
@@ -217,6 +211,6 @@ def _manifest(job: Job[Evaluate], model: Path) -> Manifest:
         **job.identity,
         kind="metrics",
         teacher=made_here.teacher if made_here else None,
-        meta={"metrics": json.loads((job.directory / METRICS).read_bytes())["metrics"]},
-        files=[METRICS, *([ANSWERS] if job.config.prompts is not None else [])],
+        meta={"metrics": json.loads((job.directory / EVALUATION).read_bytes())["metrics"]},
+        files=[EVALUATION, *([ANSWERS] if job.config.prompts is not None else [])],
     )

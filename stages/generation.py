@@ -24,17 +24,10 @@ from stages.config import Generate, PromptSource
 from stages.counter import hash64, shuffled
 from stages.data.prompts import Prompt, Prompts, load_prompts
 from stages.data.verifiers import Check, open_verifier
-from stages.engines import (
-    Completion,
-    Generator,
-    ModelFacts,
-    Request,
-    context_length,
-    model_facts,
-    open_generator,
-    sequence_seed,
-)
+from stages.engines.base import Completion, Generator, Request, needed_context, sequence_seed
+from stages.engines.open import open_generator
 from stages.job import Input, Job, ShardSpec
+from stages.models.facts import ModelFacts, model_facts
 from stages.models.identity import DigestCache, ModelIdentity, local_directory, model_identity
 from stages.models.tokenizer import load_tokenizer
 from storage.errors import EngineError
@@ -153,7 +146,7 @@ class Generation:
     def open_engine(self) -> AbstractContextManager[Generator]:
         """The engine with the model, its context just long enough."""
         run, sampling = self.config.run, self.config.sampling
-        context = context_length(self.facts, self.prompts.longest, sampling.max_tokens, run)
+        context = needed_context(self.facts, self.prompts.longest, sampling.max_tokens, run)
         return open_generator(
             self.model, dtype=self.writer.dtype, run=run, max_model_len=context, seed=self.job.seed
         )

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from stages.config import Rollouts
-from stages.engines import Generator
+from stages.engines.base import Generator
 from stages.generation import Generation
 from stages.job import Job, ShardSpec
 from storage.manifest import FILE_NAME, Manifest, Part, read_manifest

@@ -1,6 +1,7 @@
 """What every configuration table is built on."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -14,6 +15,15 @@ class ByContent:
 
 
 BY_CONTENT = ByContent()
+
+
+@dataclass(frozen=True)
+class KeyName:
+    """Marks a renamed field: `name` is what it is called in keys, which must not change."""
+
+    name: str
+
+
 Named = Annotated[str, BY_CONTENT]
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]

@@ -22,7 +22,6 @@ import torch
 from transformers import PreTrainedModel
 
 from stages.config import Drift, Student
-from stages.engines.base import ModelFacts, model_facts
 from stages.job import Job
 from stages.models.architecture import new_model
 from stages.models.descent import (
@@ -32,6 +31,7 @@ from stages.models.descent import (
     manifest_of_model,
     tokenizer_directory,
 )
+from stages.models.facts import ModelFacts, model_facts
 from stages.models.identity import (
     DigestCache,
     check_teacher,

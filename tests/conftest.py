@@ -10,7 +10,8 @@ import pytest
 
 from stages.config import GenerateRun, ScoreRun, Tokenizer
 from stages.data.tasks import task
-from stages.engines import Generator, open_generator
+from stages.engines.base import Generator
+from stages.engines.open import open_generator
 from stages.models.environment import prepare_environment
 from stages.models.tokenizer import load_tokenizer, make_tokenizer
 

@@ -12,8 +12,7 @@ from pipeline.planning.config import Recipe
 from pipeline.planning.document import replace_block, surroundings
 from pipeline.planning.nodes import build, select
 from pipeline.planning.plan import Planned, resolve
-from stages.report import format_table, legend, read_rows, summarise
-from stages.reporting.table import Row
+from stages.reporting.table import Row, format_table, legend, read_rows, summarise
 from storage.files.place import Place
 from storage.store import Store
 
@@ -56,7 +55,8 @@ def run_seeds(
         reports.append(planned[-1].directory(store))
     summary = summarise([read_rows(report) for report in reports])
     about = legend(summary, recipe.report.baseline)
-    sys.stdout.write(f"{_headline(seeds)}\n\n{format_table(summary)}\n\n{about}\n")
+    lines = [_headline(seeds), "", format_table(summary), "", *about, ""]
+    sys.stdout.write("\n".join(lines))
     (store.root / f"{recipe.name}-seeds.jsonl").write_text(
         "".join(json.dumps(row) + "\n" for row in summary)
     )
@@ -74,9 +74,9 @@ def _headline(seeds: int) -> str:
     return f"{seeds} seeds, mean +- standard deviation" if seeds > 1 else "one seed"
 
 
-def _markdown(summary: list[Row], about: str, seeds: int, sets: list[Place]) -> str:
+def _markdown(summary: list[Row], about: list[str], seeds: int, sets: list[Place]) -> str:
     """Table, legend, and what it took to make."""
-    bullets = "\n".join(f"- {line}" for line in about.splitlines())
+    bullets = "\n".join(f"- {line}" for line in about)
     seconds = sum(float(ledger.cost(directory).get("seconds", 0.0)) for directory in sets)
     machines = sorted({ledger.machine(directory) for directory in sets})
     made = (

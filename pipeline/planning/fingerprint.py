@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from typing import cast
 
 from stages.config import ByContent, Table
+from stages.table import KeyName
 
 Payload = dict[str, object]
 
@@ -33,7 +34,8 @@ def identity(table: Table) -> Payload:
         ):
             continue
         value = getattr(table, name)
-        out[name] = identity(value) if isinstance(value, Table) else canonical(value, name)
+        key_name = next((mark.name for mark in field.metadata if isinstance(mark, KeyName)), name)
+        out[key_name] = identity(value) if isinstance(value, Table) else canonical(value, name)
     return out
 
 

@@ -213,7 +213,7 @@ class _Builder:
         evaluated: dict[str, Ref] = {}
         for name, model in shown.items():
             inputs = {"model": model, **shared}
-            if (table.gradient or table.weight) and (data := _records_of(model)):
+            if (table.gradient or table.record_bytes) and (data := _records_of(model)):
                 inputs["data"] = data
             evaluated[name] = Ref(self._add("evaluate", name, table, **inputs))
         self._add("report", "", self.recipe.report, **evaluated)

@@ -1,38 +1,38 @@
 """`afterglow verify --teacher MODEL SET`: was it this model that sampled, or scored, this set?
 
 A set of sequences holds tokens that some model drew. MODEL runs over a bounded sample of them, on
-the prompts as stored, and the two tests of `stages.attribution.evidence` judge model, temperature
-and prompt rendering together; nothing in the set but its token ids need be trusted. Where the set
-also keeps the log-probability each token was drawn with, the model's own is held against it.
+the prompts as stored, and the two tests of `stages.attribution.evidence` check model, temperature
+and prompt rendering together; they trust nothing in the set but its token ids. Where the set also
+keeps the log-probability each token was drawn with, MODEL's own is compared with it.
 
-Where top-p or top-k cut the distribution, the same cut is made to MODEL's, and tokens outside of it
-count against MODEL; of the tail nothing can be said. At temperature 0 nothing is left to chance:
-every token must be MODEL's likeliest, and that is all.
+Where top-p or top-k truncated the distribution, MODEL's is truncated alike, and tokens outside of
+it count against MODEL; nothing can be said of the tail. At temperature 0 nothing is random: every
+token must be MODEL's likeliest, and there is no other test.
 
-A set of records holds what a teacher said of each token; MODEL says it again, and log p and entropy
+A set of records holds what a teacher said of each token; MODEL is run again, and log p and entropy
 must agree.
 
-What MODEL is asked is a sample: sequences in a fixed pseudo-random order until a budget of tokens
-is reached. Choosing them does not look at what they say, so tests stay valid, and the budget keeps
-the rounding of two engines from being told apart as if they were two models.
+The sample is sequences in a fixed pseudo-random order until a budget of tokens is reached. Choosing
+them does not look at their tokens, so the tests stay valid, and the budget is small enough that the
+rounding of two engines is not mistaken for two models.
 """
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.attribution.judge import (
+from stages.attribution.checks import (
     DRAWN_TOLERANCE,
     RECORD_TOLERANCE,
-    DrawnJudge,
-    Judge,
-    Judgement,
-    RecordJudge,
+    Check,
+    DrawnCheck,
+    RecordCheck,
+    Verdict,
 )
-from stages.attribution.witness import SLACK, Witness
+from stages.attribution.observe import SLACK, LoadedModel
 from stages.config import Sampling
 from stages.job import Input
 from stages.models.descent import check_prompts_shared, data_tokenizer
@@ -88,27 +88,28 @@ class Finding:
     level: float
     sequences: int
     tokens: int
-    judgement: Judgement
+    verdict: Verdict
+    reasons: tuple[str, ...]
+    figures: Mapping[str, float | int | None]
+    """Statistics of the tests; None where one does not apply."""
 
     @property
     def rejected(self) -> bool:
         """Whether the set is not this model's."""
-        return self.judgement.verdict == "rejected"
+        return self.verdict == "rejected"
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary, the figures on one level with the rest."""
-        judged = asdict(self.judgement)
+        own = {name: value for name, value in vars(self).items() if name != "figures"}
         sampling = self.sampling.model_dump(include={"temperature", "top_p", "top_k"})
-        own = {name: value for name, value in vars(self).items() if name != "judgement"}
-        return own | {"sampling": sampling} | judged.pop("figures") | judged
+        return own | {"sampling": sampling} | dict(self.figures)
 
     def lines(self) -> list[str]:
-        """For people."""
-        judged = self.judgement
-        why = f": {'; '.join(judged.reasons)}" if judged.reasons else ""
-        figures = [f"{name} {_short(value)}" for name, value in judged.figures.items()]
+        """The finding as text."""
+        why = f": {'; '.join(self.reasons)}" if self.reasons else ""
+        figures = [f"{name} {_short(value)}" for name, value in self.figures.items()]
         return [
-            f"{self.set}: {judged.verdict}{why}",
+            f"{self.set}: {self.verdict}{why}",
             f"  {self.kind}, temperature {self.sampling.temperature:g}, {self.dtype}, "
             f"{self.tokens:,} tokens of {self.sequences:,} sequences, level {self.level:g}",
             f"  {', '.join(figures)}",
@@ -116,7 +117,7 @@ class Finding:
 
 
 def verify_teacher(source: Input, sets: Sequence[Place], question: Question) -> list[Finding]:
-    """Hold each of `sets` against one model.
+    """Check whether one model made each of `sets`.
 
     Raises:
         DataError: no such model; a set that holds no tokens, does not say how they were drawn, is
@@ -124,21 +125,17 @@ def verify_teacher(source: Input, sets: Sequence[Place], question: Question) -> 
         EngineError: an architecture whose head is not understood.
     """
     directory = local_directory(source)
-    manifests = {path: _readable(directory, path, question) for path in sets}
+    manifests = {path: _checked_manifest(directory, path, question) for path in sets}
     found: dict[Place, Finding] = {}
     types = {path: question.dtype or _dtype(manifest) for path, manifest in manifests.items()}
     for dtype in sorted(set(types.values())):
-        witness = Witness.load(directory, dtype, question.device)
+        model = LoadedModel.load(directory, dtype, question.device)
         for path in (path for path in manifests if types[path] == dtype):
-            found[path] = _hold(witness, path, manifests[path], question)
+            found[path] = _find(model, path, manifests[path], question)
     return [found[path] for path in sets]
 
 
-# ---------------------------------------------------------------------------------------------
-# Before a model is loaded
-
-
-def _readable(directory: Path, path: Place, question: Question) -> Manifest:
+def _checked_manifest(directory: Path, path: Place, question: Question) -> Manifest:
     manifest = read_manifest(path)
     if manifest.kind not in ("sequences", "records"):
         raise DataError(f"{path}: holds {manifest.kind}, not sequences or records")
@@ -154,8 +151,8 @@ def _readable(directory: Path, path: Place, question: Question) -> Manifest:
     template = (manifest.tokenizer or {}).get("chat_template")
     if template and template != chat_template_hash(directory):
         log.warning(
-            "%s: its prompts were rendered with another chat template than %s has; they are taken "
-            "as they are stored",
+            "%s: its prompts were rendered with another chat template than %s has; they are used "
+            "as stored",
             path,
             directory,
         )
@@ -193,45 +190,36 @@ def _dtype(manifest: Manifest) -> str:
     return named if named in SLACK else "float32"
 
 
-# ---------------------------------------------------------------------------------------------
-# With the model
-
-
-def _hold(witness: Witness, path: Place, manifest: Manifest, question: Question) -> Finding:
+def _find(model: LoadedModel, path: Place, manifest: Manifest, question: Question) -> Finding:
     sampling = _sampling(path, manifest, question)
-    judge = _judge(witness, manifest, question)
+    check: Check = RecordCheck(RECORD_TOLERANCE[model.dtype])
+    if manifest.kind == "sequences":
+        tolerance = DRAWN_TOLERANCE[model.dtype]
+        check = DrawnCheck(model.class_V, question.level, question.temperature is None, tolerance)
     sequences = tokens = 0
     for batch in _sample(path, manifest, question.tokens):
         sequences, tokens = sequences + len(batch), tokens + batch.tokens
-        witness.check(batch, str(path))
+        model.check_fits(batch, str(path))
         for part in batch.microbatches(question.tokens_per_batch):
-            for chunk, seen in witness.ask(part, sampling, question.rows_per_chunk):
-                judge.add(part, chunk, seen)
+            for chunk, seen in model.observe(part, sampling, question.rows_per_chunk):
+                check.add(part, chunk, seen)
+    outcome = check.decide()
     digests = Store(path.parent if not isinstance(path, Path) else path.resolve().parent).digests
     cache = DigestCache(digests if digests.exists() else None)
-    weights = model_identity(witness.directory, witness.dtype, cache).weights
+    weights = model_identity(model.directory, model.dtype, cache).weights
     return Finding(
         set=str(path),
         kind=manifest.kind,
-        model=str(witness.directory),
-        dtype=witness.dtype,
+        model=str(model.directory),
+        dtype=model.dtype,
         named=weights == _role(manifest).get("weights"),
         sampling=sampling,
         level=question.level,
         sequences=sequences,
         tokens=tokens,
-        judgement=judge.decide(),
-    )
-
-
-def _judge(witness: Witness, manifest: Manifest, question: Question) -> Judge:
-    if manifest.kind == "records":
-        return RecordJudge(RECORD_TOLERANCE[witness.dtype])
-    return DrawnJudge(
-        class_V=witness.class_V,
-        level=question.level,
-        compare=question.temperature is None,
-        tolerance=DRAWN_TOLERANCE[witness.dtype],
+        verdict=outcome.verdict,
+        reasons=outcome.reasons,
+        figures=outcome.figures,
     )
 
 

@@ -1,8 +1,12 @@
 """Tables of `evaluate` and `report`."""
 
+from typing import Annotated
+
+from pydantic import AliasChoices, Field
+
 from stages.config.data import PromptSource, Sampling, Verifier
 from stages.config.generation import EngineRun
-from stages.table import Named, Positive, Table
+from stages.table import KeyName, Named, Positive, Table
 
 
 class EvaluateRun(EngineRun):
@@ -46,8 +50,10 @@ class Evaluate(Table):
     """Loss, calibration and acceptance on held-out text; default none."""
     gradient: GradientCheck | None = None
     """Angle and norm of the gradients that records give; default none."""
-    weight: bool = False
-    """Also report the bytes that a position of a student's records takes."""
+    record_bytes: Annotated[
+        bool, KeyName("weight"), Field(validation_alias=AliasChoices("record_bytes", "weight"))
+    ] = False
+    """Also report the bytes that a position of a student's records takes (once called `weight`)."""
     verifier: Verifier = Verifier()
     n: Positive = 1
     """Sampled responses per prompt; pass@k is reported for k = 1, 2, 4, ... up to n."""

@@ -22,14 +22,8 @@ from torch import Tensor
 
 from stages.config import EngineRun, Sampling
 from stages.counter import uniform
-from stages.engines.base import (
-    Completion,
-    ModelFacts,
-    Request,
-    check_candidates,
-    model_facts,
-    token_limit,
-)
+from stages.engines.base import Completion, Request, check_candidates, token_limit
+from stages.models.facts import ModelFacts, model_facts
 from stages.models.model import load_model, pick_device
 from storage.errors import EngineError
 

@@ -22,15 +22,9 @@ from typing import Any
 import numpy as np
 
 from stages.config import EngineRun, Sampling
-from stages.engines.base import (
-    Completion,
-    ModelFacts,
-    Request,
-    check_candidates,
-    model_facts,
-    token_limit,
-)
+from stages.engines.base import Completion, Request, check_candidates, token_limit
 from stages.engines.vllm_process import engine_errors, running_engine
+from stages.models.facts import ModelFacts, model_facts
 
 _MAX_CANDIDATES = 64
 _NEVER = -1e9

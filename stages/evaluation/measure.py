@@ -48,7 +48,7 @@ def measure(job: Job[Evaluate], directory: Path) -> dict[str, object]:
     if "data" in inputs and objective is not None:
         if config.gradient is not None and teacher is not None and objective.name in _AIM:
             out |= _gradient(job, directory, teacher, objective)
-        if config.weight and objective.name != "cross_entropy":
+        if config.record_bytes and objective.name != "cross_entropy":
             one = weight(inputs["data"].directory)
             out |= {"bytes": one.part, "record_bytes": one.record}
     return out

@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from stages.models.facts import context_limit
 from stages.models.tokenizer import load_tokenizer as load_tokenizer  # where one looks for it
 from storage.errors import ConfigError, DataError, EngineError
 
@@ -89,12 +90,7 @@ def real_vocab_size(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
 
 def context_length(model: PreTrainedModel) -> int | None:
     """Most tokens the model can be fed, or None where the configuration sets no limit."""
-    config = model.config.get_text_config()
-    limit = getattr(config, "max_position_embeddings", None)
-    rope = getattr(config, "rope_parameters", None) or {}
-    if limit and rope.get("factor") and rope.get("original_max_position_embeddings"):
-        limit = max(limit, int(rope["factor"] * rope["original_max_position_embeddings"]))
-    return limit
+    return context_limit(model.config.get_text_config())
 
 
 # ---------------------------------------------------------------------------------------------

@@ -1,10 +1,10 @@
-"""`report.html`: everything a run came to on one page that needs nothing else, offline or mailed.
+"""`report.html`: everything a run found on one page that needs no other file.
 
-The table and what it rests on, accuracy as bars, the training curves of every student, what each
-objective was on its records, and what every set on the way has cost. Curves and costs are read from
-the sets that the evaluations descend from, as far as they are in the store.
+The table and its legend, accuracy as bars, the training curves of every student, what each
+objective guarantees on its records, and the cost of every set. Curves and costs are read from the
+sets that the evaluations descend from, as far as they are in the store.
 
-No script, style sheet, font or picture from elsewhere. Imports no torch.
+No external script, style sheet, font or image. Imports no torch.
 """
 
 import html
@@ -15,7 +15,7 @@ from typing import Any
 
 from stages.job import Job
 from stages.reporting import charts
-from stages.reporting.table import Row, columns
+from stages.reporting.table import Row, cells
 from stages.training import metrics
 from storage.files.place import Place
 from storage.manifest import FILE_NAME, Manifest, read_manifest
@@ -27,7 +27,7 @@ _CURVES = {
     "drift_ess": "effective share of the sample under the student, by step",
     "grad_norm": "norm of the gradient, by step",
 }
-"""Columns of `metrics.jsonl` that are drawn, where a student has them."""
+"""Columns of a training's `metrics.jsonl` that are drawn, where a student has them."""
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
@@ -55,7 +55,7 @@ class Ancestor:
 
 
 def page(
-    job: Job[Any], rows: Sequence[Row], notes: Sequence[str], promises: Mapping[str, str]
+    job: Job[Any], rows: Sequence[Row], notes: Sequence[str], guarantees: Mapping[str, str]
 ) -> str:
     """The whole page.
 
@@ -63,16 +63,17 @@ def page(
         job: Of the report; its inputs lead to all other sets.
         rows: Of the table, by model.
         notes: What its columns mean.
-        promises: By student, what its objective was on its records.
+        guarantees: By student, what its objective guarantees on its records.
     """
     found = list(ancestors(job))
+    promised = [f"<code>{_text(name)}</code>: {_text(said)}" for name, said in guarantees.items()]
     parts = [
         "<h1>Report</h1>",
-        _table([["model", *(c.title for c in columns(rows))], *_cells(rows)]),
+        _table(cells(rows)),
         _list([_text(note) for note in notes]),
         charts.bars("accuracy, %", _accuracies(rows)),
         *_section("Training", _curves(found)),
-        *_section("What each objective was, on its records", [_promises(promises)]),
+        *_section("What each objective guarantees on its records", [_list(promised)]),
         *_section("What it cost", [_ledger(found)]),
     ]
     body = "\n".join(part for part in parts if part)
@@ -101,13 +102,6 @@ def ancestors(job: Job[Any]) -> Iterator[Ancestor]:
 
     for source in job.inputs.values():
         yield from visit(source.directory)
-
-
-# ---------------------------------------------------------------------------------------------
-
-
-def _cells(rows: Sequence[Row]) -> list[list[str]]:
-    return [[str(row["model"]), *(c.cell(row) for c in columns(rows))] for row in rows]
 
 
 def _accuracies(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
@@ -147,10 +141,6 @@ def _curves(found: Sequence[Ancestor]) -> list[str]:
     ]
 
 
-def _promises(promises: Mapping[str, str]) -> str:
-    return _list([f"<code>{_text(name)}</code>: {_text(said)}" for name, said in promises.items()])
-
-
 def _ledger(found: Sequence[Ancestor]) -> str:
     lines = [["set", "seconds", "sequences", "tokens", "bytes"]]
     total = 0.0
@@ -161,7 +151,7 @@ def _ledger(found: Sequence[Ancestor]) -> str:
         amounts = [f"{cost[name]:,}" if cost.get(name) else "" for name in lines[0][2:]]
         seconds = f"{cost['seconds']:,.1f}" if cost else ""
         lines.append([f"{one.manifest.name} ({one.manifest.key[:12]})", seconds, *amounts])
-    return _table([*lines, ["together", f"{total:,.1f}", "", "", ""]]) if found else ""
+    return _table([*lines, ["total", f"{total:,.1f}", "", "", ""]]) if found else ""
 
 
 def _section(title: str, parts: Sequence[str]) -> list[str]:

@@ -2,9 +2,11 @@
 
 A row is a flat dictionary: `model` names it, other keys are those of an evaluation's `metrics`.
 `name_se` beside `name` is a standard error within one run, `name_sd` a standard deviation over
-seeds; a cell shows whichever is there. Standard library only.
+seeds; a cell shows whichever is there. Imports no torch.
 """
 
+import json
+import logging
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -12,12 +14,56 @@ from dataclasses import dataclass
 from typing import Literal
 
 from storage.errors import DataError
+from storage.files.place import Place
+
+log = logging.getLogger(__name__)
 
 Value = float | int | str | None
 Row = Mapping[str, Value]
 
+EVALUATION = "evaluation.json"
+"""In an `evaluate` set: an object with `metrics` (flat) and what they rest on."""
+ROWS = "rows.jsonl"
+"""In a `report` set: the rows, one JSON object a line."""
+_FORMER = {EVALUATION: "metrics.json", ROWS: "metrics.jsonl"}
+"""Names of these files in sets made by version 0.1.0."""
+
 PASS = "pass@"
 """Keys `pass@1`, `pass@2`, ...: chance that one of k responses is right."""
+
+
+def read_evaluation(directory: Place) -> dict[str, object]:
+    """The content of a finished `evaluate` set.
+
+    Raises:
+        DataError: there is no readable evaluation.
+    """
+    path = _present(directory, EVALUATION)
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not readable ({error}). Run `evaluate` again.") from error
+    if not isinstance(value, dict) or not isinstance(value.get("metrics"), dict):
+        raise DataError(f"{path}: has no table `metrics`. Run `evaluate` again.")
+    return value
+
+
+def read_rows(directory: Place) -> list[Row]:
+    """The rows of a finished report.
+
+    Raises:
+        DataError: there is no readable report.
+    """
+    path = _present(directory, ROWS)
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not a report ({error}). Run `report` again.") from error
+
+
+def _present(directory: Place, name: str) -> Place:
+    former = directory / _FORMER[name]
+    return former if former.exists() and not (directory / name).exists() else directory / name
 
 
 @dataclass(frozen=True)
@@ -44,7 +90,8 @@ class Column:
 
 def columns(rows: Sequence[Row]) -> list[Column]:
     """The columns that at least one row has something for, in order."""
-    ks = {int(key.removeprefix(PASS)) for row in rows for key in row if _is_pass(key)}
+    passes = {key.removeprefix(PASS) for row in rows for key in row if key.startswith(PASS)}
+    ks = {int(k) for k in passes if k.isdigit()}
     temperatures = {row.get("temperature") for row in rows} - {None}
     sampled = f"T={temperatures.pop():g} %" if len(temperatures) == 1 else "sampled %"
     every = [
@@ -69,24 +116,30 @@ def columns(rows: Sequence[Row]) -> list[Column]:
     return [c for c in every if any(_number(row.get(c.key)) is not None for row in rows)]
 
 
+def cells(rows: Sequence[Row]) -> list[list[str]]:
+    """The table as text, the header first."""
+    chosen = columns(rows)
+    head = ["model", *(column.title for column in chosen)]
+    return [head, *([str(row["model"]), *(c.cell(row) for c in chosen)] for row in rows)]
+
+
 def format_table(rows: Sequence[Row], style: Literal["text", "markdown"] = "text") -> str:
     """The table, one line per row, without a final line break."""
-    chosen = columns(rows)
-    lines = [["model", *(c.title for c in chosen)]]
-    lines += [[str(row["model"]), *(c.cell(row) for c in chosen)] for row in rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    lines = cells(rows)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     if style == "markdown":
-        rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-        lines.insert(1, rule)
-        return "\n".join(f"| {' | '.join(_padded(line, widths))} |" for line in lines)
-    return "\n".join("  ".join(_padded(line, widths)).rstrip() for line in lines)
+        lines.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+    padded = [[line[0].ljust(widths[0]), *(map(str.rjust, line[1:], widths[1:]))] for line in lines]
+    if style == "markdown":
+        return "\n".join(f"| {' | '.join(line)} |" for line in padded)
+    return "\n".join("  ".join(line).rstrip() for line in padded)
 
 
 def summarise(runs: Sequence[Sequence[Row]]) -> list[Row]:
     """Mean and standard deviation over seeds, row by row.
 
     Args:
-        runs: For each seed the rows of its report (the lines of its `metrics.jsonl`).
+        runs: For each seed the rows of its report.
 
     Returns:
         Rows with the mean of every number under its own name, the sample standard deviation under
@@ -103,21 +156,81 @@ def summarise(runs: Sequence[Sequence[Row]]) -> list[Row]:
             f"the reports of two seeds have different rows ({', '.join(names[0])} against "
             f"{', '.join(odd)}): make them with the same recipe"
         )
-    return [_over_seeds(group) for group in zip(*runs, strict=True)]
+    out: list[Row] = []
+    for group in zip(*runs, strict=True):
+        row: dict[str, Value] = {}
+        for key in dict.fromkeys(key for one in group for key in one if not key.endswith("_se")):
+            values = [one.get(key) for one in group]
+            numbers = [number for value in values if (number := _number(value)) is not None]
+            if numbers:
+                row[key] = statistics.fmean(numbers)
+                if len(numbers) > 1:
+                    row[f"{key}_sd"] = statistics.stdev(numbers)
+            elif len(set(values)) == 1:
+                row[key] = values[0]
+        out.append(row | {"seeds": len(group)})
+    return out
 
 
-def _over_seeds(group: Sequence[Row]) -> Row:
-    out: dict[str, Value] = {}
-    for key in dict.fromkeys(key for row in group for key in row if not key.endswith("_se")):
-        values = [row.get(key) for row in group]
-        numbers = [number for value in values if (number := _number(value)) is not None]
-        if numbers:
-            out[key] = statistics.fmean(numbers)
-            if len(numbers) > 1:
-                out[f"{key}_sd"] = statistics.stdev(numbers)
-        elif len(set(values)) == 1:
-            out[key] = values[0]
-    return out | {"seeds": len(group)}
+def with_gain(rows: Sequence[Row], baseline: str) -> list[Row]:
+    """Rows with `gain`: accuracy above that of the row called `baseline`, in the same units.
+
+    Models answer the same prompts, but only the marginal errors are known here, so no error is
+    attached; `summarise` gives the spread of the gain over seeds.
+    """
+    if not any("accuracy" in row for row in rows):
+        return list(rows)
+    base = next((row.get("accuracy") for row in rows if row["model"] == baseline), None)
+    if not isinstance(base, float):
+        log.warning("report: no row `%s` with an accuracy; gains are left out", baseline)
+        return list(rows)
+    return [
+        {**row, "gain": own - base}
+        if row["model"] != baseline and isinstance(own := row.get("accuracy"), float)
+        else row
+        for row in rows
+    ]
+
+
+_LEGEND = {
+    "tokens": "tokens: mean response length; cut: share of responses that hit the limit",
+    "pass": "pass@k: chance that one of k sampled answers is right",
+    "kl": "KL: nats per token to the teacher on held-out rollouts, reverse KL(model, teacher) "
+    "and forward KL(teacher, model); {levels}",
+    "ece": "ECE: model's confidence against the teacher's probability of the same token",
+    "text_loss": "loss: cross-entropy on held-out text, nats per token",
+    "text_kl": "text KL: KL(teacher, model) on held-out text, whole distributions, nats per token",
+    "text_ece": "text ECE: model's confidence against whether the next token is the one it expects",
+    "acceptance": "accept: 1 - TVD to the teacher on held-out text, the share of a model's tokens "
+    "that pass speculative sampling",
+    "gradient_angle": "angle (degrees), norm (ratio): gradient from the records against that of "
+    "the teacher's whole distribution, same weights and batch",
+    "bytes": "B/pos, record B: bytes of the student's set per position, and of the record columns "
+    "alone",
+}
+
+
+def legend(rows: Sequence[Row], baseline: str) -> list[str]:
+    """What the columns mean, and how much they rest on: one line each."""
+    known = {key for row in rows for key in row}
+    first = ["accuracy of sampled and greedy answers"] if "accuracy" in known else []
+    if any(key.endswith("_sd") for key in known):
+        first.append("+- standard deviation over seeds")
+    elif any(key.endswith("_se") for key in known):
+        first.append("+- standard error over prompts")
+    if "gain" in known:
+        first.append(f"gain over {baseline} in points")
+    levels = {
+        f"{word} KL is {row[key]}"
+        for word, key in (("reverse", "reverse_kl_level"), ("forward", "forward_kl_level"))
+        for row in rows
+        if row.get(key)
+    }
+    shown = known | ({"pass"} if any(PASS in key for key in known) else set())
+    shown = shown - {"ece"} | ({"kl", "ece"} if levels else set())
+    lines = [text for key, text in _LEGEND.items() if key in shown]
+    lines = [line.format(levels=", ".join(sorted(levels))) for line in lines]
+    return ["; ".join(first), *lines] if first else lines
 
 
 def _number(value: Value) -> float | None:
@@ -125,12 +238,3 @@ def _number(value: Value) -> float | None:
     if not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value)
-
-
-def _is_pass(key: str) -> bool:
-    return key.startswith(PASS) and key.removeprefix(PASS).isdigit()
-
-
-def _padded(cells: list[str], widths: list[int]) -> list[str]:
-    first, *others = zip(cells, widths, strict=True)
-    return [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 
 from stages.config import Record, ScoreRun
-from stages.engines.base import ModelFacts, model_facts
 from stages.engines.vllm_process import engine_errors, running_engine
+from stages.models.facts import ModelFacts, model_facts
 from stages.models.model import check_prompts
 from stages.scoring.score import Positions, check_sequences, joined, make_records
 from stages.scoring.vllm_wire import Answer, Array, Request

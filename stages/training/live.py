@@ -22,8 +22,9 @@ from transformers import PreTrainedModel
 
 from stages.config import Record, Sampling
 from stages.counter import hash64
-from stages.engines.base import Completion, ModelFacts, Request, sequence_seed
+from stages.engines.base import Completion, Request, sequence_seed
 from stages.engines.transformers_engine import TransformersGenerator
+from stages.models.facts import ModelFacts
 from stages.scoring.score import score_rows, scoring_head
 from storage.codec import Batch, to_batch
 from storage.manifest import SetMeta

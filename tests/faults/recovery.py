@@ -55,7 +55,7 @@ NODES = {
     "residualize": "residualize",
     "report": "report",
 }
-TIMED = {"metrics.jsonl", "evaluation.json", "rows.json", "metrics.json", "report.html"}
+TIMED = {"metrics.jsonl", "evaluation.json", "rows.jsonl", "report.html"}
 """Files that hold durations beside their content."""
 YEARS = 10 * 365 * 86400.0
 

@@ -13,12 +13,12 @@ import torch
 
 from stages import evaluate
 from stages.config import Evaluate, Record, Sampling
-from stages.engines import Completion, Request
+from stages.engines.base import Completion, Request
 from stages.evaluate import ANSWERS, run
 from stages.evaluation.answers import accuracy, read_answers
 from stages.job import Input, Job
 from stages.models.model import load_model, load_tokenizer
-from stages.report import METRICS
+from stages.reporting.table import EVALUATION
 from storage.errors import DataError, EngineError
 from storage.manifest import build_manifest, verify_set, write_manifest
 from tests.stages.evaluation.cases import scored
@@ -88,7 +88,7 @@ def make(
 
 
 def figures(job: Job[Evaluate]) -> dict[str, Any]:
-    return json.loads((job.directory / METRICS).read_text())
+    return json.loads((job.directory / EVALUATION).read_text())
 
 
 def test_everything_is_measured_and_kept(
@@ -98,7 +98,7 @@ def test_everything_is_measured_and_kept(
     job = make(tmp_path, model, [*answers], records)
     manifest = write_manifest(job.directory, run(job))
     assert manifest.kind == "metrics"
-    assert {file.path for file in manifest.files} == {METRICS, ANSWERS}
+    assert {file.path for file in manifest.files} == {EVALUATION, ANSWERS}
     assert verify_set(job.directory) == []
 
     kept = read_answers(job.directory / ANSWERS)
@@ -160,7 +160,7 @@ def test_a_killed_run_continues_from_its_answers(
 ) -> None:
     job = make(tmp_path, model, ["x"] * len(PROMPTS), records)
     first = run(job)
-    (job.directory / METRICS).unlink()  # as if killed during the scoring pass
+    (job.directory / EVALUATION).unlink()  # as if killed during the scoring pass
     monkeypatch.setattr(evaluate, "open_generator", no_engine)
     assert run(job) == first
 
@@ -197,7 +197,7 @@ def test_a_student_of_a_corpus_is_measured_on_held_out_text(
     job = make_job(tmp_path / "store", "evaluate", config, inputs)
     monkeypatch.setattr(evaluate, "open_generator", no_engine)
     manifest = run(job)
-    assert [file.path for file in manifest.files] == [METRICS]
+    assert [file.path for file in manifest.files] == [EVALUATION]
     found = figures(job)["metrics"]
     assert set(found) == {
         "text_tokens", "text_loss", "text_loss_se", "text_ece", "text_kl", "text_kl_se",
@@ -215,7 +215,7 @@ def test_a_student_that_read_no_record_has_none_to_weigh(
 ) -> None:
     student = write_model(tmp_path / "student", 4)
     commit_student(student, {"objective": {"name": "cross_entropy"}})
-    config = Evaluate(weight=True)
+    config = Evaluate(record_bytes=True)
     inputs = {"model": Input(str(student)), "data": records}
     job = make_job(tmp_path / "store", "evaluate", config, inputs)
     run(job)

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from stages import rollouts, sft_data
 from stages.config import GenerateRun, Rollouts, SftData
-from stages.engines import Completion, Generator, open_generator
+from stages.engines.base import Completion, Generator
+from stages.engines.open import open_generator
 from stages.generation import Order, held_out_count, in_order
 from stages.job import Input, Job
 from stages.models.identity import model_identity

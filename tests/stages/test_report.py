@@ -11,8 +11,16 @@ import pytest
 
 from stages.config import Report
 from stages.job import Input, Job
-from stages.report import METRICS, legend, read_rows, run, with_gain
-from stages.reporting.table import Row, format_table, summarise
+from stages.report import run
+from stages.reporting.table import (
+    EVALUATION,
+    Row,
+    format_table,
+    legend,
+    read_rows,
+    summarise,
+    with_gain,
+)
 from storage.errors import DataError
 from storage.store import Store
 
@@ -41,7 +49,7 @@ def job(root: Path, evaluations: dict[str, dict[str, object]], **config: object)
     for name, content in evaluations.items():
         directory = root / f"evaluate-{name}"
         directory.mkdir(parents=True)
-        (directory / METRICS).write_text(json.dumps(content))
+        (directory / EVALUATION).write_text(json.dumps(content))
         inputs[name] = Input(str(directory), key="0" * 64)
     return Job(
         stage="report",
@@ -67,7 +75,7 @@ def test_every_evaluated_model_is_a_row(tmp_path: Path) -> None:
     )
     manifest = run(made)
     assert manifest.kind == "metrics"
-    names = {"report.txt", "report.md", "report.html", "metrics.jsonl"}
+    names = {"report.txt", "report.md", "report.html", "rows.jsonl"}
     assert {file.path for file in manifest.files} == names
 
     table = (made.directory / "report.txt").read_text()
@@ -119,10 +127,21 @@ def test_what_an_evaluation_lacks_is_a_dash(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["{", "[]", '{"metrics": 3}'])
 def test_a_damaged_evaluation_is_named(tmp_path: Path, content: str) -> None:
     made = job(tmp_path, {"sft": evaluation(SFT)})
-    broken = made.inputs["sft"].directory / METRICS
+    broken = made.inputs["sft"].directory / EVALUATION
     broken.write_text(content)
-    with pytest.raises(DataError, match=r"evaluate-sft/metrics\.json.*Run `evaluate` again"):
+    with pytest.raises(DataError, match=r"evaluate-sft/evaluation\.json.*Run `evaluate` again"):
         run(made)
+
+
+def test_evaluations_and_reports_of_the_previous_version_are_read(tmp_path: Path) -> None:
+    made = job(tmp_path, {"sft": evaluation(SFT)})
+    evaluated = Path(made.inputs["sft"].path)
+    (evaluated / EVALUATION).rename(evaluated / "metrics.json")
+    run(made)
+    rows = read_rows(made.directory)
+    assert rows[0]["accuracy"] == 0.5
+    (made.site / "rows.jsonl").rename(made.site / "metrics.jsonl")
+    assert read_rows(made.directory) == rows
 
 
 def test_reading_rows_of_no_report(tmp_path: Path) -> None:
@@ -162,7 +181,7 @@ def test_summary_over_seeds() -> None:
     assert student["reverse_kl_level"] == "unbiased"
     assert "accuracy_se" not in student
     assert "92.0 +- 2.8" in format_table([sft, student])
-    assert "standard deviation over seeds" in legend([sft, student], "sft")
+    assert "standard deviation over seeds" in legend([sft, student], "sft")[0]
 
 
 def test_summary_of_one_seed_has_no_spread() -> None:
@@ -187,7 +206,7 @@ def test_summary_refuses_reports_of_other_recipes() -> None:
 
 
 def test_legend_says_what_the_divergences_are() -> None:
-    text = legend([{"model": "x", **SFT}], "sft")
+    text = "\n".join(legend([{"model": "x", **SFT}], "sft"))
     assert "forward KL is unbiased, reverse KL is unbiased" in text
     assert "standard error over prompts" in text
 
@@ -209,7 +228,7 @@ def test_a_table_of_text_has_no_word_on_accuracy(tmp_path: Path) -> None:
     header, _, drawn = (made.directory / "report.txt").read_text().splitlines()[:3]
     assert " ".join(header.split()) == "model loss accept % angle norm B/pos record B"
     assert " ".join(drawn.split()) == "drawn 3.210 +- 0.020 62.5 12.3 1.05 30.5 18.2"
-    about = legend(read_rows(made.directory), "sft")
+    about = "\n".join(legend(read_rows(made.directory), "sft"))
     assert "accuracy" not in about
     assert "1 - TVD" in about
     assert "bytes of the student's set per position" in about

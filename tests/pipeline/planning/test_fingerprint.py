@@ -90,6 +90,13 @@ def test_fields_without_effect_leave_the_key_alone() -> None:
     assert identity(counts) != identity(counts.model_copy(update={"draws": 9}))
 
 
+def test_a_renamed_field_keeps_its_place_in_the_key_and_its_old_spelling() -> None:
+    renamed = tables.Evaluate.model_validate({"record_bytes": True})
+    assert tables.Evaluate.model_validate({"weight": True}) == renamed
+    assert identity(renamed)["weight"] is True
+    assert "record_bytes" not in identity(renamed)
+
+
 def test_key_does_not_depend_on_the_order_of_fields() -> None:
     assert digest({"a": 1, "b": [1.5, None]}) == digest({"b": [1.5, None], "a": 1})
 

@@ -185,7 +185,7 @@ live = "full"
 [evaluate]
 text = { sequences = 8 }
 records = false
-weight = true
+record_bytes = true
 gradient = { at = "full" }
 """
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stages.attribution.judge import DrawnJudge, previous_tokens
+from stages.attribution.checks import DrawnCheck, previous_tokens
+from stages.attribution.observe import LoadedModel
 from stages.attribution.verify import Finding, Question, verify_teacher
-from stages.attribution.witness import Witness
 from stages.config import Record, Sampling
 from stages.job import Input
 from storage.errors import DataError
@@ -54,7 +54,7 @@ def ask(model: Path, directory: Path, **question: Any) -> Finding:
 
 def by_chance(found: Finding) -> bool:
     """Whether the statistical tests, and not a direct comparison, reject."""
-    return any("log p + H" in why or "proportions" in why for why in found.judgement.reasons)
+    return any("log p + H" in why or "proportions" in why for why in found.reasons)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -63,28 +63,28 @@ def by_chance(found: Finding) -> bool:
 
 def test_the_true_teacher_is_consistent(teacher: Path, answered: Path, tokens_only: Path) -> None:
     found = ask(teacher, answered)
-    figures = found.judgement.figures
-    assert found.judgement.verdict == "consistent"
+    figures = found.figures
+    assert found.verdict == "consistent"
     assert found.named
     assert (found.sequences, found.tokens) == (COUNT, len(rows_of(answered)["tok"]))
     assert abs(figures["z"] or 9) < 4
     assert figures["impossible"] == 0
     assert (figures["stored_gap"] or 1) < 1e-4
-    assert ask(teacher, tokens_only).judgement.figures["stored_gap"] is None
-    assert ask(teacher, tokens_only).judgement.figures["z"] == figures["z"]
+    assert ask(teacher, tokens_only).figures["stored_gap"] is None
+    assert ask(teacher, tokens_only).figures["z"] == figures["z"]
 
 
 def test_over_seeds_z_is_standard_normal(teacher: Path, tmp_path: Path) -> None:
     """Forty draws of forty answers each, from one set: sequences are independent draws."""
     directory = answers(tmp_path, teacher, 1600, seed=1)
-    witness = Witness.load(teacher, "float32", "cpu")
+    model = LoadedModel.load(teacher, "float32", "cpu")
     z: list[float] = []
-    judge = DrawnJudge(witness.class_V, 1e-4, False, 1.0)
+    check = DrawnCheck(model.class_V, 1e-4, False, 1.0)
     for batch in read_split(directory, "train"):
-        for chunk, seen in witness.ask(batch, Sampling(), 64):
-            judge.add(batch, chunk, seen)
-        z.append(judge.evidence.z or math.nan)
-        judge = DrawnJudge(witness.class_V, 1e-4, False, 1.0)
+        for chunk, seen in model.observe(batch, Sampling(), 64):
+            check.add(batch, chunk, seen)
+        z.append(check.evidence.z or math.nan)
+        check = DrawnCheck(model.class_V, 1e-4, False, 1.0)
     assert len(z) == 50
     assert np.abs(z).max() < 4
     assert abs(np.mean(z)) < 4 / math.sqrt(len(z))
@@ -104,7 +104,7 @@ def test_a_slightly_perturbed_one_is_given_away_by_stored_log_probabilities(
     teacher: Path, answered: Path, tmp_path: Path
 ) -> None:
     found = ask(perturbed(teacher, tmp_path / "other", 0.04), answered)
-    assert any("stored log-prob" in why for why in found.judgement.reasons)
+    assert any("stored log-prob" in why for why in found.reasons)
 
 
 @pytest.mark.parametrize("temperature", [0.8, 1.25])
@@ -139,15 +139,15 @@ def test_truncated_responses_count_like_others(teacher: Path, tmp_path: Path) ->
     cut = answers(tmp_path, teacher, COUNT, seed=3, max_tokens=7)
     assert rows_of(cut)["finish"].mean() > 0.9
     found = ask(teacher, cut)
-    assert found.judgement.verdict == "consistent"
-    assert abs(found.judgement.figures["z"] or 9) < 4
+    assert found.verdict == "consistent"
+    assert abs(found.figures["z"] or 9) < 4
 
 
 def test_a_cut_distribution_is_cut_for_the_model_too(teacher: Path, tmp_path: Path) -> None:
     cut = answers(tmp_path / "a", teacher, COUNT, seed=4, top_p=0.9, top_k=5)
     found = ask(teacher, cut)
-    assert found.judgement.verdict == "consistent"
-    assert found.judgement.figures["impossible"] == 0
+    assert found.verdict == "consistent"
+    assert found.figures["impossible"] == 0
     claimed = rewritten(
         cut, tmp_path / "whole", without(rows_of(cut), "ref_lp"), sampling=Sampling().model_dump()
     )
@@ -155,14 +155,14 @@ def test_a_cut_distribution_is_cut_for_the_model_too(teacher: Path, tmp_path: Pa
     whole = answers(tmp_path / "b", teacher, COUNT, seed=5)
     sampling = Sampling(top_p=0.9, top_k=5).model_dump()
     claimed = rewritten(whole, tmp_path / "cut", rows_of(whole), sampling=sampling)
-    assert "could not have been drawn" in ask(teacher, claimed).judgement.reasons[0]
+    assert "could not have been drawn" in ask(teacher, claimed).reasons[0]
 
 
 def test_greedy_answers_are_checked_token_by_token(teacher: Path, tmp_path: Path) -> None:
     greedy = answers(tmp_path, teacher, 100, temperature=0.0)
     found = ask(teacher, greedy)
-    assert found.judgement.verdict == "consistent"
-    assert found.judgement.figures["z"] is None
+    assert found.verdict == "consistent"
+    assert found.figures["z"] is None
     assert ask(perturbed(teacher, tmp_path / "other", 0.3), greedy).rejected
     assert ask(teacher, greedy, temperature=1.0).rejected
 
@@ -173,7 +173,7 @@ def test_a_sample_is_bounded_and_always_the_same(teacher: Path, answered: Path) 
     assert 900 <= first.tokens < 900 + 32 * 41
     assert first.sequences % 32 == 0
     sizes = ask(teacher, answered, tokens=900, tokens_per_batch=100, rows_per_chunk=7)
-    assert sizes.judgement.figures["z"] == pytest.approx(first.judgement.figures["z"], abs=1e-3)
+    assert sizes.figures["z"] == pytest.approx(first.figures["z"], abs=1e-3)
 
 
 def test_too_little_to_tell(teacher: Path, answered: Path, tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_too_little_to_tell(teacher: Path, answered: Path, tmp_path: Path) -> No
     columns["prompt"] = np.r_[one["prompt"], one["tok"][:-1]]
     offsets = {"prompt": [0, len(columns["prompt"])], "position": [0, 1]}
     short = rewritten(answered, tmp_path / "set", Rows.from_columns(columns, offsets))
-    assert ask(teacher, short).judgement.verdict == "undecided"
+    assert ask(teacher, short).verdict == "undecided"
 
 
 def test_the_token_before_each_position(answered: Path) -> None:
@@ -215,11 +215,11 @@ def test_records_agree_with_their_teacher_only(
 ) -> None:
     scored = records(answered, tmp_path / "records", teacher, record)
     found = ask(teacher, scored)
-    assert found.judgement.verdict == "consistent"
+    assert found.verdict == "consistent"
     assert found.sampling.temperature == record.temperature
-    assert (found.judgement.figures["lp_gap"] or 1) < 2e-4
+    assert (found.figures["lp_gap"] or 1) < 2e-4
     other = ask(perturbed(teacher, tmp_path / "other", 0.02), scored)
-    assert "log p differs" in other.judgement.reasons[0]
+    assert "log p differs" in other.reasons[0]
     assert ask(teacher, scored, temperature=0.9).rejected
 
 
@@ -231,7 +231,7 @@ def test_records_off_by_one_are_rejected(
     shifted = Rows(rows.columns | {column: np.roll(rows[column], 1)}, rows.offsets)
     table = Record(kind="sampled").model_dump()
     found = ask(teacher, rewritten(answered, tmp_path / "off", shifted, record=table))
-    assert len(found.judgement.reasons) == 1
+    assert len(found.reasons) == 1
 
 
 # ---------------------------------------------------------------------------------------------
@@ -266,7 +266,7 @@ def test_a_set_of_unknown_sampling_can_be_asked_with_a_temperature(
 
 
 def test_a_sequence_beyond_the_context_is_refused(teacher: Path, answered: Path) -> None:
-    witness = Witness.load(teacher, "float32", "cpu")
+    model = LoadedModel.load(teacher, "float32", "cpu")
     batch = next(read_split(answered, "train"))
     long = replace(
         batch,
@@ -274,8 +274,8 @@ def test_a_sequence_beyond_the_context_is_refused(teacher: Path, answered: Path)
         prompt_off=np.r_[0, batch.prompt_off[1:] + 60],
     )
     with pytest.raises(DataError, match=r"takes 64"):
-        witness.check(long, "set")
+        model.check_fits(long, "set")
     high = replace(batch, tok=np.where(batch.tok == batch.tok.max(), 999, batch.tok))
     with pytest.raises(DataError, match="token id 999"):
-        witness.check(high, "set")
-    witness.check(batch, "set")
+        model.check_fits(high, "set")
+    model.check_fits(batch, "set")

@@ -12,16 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stages.config import EngineRun, Sampling
-from stages.engines import (
-    Completion,
-    Generator,
-    ModelFacts,
-    Request,
-    context_length,
-    model_facts,
-    open_generator,
-    sequence_seed,
-)
+from stages.engines.base import Completion, Generator, Request, needed_context, sequence_seed
+from stages.engines.open import open_generator
+from stages.models.facts import ModelFacts, model_facts
 from stages.models.model import load_model
 from storage.errors import ConfigError, DataError, EngineError
 from tests.conftest import CONTEXT, EngineSlot, write_model
@@ -322,11 +315,11 @@ def test_the_context_fits_prompt_and_response(
 ) -> None:
     facts = ModelFacts(17, 17, CONTEXT, (EOS,))
     options = EngineRun(max_model_len=limit)
-    assert context_length(facts, longest, max_tokens, options) == expected
+    assert needed_context(facts, longest, max_tokens, options) == expected
 
 
 @pytest.mark.parametrize("limit", [29, CONTEXT + 1])
 def test_an_execution_option_cannot_change_responses(limit: int) -> None:
     facts = ModelFacts(17, 17, CONTEXT, (EOS,))
     with pytest.raises(ConfigError, match=f"run.max_model_len = {limit}"):
-        context_length(facts, 10, 20, EngineRun(max_model_len=limit))
+        needed_context(facts, 10, 20, EngineRun(max_model_len=limit))

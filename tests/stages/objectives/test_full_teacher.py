@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 
 from stages import train
 from stages.config import Record, Student
-from stages.engines.base import model_facts
 from stages.job import Input, Job
+from stages.models.facts import model_facts
 from stages.models.model import lm_head, load_model, response_hidden
 from stages.objectives.full_teacher import FullTeacher, full_forward_kl
 from stages.scoring.score import score_rows, scoring_head

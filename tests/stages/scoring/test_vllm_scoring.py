@@ -17,7 +17,7 @@ import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from stages.config import Record, Sampling, ScoreRun
-from stages.engines import Request
+from stages.engines.base import Request
 from stages.models.model import load_model
 from stages.scoring.drawn import REST_BITS
 from stages.scoring.scorer import Scorer, open_scorer

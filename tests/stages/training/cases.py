@@ -11,9 +11,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stages.config import Record, Sampling
-from stages.engines.base import ModelFacts, Request, sequence_seed
+from stages.engines.base import Request, sequence_seed
 from stages.engines.transformers_engine import TransformersGenerator
 from stages.job import Input, Job
+from stages.models.facts import ModelFacts
 from stages.models.identity import ModelIdentity, model_identity, tokenizer_hash
 from stages.models.model import lm_head, load_model
 from stages.models.tokenizer import copy_tokenizer

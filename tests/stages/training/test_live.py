@@ -10,8 +10,8 @@ import torch
 
 from stages import train
 from stages.config import Student
-from stages.engines.base import model_facts
 from stages.job import Input, Job
+from stages.models.facts import model_facts
 from stages.models.model import load_model
 from stages.training.live import LiveSource
 from stages.training.metrics import read

@@ -1,4 +1,4 @@
-"""Two judges: of tokens that a model may have drawn, and of records that it may have made."""
+"""Two checks: did a model draw these tokens, and did it make these records?"""
 
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -22,7 +22,7 @@ MOST_IMPOSSIBLE = 1e-3
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Outcome:
     """A verdict with its grounds; a figure is None where it does not apply."""
 
     verdict: Verdict
@@ -30,103 +30,16 @@ class Judgement:
     figures: dict[str, float | int | None]
 
 
-class Judge(Protocol):
-    """Takes in what a witness says, then decides."""
+class Check(Protocol):
+    """Collects what a model says, then decides."""
 
     def add(self, batch: Batch, chunk: slice, seen: Observed) -> None:
         """Positions `chunk` of `batch`."""
         ...
 
-    def decide(self) -> Judgement:
+    def decide(self) -> Outcome:
         """Over everything taken in."""
         ...
-
-
-@dataclass
-class DrawnJudge:
-    """Did the model draw these tokens?"""
-
-    class_V: Tensor
-    level: float
-    compare: bool
-    """Whether stored log-probabilities of the draws count as evidence."""
-    tolerance: float
-    evidence: Evidence = field(default_factory=Evidence)
-    gap: "Gap" = field(default_factory=lambda: Gap())
-
-    def add(self, batch: Batch, chunk: slice, seen: Observed) -> None:
-        """Positions `chunk` of `batch`."""
-        class_R = self.class_V[torch.from_numpy(batch.tok[chunk])]
-        self.evidence.add(seen, class_R, groups(previous_tokens(batch)[chunk]))
-        if self.compare and batch.ref_lp is not None:
-            self.gap.add(seen.lp_R, batch.ref_lp[chunk])
-
-    def decide(self) -> Judgement:
-        """Each of the two tests at half the level; impossible tokens and a large gap reject too."""
-        seen, reasons = self.evidence, list[str]()
-        chi_square, freedom = seen.chi_square()
-        if seen.impossible > MOST_IMPOSSIBLE * seen.tokens:
-            reasons.append(f"{seen.impossible} tokens could not have been drawn")
-        if seen.p_mean is not None and seen.p_mean < self.level / 2:
-            reasons.append("mean of log p + H is not zero")
-        if seen.p_classes is not None and seen.p_classes < self.level / 2:
-            reasons.append("ids do not come in the model's proportions")
-        if self.gap.mean is not None and not self.gap.mean <= self.tolerance:
-            reasons.append(f"stored log-probabilities of the draws differ by {self.gap.mean:.2g}")
-        figures = {
-            "z": seen.z,
-            "mean": seen.excess / seen.drawn if seen.drawn else None,
-            "skewness": seen.skewness if seen.drawn else None,
-            "p_mean": seen.p_mean,
-            "chi_square": chi_square if freedom else None,
-            "freedom": freedom if freedom else None,
-            "p_classes": seen.p_classes,
-            "impossible": seen.impossible,
-            "stored_gap": self.gap.mean,
-        }
-        return Judgement(self._verdict(reasons), tuple(reasons), figures)
-
-    def _verdict(self, reasons: list[str]) -> Verdict:
-        seen = self.evidence
-        if reasons:
-            return "rejected"
-        if seen.drawn == 0:  # greedy: every token is the likeliest, which is all there is to check
-            return "consistent" if seen.tokens else "undecided"
-        tested = seen.p_mean is not None and abs(seen.skewness) <= MOST_SKEW
-        return "consistent" if tested else "undecided"
-
-
-@dataclass
-class RecordJudge:
-    """Did the model make these records?"""
-
-    tolerance: float
-    lp: "Gap" = field(default_factory=lambda: Gap())
-    ent: "Gap" = field(default_factory=lambda: Gap())
-
-    def add(self, batch: Batch, chunk: slice, seen: Observed) -> None:
-        """Positions `chunk` of `batch`."""
-        assert batch.lp is not None, "every record holds it"
-        assert batch.ent is not None, "every record holds it"
-        self.lp.add(seen.lp_R, batch.lp[chunk])
-        self.ent.add(seen.ent_R, batch.ent[chunk])
-
-    def decide(self) -> Judgement:
-        """Mean differences within the tolerance."""
-        reasons = tuple(
-            f"{what} differs by {gap.mean:.2g} nats a token"
-            for what, gap in (("log p", self.lp), ("the entropy", self.ent))
-            if gap.mean is not None and not gap.mean <= self.tolerance
-        )
-        figures = {
-            "lp_gap": self.lp.mean,
-            "lp_worst": self.lp.worst if self.lp.count else None,
-            "ent_gap": self.ent.mean,
-            "tolerance": self.tolerance,
-        }
-        if not self.lp.count:
-            return Judgement("undecided", (), figures)
-        return Judgement("rejected" if reasons else "consistent", reasons, figures)
 
 
 @dataclass
@@ -149,6 +62,91 @@ class Gap:
     def mean(self) -> float | None:
         """Nats; None before the first position."""
         return self.total / self.count if self.count else None
+
+
+@dataclass
+class DrawnCheck:
+    """Did the model draw these tokens?"""
+
+    class_V: Tensor
+    level: float
+    compare: bool
+    """Whether stored log-probabilities of the draws count as evidence."""
+    tolerance: float
+    evidence: Evidence = field(default_factory=Evidence)
+    gap: Gap = field(default_factory=Gap)
+
+    def add(self, batch: Batch, chunk: slice, seen: Observed) -> None:
+        """Positions `chunk` of `batch`."""
+        class_R = self.class_V[torch.from_numpy(batch.tok[chunk])]
+        self.evidence.add(seen, class_R, groups(previous_tokens(batch)[chunk]))
+        if self.compare and batch.ref_lp is not None:
+            self.gap.add(seen.lp_R, batch.ref_lp[chunk])
+
+    def decide(self) -> Outcome:
+        """Each of the two tests at half the level; impossible tokens and a large gap reject too."""
+        seen, reasons = self.evidence, list[str]()
+        chi_square, freedom = seen.chi_square()
+        if seen.impossible > MOST_IMPOSSIBLE * seen.tokens:
+            reasons.append(f"{seen.impossible} tokens could not have been drawn")
+        if seen.p_mean is not None and seen.p_mean < self.level / 2:
+            reasons.append("mean of log p + H is not zero")
+        if seen.p_classes is not None and seen.p_classes < self.level / 2:
+            reasons.append("ids do not come in the model's proportions")
+        if self.gap.mean is not None and not self.gap.mean <= self.tolerance:
+            reasons.append(f"stored log-probabilities of the draws differ by {self.gap.mean:.2g}")
+        figures = {
+            "z": seen.z,
+            "mean": seen.excess / seen.drawn if seen.drawn else None,
+            "skewness": seen.skewness if seen.drawn else None,
+            "p_mean": seen.p_mean,
+            "chi_square": chi_square if freedom else None,
+            "freedom": freedom if freedom else None,
+            "p_classes": seen.p_classes,
+            "impossible": seen.impossible,
+            "stored_gap": self.gap.mean,
+        }
+        verdict: Verdict = "undecided"
+        if reasons:
+            verdict = "rejected"
+        elif not seen.drawn:  # greedy: every token is the likeliest, and nothing else to test
+            verdict = "consistent" if seen.tokens else "undecided"
+        elif seen.p_mean is not None and abs(seen.skewness) <= MOST_SKEW:
+            verdict = "consistent"
+        return Outcome(verdict, tuple(reasons), figures)
+
+
+@dataclass
+class RecordCheck:
+    """Did the model make these records?"""
+
+    tolerance: float
+    lp: Gap = field(default_factory=Gap)
+    ent: Gap = field(default_factory=Gap)
+
+    def add(self, batch: Batch, chunk: slice, seen: Observed) -> None:
+        """Positions `chunk` of `batch`."""
+        assert batch.lp is not None, "every record holds it"
+        assert batch.ent is not None, "every record holds it"
+        self.lp.add(seen.lp_R, batch.lp[chunk])
+        self.ent.add(seen.ent_R, batch.ent[chunk])
+
+    def decide(self) -> Outcome:
+        """Mean differences within the tolerance."""
+        reasons = tuple(
+            f"{what} differs by {gap.mean:.2g} nats a token"
+            for what, gap in (("log p", self.lp), ("the entropy", self.ent))
+            if gap.mean is not None and not gap.mean <= self.tolerance
+        )
+        figures = {
+            "lp_gap": self.lp.mean,
+            "lp_worst": self.lp.worst if self.lp.count else None,
+            "ent_gap": self.ent.mean,
+            "tolerance": self.tolerance,
+        }
+        if not self.lp.count:
+            return Outcome("undecided", (), figures)
+        return Outcome("rejected" if reasons else "consistent", reasons, figures)
 
 
 def previous_tokens(batch: Batch) -> np.ndarray:

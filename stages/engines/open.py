@@ -1,0 +1,43 @@
+"""Starts a generation engine: vLLM where it is installed, else transformers."""
+
+import importlib.util
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from stages.config import EngineRun
+from stages.engines.base import Generator
+from stages.models.environment import prepare_environment
+from storage.errors import ConfigError
+
+
+def open_generator(
+    directory: Path, *, dtype: str, run: EngineRun, max_model_len: int, seed: int = 0
+) -> AbstractContextManager[Generator]:
+    """Start an engine with the model in `directory`; leaving the context frees its memory.
+
+    Args:
+        directory: A Hugging Face model with its tokenizer.
+        dtype: `float32` or `bfloat16`.
+        run: Engine, batch and memory limits.
+        max_model_len: Context, from `needed_context`.
+        seed: Of the engine itself; responses depend on the seeds of requests only.
+
+    Raises:
+        DataError: the directory holds no usable model.
+        ConfigError: the engine asked for is not installed.
+        EngineError: the engine does not start.
+    """
+    prepare_environment()
+    installed = importlib.util.find_spec("vllm") is not None
+    if run.engine == "vllm" and not installed:
+        raise ConfigError(
+            'run.engine = "vllm", but vLLM is not installed. Install the extra `cpu` or `cuda`, or '
+            'use "transformers".'
+        )
+    if run.engine == "transformers" or not installed:
+        from stages.engines.transformers_engine import open_transformers
+
+        return open_transformers(directory, dtype=dtype, run=run, max_model_len=max_model_len)
+    from stages.engines.vllm_engine import open_vllm
+
+    return open_vllm(directory, dtype=dtype, run=run, max_model_len=max_model_len, seed=seed)
