@@ -23,7 +23,7 @@ from pipeline.upkeep import housekeeping
 from stages.job import Input
 from storage.errors import DataError
 from storage.files.place import place
-from storage.manifest import verify_set
+from storage.sets import verify_set
 from storage.store import Store
 
 log = logging.getLogger(__name__)

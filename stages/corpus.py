@@ -34,9 +34,10 @@ from stages.models.identity import chat_template_hash, tokenizer_hash
 from stages.models.tokenizer import copy_tokenizer, load_tokenizer, make_tokenizer
 from storage.errors import DataError
 from storage.files.write import disk_errors, sync_directory, temporary_name
-from storage.manifest import Manifest, Part, SetMeta, commit_parts
+from storage.manifest import Manifest, Part, SetMeta
 from storage.rows import Rows, offsets_of
 from storage.schema import FINISH, OUTCOME
+from storage.sets import commit_parts
 from storage.shard import PartWriter
 
 log = logging.getLogger(__name__)
@@ -121,16 +122,17 @@ def commit(job: Job[Corpus]) -> Manifest:
     prepared = _prepare(job)
     return commit_parts(
         job.directory,
+        job.identity(
+            "sequences",
+            tokenizer=_tokenizer(prepared),
+            meta={
+                "candidates": 0,
+                "vocab_size": prepared.vocab_size,
+                "full_support": False,
+                "generator": None,
+            },
+        ),
         len(plan(job)),
-        **job.identity,
-        kind="sequences",
-        tokenizer=_tokenizer(prepared),
-        meta={
-            "candidates": 0,
-            "vocab_size": prepared.vocab_size,
-            "full_support": False,
-            "generator": None,
-        },
         files=copy_tokenizer(prepared.directory / TOKENIZER, job.directory / TOKENIZER),
     )
 

@@ -208,9 +208,10 @@ def _manifest(job: Job[Evaluate], model: Path) -> Manifest:
     made_here = manifest_of_model(model)
     return build_manifest(
         job.directory,
-        **job.identity,
-        kind="metrics",
-        teacher=made_here.teacher if made_here else None,
-        meta={"metrics": json.loads((job.directory / EVALUATION).read_bytes())["metrics"]},
+        job.identity(
+            "metrics",
+            teacher=made_here.teacher if made_here else None,
+            meta={"metrics": json.loads((job.directory / EVALUATION).read_bytes())["metrics"]},
+        ),
         files=[EVALUATION, *([ANSWERS] if job.config.prompts is not None else [])],
     )

@@ -32,9 +32,10 @@ from stages.models.identity import DigestCache, ModelIdentity, local_directory, 
 from stages.models.tokenizer import load_tokenizer
 from storage.errors import EngineError
 from storage.files.place import Place
-from storage.manifest import Manifest, Part, SetMeta, commit_parts
+from storage.manifest import Manifest, Part, SetMeta
 from storage.rows import Rows
 from storage.schema import FINISH
+from storage.sets import commit_parts
 from storage.shard import PartWriter
 
 log = logging.getLogger(__name__)
@@ -178,24 +179,25 @@ class Generation:
         return writer.part
 
     def commit(self, teacher: Any, files: Iterable[Place] = ()) -> Manifest:
-        """The manifest of the finished set; see `storage.manifest.commit_parts`."""
+        """The manifest of the finished set; see `storage.sets.commit_parts`."""
         job, sampling = self.job, self.config.sampling
         return commit_parts(
             job.directory,
+            job.identity(
+                "sequences",
+                teacher=teacher,
+                tokenizer=self._tokenizer(),
+                meta={
+                    "sampling": sampling.model_dump(),
+                    "full_support": sampling.full_support,
+                    "candidates": self.candidates,
+                    "vocab_size": self.facts.vocab_size,
+                    "stop_ids": list(self.facts.stop_ids),
+                    "generator": self.identity.to_json(),
+                    "prompts": self.prompts.report.to_json(),
+                },
+            ),
             len(self.plan()),
-            **job.identity,
-            kind="sequences",
-            teacher=teacher,
-            tokenizer=self._tokenizer(),
-            meta={
-                "sampling": sampling.model_dump(),
-                "full_support": sampling.full_support,
-                "candidates": self.candidates,
-                "vocab_size": self.facts.vocab_size,
-                "stop_ids": list(self.facts.stop_ids),
-                "generator": self.identity.to_json(),
-                "prompts": self.prompts.report.to_json(),
-            },
             files=files,
         )
 

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypedDict, TypeVar
+from typing import Generic, TypeVar
 
 from storage.files.place import Place, place
+from storage.manifest import Json, ManifestKind, SetIdentity
 from storage.store import Store
 
 ConfigT = TypeVar("ConfigT")
@@ -35,16 +36,6 @@ class Input:
         return place(self.path)
 
 
-class Identity(TypedDict):
-    """Which set a manifest belongs to; fields as in `storage.manifest.Manifest`."""
-
-    stage: str
-    version: int
-    key: str
-    name: str
-    payload: Mapping[str, object]
-
-
 @dataclass(frozen=True)
 class Job(Generic[ConfigT]):
     """What to make (`key`, `config`), from what (`inputs`), and where (`directory`)."""
@@ -72,12 +63,26 @@ class Job(Generic[ConfigT]):
         """Where on this machine the set is worked on: `directory`, unless that is elsewhere."""
         return self.store.site(self.stage, self.key)
 
-    @property
-    def identity(self) -> Identity:
-        """What `build_manifest` and `commit_parts` must be told of the set to be made."""
+    def identity(
+        self,
+        kind: ManifestKind,
+        *,
+        teacher: Json | None = None,
+        tokenizer: Json | None = None,
+        meta: Json | None = None,
+    ) -> SetIdentity:
+        """Which set the job makes, as `build_manifest` and `commit_parts` take it."""
         version = int(str(self.payload["version"]))
-        return Identity(
-            stage=self.stage, version=version, key=self.key, name=self.name, payload=self.payload
+        return SetIdentity(
+            self.stage,
+            version,
+            self.key,
+            self.name,
+            kind,
+            self.payload,
+            teacher,
+            tokenizer,
+            meta or {},
         )
 
 

@@ -60,9 +60,7 @@ def run(job: Job[Report]) -> Manifest:
         (job.directory / name).write_text(content)
     return build_manifest(
         job.directory,
-        **job.identity,
-        kind="metrics",
-        meta={"baseline": job.config.baseline, "rows": list(found)},
+        job.identity("metrics", meta={"baseline": job.config.baseline, "rows": list(found)}),
         files=list(files),
     )
 

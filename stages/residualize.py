@@ -27,9 +27,10 @@ from stages.models.descent import TOKENIZER
 from stages.models.tokenizer import copy_tokenizer
 from storage.errors import DataError
 from storage.files.place import Place
-from storage.manifest import Manifest, Part, SetMeta, commit_parts, read_manifest
+from storage.manifest import Manifest, Part, SetMeta, read_manifest
 from storage.rows import Rows
 from storage.schema import column_names
+from storage.sets import commit_parts
 from storage.shard import PartWriter, read_meta, read_rows
 
 log = logging.getLogger(__name__)
@@ -112,11 +113,8 @@ def commit(job: Job[Residualize]) -> Manifest:
     kept = directory / TOKENIZER
     manifest = commit_parts(
         job.directory,
+        job.identity("records", teacher=source.teacher, tokenizer=source.tokenizer),
         len(source.parts),
-        **job.identity,
-        kind="records",
-        teacher=source.teacher,
-        tokenizer=source.tokenizer,
         files=copy_tokenizer(kept, job.directory / TOKENIZER) if kept.is_dir() else (),
     )
     return replace(manifest, meta=dict(source.meta) | {"record": _record(job, source)})

@@ -37,9 +37,10 @@ from stages.scoring.calibration import FILE, calibrated, sample, stored
 from stages.scoring.scorer import Scorer, open_scorer
 from stages.scoring.teacher_prompt import PrivilegedScorer, TeacherPrompts
 from storage.errors import ConfigError, DataError
-from storage.manifest import Manifest, Part, SetMeta, commit_parts, read_manifest
+from storage.manifest import Manifest, Part, SetMeta, read_manifest
 from storage.packed.frequencies import write_ranks
 from storage.rows import Rows
+from storage.sets import commit_parts
 from storage.shard import PartWriter, read_meta, read_rows
 
 log = logging.getLogger(__name__)
@@ -147,11 +148,8 @@ def commit(job: Job[TeacherLogits]) -> Manifest:
     files = copy_tokenizer(directory, job.directory / TOKENIZER)
     manifest = commit_parts(
         job.directory,
+        job.identity("records", teacher=identity, tokenizer=_tokenizer(identity)),
         len(plan(job)),
-        **job.identity,
-        kind="records",
-        teacher=identity,
-        tokenizer=_tokenizer(identity),
         files=[*files, FILE] if calibrated_here else files,
     )
     meta = dict(source.meta) | {"record": record.described()}

@@ -136,8 +136,8 @@ class SetMeta:
 
 
 @dataclass(frozen=True)
-class Manifest:
-    """A committed set."""
+class SetIdentity:
+    """Which set it is, and what it descends from."""
 
     stage: str
     version: int
@@ -146,11 +146,17 @@ class Manifest:
     name: str
     kind: ManifestKind
     payload: Json
-    """The identity that was hashed into `key`."""
+    """What was hashed into `key`."""
     teacher: Json | None = None
     """Identity of the teacher the set descends from."""
     tokenizer: Json | None = None
     meta: Json = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True)
+class Manifest(SetIdentity):
+    """A committed set."""
+
     parts: tuple[Part, ...] = ()
     files: tuple[File, ...] = ()
     format: int = MANIFEST_FORMAT
@@ -312,138 +318,29 @@ def to_text(manifest: Manifest) -> str:
 
 def build_manifest(
     directory: Place,
-    *,
-    stage: str,
-    version: int,
-    key: str,
-    name: str,
-    kind: ManifestKind,
-    payload: Json,
-    teacher: Json | None = None,
-    tokenizer: Json | None = None,
-    meta: Json | None = None,
+    identity: SetIdentity,
     parts: Iterable[Part] = (),
     files: Iterable[str | Place] = (),
 ) -> Manifest:
     """A manifest, not yet written; `files` are hashed.
 
     Args:
+        directory: Directory of the set.
+        identity: Which set it is.
+        parts: Its parts, in the order of their index.
         files: Paths in `directory`, relative to it or absolute.
-        (others): fields of `Manifest`.
 
     Raises:
         RetryError: a file vanished.
     """
-    return Manifest(
-        stage=stage,
-        version=version,
-        key=key,
-        name=name,
-        kind=kind,
-        payload=payload,
-        teacher=teacher,
-        tokenizer=tokenizer,
-        meta=meta or {},
-        parts=tuple(parts),
-        files=tuple(sorted((_file(directory, item) for item in files), key=lambda f: f.path)),
-    )
+    hashed = sorted((_file(directory, item) for item in files), key=lambda file: file.path)
+    return Manifest(**vars(identity), parts=tuple(parts), files=tuple(hashed))
 
 
 def _file(directory: Place, item: str | Place) -> File:
     path = directory / item if isinstance(item, str) else item
     name = str(path).removeprefix(f"{directory}/")
     try:
-        return File(
-            path=name,
-            bytes=size_of(path),
-            sha256=sha256_file(path),
-        )
+        return File(name, size_of(path), sha256_file(path))
     except FileNotFoundError as error:
         raise RetryError(f"{path}: vanished before the set was committed; run again") from error
-
-
-def commit_parts(
-    directory: Place,
-    count: int,
-    *,
-    stage: str,
-    version: int,
-    key: str,
-    name: str,
-    kind: ManifestKind,
-    payload: Json,
-    teacher: Json | None = None,
-    tokenizer: Json | None = None,
-    meta: Json | None = None,
-    files: Iterable[str | Place] = (),
-) -> Manifest:
-    """The manifest of a sharded set, not yet written: one verified part for each index.
-
-    Args:
-        directory: Where the parts are.
-        count: Number of parts planned; their indices are 0 to `count` - 1.
-        files: Other files of the set; the ranks of packed parts are found without being named.
-        (others): as for `build_manifest`.
-
-    Raises:
-        RetryError: parts are missing or damaged; the message names their indices.
-        DataError: a part belongs to another set.
-    """
-    from storage.shard import find_part, read_meta  # pyarrow, which reading a manifest never needs
-
-    found = [find_part(directory, index) for index in range(count)]
-    missing = [str(index) for index, part in enumerate(found) if part is None]
-    if missing:
-        shown = ", ".join(missing[:20]) + (", ..." if len(missing) > 20 else "")
-        raise RetryError(
-            f"{directory}: parts {shown} of {count} are missing or damaged "
-            f"({len(missing)} in all); run the stage again, finished parts are kept"
-        )
-    parts = [part for part in found if part is not None]
-    packed = False
-    for part in parts:
-        own = read_meta(directory / part.file)
-        packed |= own.layout == "packed"
-        if (other := own.key) != key:
-            raise DataError(
-                f"{directory / part.file}: belongs to set {other[:12]}, not {key[:12]}. Move it "
-                "away and run the stage again."
-            )
-    return build_manifest(
-        directory,
-        stage=stage,
-        version=version,
-        key=key,
-        name=name,
-        kind=kind,
-        payload=payload,
-        teacher=teacher,
-        tokenizer=tokenizer,
-        meta=meta,
-        parts=parts,
-        files=[*files, RANKS] if packed else files,
-    )
-
-
-def verify_set(directory: Place) -> list[str]:
-    """Everything wrong with a set: every part and file is hashed again, every row group decoded.
-
-    Returns:
-        One line per problem; empty for a sound set.
-    """
-    from storage.shard import verify_part  # pyarrow, as above
-
-    try:
-        manifest = read_manifest(directory)
-    except DataError as error:
-        return [str(error)]
-    problems: list[str] = []
-    for part in manifest.parts:
-        problems += verify_part(directory, part)
-    for file in manifest.files:
-        path = directory / file.path
-        if not path.is_file():
-            problems.append(f"{path}: missing")
-        elif (digest := sha256_file(path)) != file.sha256:
-            problems.append(f"{path}: sha256 is {digest}, not {file.sha256}")
-    return problems

@@ -16,7 +16,8 @@ from pipeline.planning.plan import Planned
 from storage.errors import DataError
 from storage.files.place import Place
 from storage.files.write import disk_errors, sha256_file, size_of, sync_directory, temporary_name
-from storage.manifest import FILE_NAME, RANKS, Manifest, read_manifest, verify_set, write_manifest
+from storage.manifest import FILE_NAME, RANKS, Manifest, read_manifest, write_manifest
+from storage.sets import verify_set
 from storage.shard import find_part, read_meta, verify_part
 from storage.store import Store
 

@@ -13,7 +13,8 @@ from pipeline.ledger import RESOLVED
 from pipeline.upkeep.cards import dataset_card, model_card
 from storage.errors import DataError, RetryError, UsageError
 from storage.files.write import disk_errors
-from storage.manifest import FILE_NAME, Manifest, read_manifest, verify_set
+from storage.manifest import FILE_NAME, Manifest, read_manifest
+from storage.sets import verify_set
 
 log = logging.getLogger(__name__)
 

@@ -72,13 +72,14 @@ def model_manifest(
     directory = job.site
     return build_manifest(
         directory,
-        **job.identity,
-        kind="model",
-        teacher=teacher,
-        tokenizer={
-            "tokenizer": tokenizer_hash(directory),
-            "chat_template": chat_template_hash(directory),
-        },
-        meta=meta,
+        job.identity(
+            "model",
+            teacher=teacher,
+            tokenizer={
+                "tokenizer": tokenizer_hash(directory),
+                "chat_template": chat_template_hash(directory),
+            },
+            meta=meta,
+        ),
         files=files,
     )

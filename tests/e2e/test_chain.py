@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from storage.manifest import read_manifest, verify_set
+from storage.manifest import read_manifest
 from storage.rows import Rows
+from storage.sets import verify_set
 from storage.shard import read_rows
 from tests.e2e.command import HERE, Outcome, afterglow, sets_named
 

@@ -7,7 +7,8 @@ import pytest
 from pipeline.planning.config import load_recipe
 from pipeline.planning.document import BEGIN, END
 from storage.errors import DataError
-from storage.manifest import read_manifest, verify_set
+from storage.manifest import read_manifest
+from storage.sets import verify_set
 from tests.e2e.command import Outcome, afterglow
 
 SMALL = {

@@ -28,7 +28,8 @@ from pipeline.planning.config import load_recipe
 from pipeline.planning.nodes import build, select
 from pipeline.planning.plan import Planned, resolve
 from storage.errors import AfterglowError, RetryError
-from storage.manifest import read_manifest, verify_set
+from storage.manifest import read_manifest
+from storage.sets import verify_set
 from storage.shard import find_part
 from storage.store import Store
 

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from storage.codec import stored, to_batch
-from storage.manifest import Manifest, SetMeta, commit_parts, write_manifest
+from storage.manifest import Manifest, SetIdentity, SetMeta, write_manifest
 from storage.rows import Rows
 from storage.schema import FORMAT_VERSION, Array
+from storage.sets import commit_parts
 from storage.shard import PartWriter
 from tests.storage.make import KINDS, meta_of, packed, random_rows
 
@@ -58,15 +59,17 @@ def write_golden_set(directory: Path, kind: str, rows: Rows) -> Manifest:
         writer.write(rows)
     manifest = commit_parts(
         directory,
+        SetIdentity(
+            meta.stage,
+            1,
+            meta.key,
+            f"golden {kind}",
+            meta.kind,
+            {"made by": "tests/golden/make.py"},
+            teacher=meta.teacher,
+            tokenizer=meta.tokenizer,
+        ),
         1,
-        stage=meta.stage,
-        version=1,
-        key=meta.key,
-        name=f"golden {kind}",
-        kind=meta.kind,
-        payload={"made by": "tests/golden/make.py"},
-        teacher=meta.teacher,
-        tokenizer=meta.tokenizer,
     )
     return write_manifest(directory, manifest)
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from storage.codec import to_batch
-from storage.manifest import read_manifest, verify_set
+from storage.manifest import read_manifest
 from storage.rows import Rows
 from storage.schema import FORMAT_VERSION
+from storage.sets import verify_set
 from storage.shard import PartFile
 from tests.golden.make import GOLDEN, golden_meta, offsets, shortest, write_golden_set
 

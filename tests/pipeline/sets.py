@@ -4,7 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.planning import fingerprint
-from storage.manifest import Manifest, commit_parts, write_manifest
+from storage.manifest import Manifest, SetIdentity, write_manifest
+from storage.sets import commit_parts
 from storage.shard import PartWriter
 from storage.store import Store
 from tests.storage.make import meta_of, random_rows
@@ -25,15 +26,17 @@ def make_set(root: Path, kind: str = "head_tail", *, seed: int = 0) -> tuple[Pat
         first += count
     manifest = commit_parts(
         directory,
+        SetIdentity(
+            meta.stage,
+            1,
+            meta.key,
+            meta.stage,
+            meta.kind,
+            payload,
+            teacher=meta.teacher,
+            tokenizer=meta.tokenizer,
+            meta={} if meta.record is None else {"record": dict(meta.record)},
+        ),
         len(PLAN),
-        stage=meta.stage,
-        version=1,
-        key=meta.key,
-        name=meta.stage,
-        kind=meta.kind,
-        payload=payload,
-        teacher=meta.teacher,
-        tokenizer=meta.tokenizer,
-        meta={} if meta.record is None else {"record": dict(meta.record)},
     )
     return directory, write_manifest(directory, manifest)

@@ -13,9 +13,10 @@ import pytest
 from storage.errors import DataError
 from storage.files import source
 from storage.files.remote import Remote
-from storage.manifest import read_manifest, verify_set
+from storage.manifest import read_manifest
 from storage.parquet.reader import column_bytes
 from storage.rows import Rows
+from storage.sets import verify_set
 from storage.shard import find_part, read_rows
 from storage.stream import Stream
 from tests.remote.proxy import FAULTS, Plan

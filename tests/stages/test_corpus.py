@@ -14,8 +14,9 @@ from stages.job import Job
 from stages.models.identity import tokenizer_hash
 from stages.models.tokenizer import load_tokenizer, make_tokenizer
 from storage.errors import DataError
-from storage.manifest import Manifest, read_manifest, verify_set, write_manifest
+from storage.manifest import Manifest, read_manifest, write_manifest
 from storage.rows import Rows
+from storage.sets import verify_set
 from storage.shard import read_rows
 from storage.store import Store
 

@@ -20,7 +20,8 @@ from stages.job import Input, Job
 from stages.models.model import load_model, load_tokenizer
 from stages.reporting.table import EVALUATION
 from storage.errors import DataError, EngineError
-from storage.manifest import build_manifest, verify_set, write_manifest
+from storage.manifest import SetIdentity, build_manifest, write_manifest
+from storage.sets import verify_set
 from tests.stages.evaluation.cases import scored
 from tests.stages.training.cases import END, make_job, write_model
 
@@ -226,14 +227,16 @@ def commit_student(directory: Path, meta: dict[str, object]) -> None:
     """Make a model directory the committed set of a `train` stage."""
     manifest = build_manifest(
         directory,
-        stage="train",
-        version=1,
-        key="ef" * 32,
-        name="train",
-        kind="model",
-        payload={},
-        teacher={"path": "teacher", "weights": "0" * 64},
-        meta=meta,
+        SetIdentity(
+            "train",
+            1,
+            "ef" * 32,
+            "train",
+            "model",
+            {},
+            teacher={"path": "teacher", "weights": "0" * 64},
+            meta=meta,
+        ),
         files=sorted(path.name for path in directory.iterdir()),
     )
     write_manifest(directory, manifest)

@@ -23,8 +23,9 @@ from stages.job import Input, Job
 from stages.models.identity import model_identity
 from stages.models.tokenizer import load_tokenizer
 from storage.errors import ConfigError, DataError, EngineError
-from storage.manifest import Manifest, build_manifest, read_manifest, verify_set, write_manifest
+from storage.manifest import Manifest, SetIdentity, build_manifest, read_manifest, write_manifest
 from storage.rows import Rows
+from storage.sets import verify_set
 from storage.shard import read_meta, read_rows
 from storage.store import Store
 from tests.conftest import CONTEXT, EngineSlot
@@ -266,14 +267,7 @@ def test_rollouts_hand_on_the_teacher_of_their_model(
     reference = Path(shutil.copytree(tiny_model, tmp_path / "pi_ref"))
     teacher = {"path": "somewhere", "files": {"model.safetensors": "ab"}, "tokenizer": "cd"}
     made = build_manifest(
-        reference,
-        stage="sft",
-        version=1,
-        key="0" * 64,
-        name="sft",
-        kind="model",
-        payload={},
-        teacher=teacher,
+        reference, SetIdentity("sft", 1, "0" * 64, "sft", "model", {}, teacher=teacher)
     )
     write_manifest(reference, made)
     job = make_job(rollouts, tmp_path / "store", reference)

@@ -18,15 +18,9 @@ from stages.job import Input, Job
 from stages.models.model import load_model
 from stages.scoring.score import score_rows, scoring_head
 from storage.errors import ConfigError, DataError
-from storage.manifest import (
-    Manifest,
-    SetMeta,
-    commit_parts,
-    read_manifest,
-    verify_set,
-    write_manifest,
-)
+from storage.manifest import Manifest, SetIdentity, SetMeta, read_manifest, write_manifest
 from storage.rows import Rows
+from storage.sets import commit_parts, verify_set
 from storage.shard import PartWriter, find_part, read_meta, read_rows
 from storage.stream import read_split
 from tests.e2e.command import ROOT, afterglow
@@ -81,21 +75,23 @@ def make_foreign(root: Path, record: Record | None = None, *, same: bool = False
             writer.write(rows.slice(index * PER_PART, (index + 1) * PER_PART))
     manifest = commit_parts(
         root / "records",
+        SetIdentity(
+            stage="teacher-logits",
+            version=1,
+            key=KEY,
+            name="teacher-logits",
+            kind="records",
+            payload={},
+            teacher=teacher_json,
+            tokenizer={"tokenizer": teacher_json["tokenizer"]},
+            meta={
+                "sampling": {"temperature": 1.0},
+                "full_support": True,
+                "record": record.described(),
+                "generator": identity(reference).to_json(),
+            },
+        ),
         len(SPLITS),
-        stage="teacher-logits",
-        version=1,
-        key=KEY,
-        name="teacher-logits",
-        kind="records",
-        payload={},
-        teacher=teacher_json,
-        tokenizer={"tokenizer": teacher_json["tokenizer"]},
-        meta={
-            "sampling": {"temperature": 1.0},
-            "full_support": True,
-            "record": record.described(),
-            "generator": identity(reference).to_json(),
-        },
     )
     write_manifest(root / "records", manifest)
     return Foreign(root, root / "records")

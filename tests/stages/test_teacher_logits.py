@@ -22,14 +22,14 @@ from storage.manifest import (
     RANKS,
     Manifest,
     Part,
+    SetIdentity,
     SetMeta,
     build_manifest,
-    commit_parts,
     read_manifest,
-    verify_set,
     write_manifest,
 )
 from storage.rows import Rows
+from storage.sets import commit_parts, verify_set
 from storage.shard import PartWriter, find_part, read_meta, read_rows
 from storage.store import Store
 from tests.stages.scoring.cases import (
@@ -64,16 +64,18 @@ def write_sequences(
             writer.write(rows)
     manifest = commit_parts(
         directory,
+        SetIdentity(
+            "rollouts",
+            1,
+            KEY,
+            "rollouts",
+            "sequences",
+            {},
+            teacher=identity,
+            tokenizer=tokenizer,
+            meta={"candidates": candidates, "vocab_size": vocab_size, "full_support": True},
+        ),
         len(parts),
-        stage="rollouts",
-        version=1,
-        key=KEY,
-        name="rollouts",
-        kind="sequences",
-        payload={},
-        teacher=identity,
-        tokenizer=tokenizer,
-        meta={"candidates": candidates, "vocab_size": vocab_size, "full_support": True},
     )
     return write_manifest(directory, manifest)
 
@@ -404,9 +406,7 @@ def test_a_directory_without_a_manifest_is_refused(
 
 
 def test_a_set_of_another_kind_is_refused(tmp_path: Path, teacher: Path) -> None:
-    manifest = build_manifest(
-        tmp_path, stage="sft", version=1, key=KEY, name="sft", kind="model", payload={}
-    )
+    manifest = build_manifest(tmp_path, SetIdentity("sft", 1, KEY, "sft", "model", {}))
     write_manifest(tmp_path, manifest)
     with pytest.raises(DataError, match="holds model, not sequences"):
         teacher_logits.plan(make_job(tmp_path, teacher, tmp_path))

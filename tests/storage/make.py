@@ -9,10 +9,11 @@ import numpy as np
 from hypothesis import strategies as st
 
 from storage.files.place import Place
-from storage.manifest import Manifest, SetMeta, commit_parts, write_manifest
+from storage.manifest import Manifest, SetIdentity, SetMeta, write_manifest
 from storage.packed.frequencies import write_ranks
 from storage.rows import Rows
 from storage.schema import column_names
+from storage.sets import commit_parts
 from storage.shard import PartWriter
 
 KEY = "0123456789abcdef" * 4
@@ -202,15 +203,17 @@ def commit(directory: Place, meta: SetMeta, count: int) -> Manifest:
     """The manifest of the parts in `directory`, not written."""
     return commit_parts(
         directory,
+        SetIdentity(
+            meta.stage,
+            1,
+            meta.key,
+            meta.stage,
+            meta.kind,
+            {"seed": 0},
+            teacher=meta.teacher,
+            tokenizer=meta.tokenizer,
+        ),
         count,
-        stage=meta.stage,
-        version=1,
-        key=meta.key,
-        name=meta.stage,
-        kind=meta.kind,
-        payload={"seed": 0},
-        teacher=meta.teacher,
-        tokenizer=meta.tokenizer,
     )
 
 

@@ -1,31 +1,23 @@
 """Models of the store are hashed before they are used."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from storage.errors import DamageError
 from storage.intact import check_files
-from storage.manifest import FILE_NAME, build_manifest, write_manifest
+from storage.manifest import FILE_NAME, SetIdentity, build_manifest, write_manifest
 from tests.storage.make import KEY
 
 FLIPS, CUTS = 200, 50
-IDENTITY: dict[str, Any] = {
-    "stage": "sft",
-    "version": 1,
-    "key": KEY,
-    "name": "sft",
-    "kind": "model",
-    "payload": {},
-}
+IDENTITY = SetIdentity("sft", 1, KEY, "sft", "model", {})
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     (tmp_path / "model.safetensors").write_bytes(bytes(1000))
-    write_manifest(tmp_path, build_manifest(tmp_path, **IDENTITY, files=["model.safetensors"]))
+    write_manifest(tmp_path, build_manifest(tmp_path, IDENTITY, files=["model.safetensors"]))
     check_files(tmp_path)
     return tmp_path / "model.safetensors"
 
@@ -57,7 +49,7 @@ def test_no_flipped_bit_and_no_cut_goes_unnoticed(model: Path) -> None:
     (model.parent / FILE_NAME).unlink()
     model.write_bytes(rng.bytes(3000))
     files = [model.name, *others]
-    write_manifest(model.parent, build_manifest(model.parent, **IDENTITY, files=files))
+    write_manifest(model.parent, build_manifest(model.parent, IDENTITY, files=files))
     for index in range(FLIPS + CUTS):
         path = model.parent / files[index % len(files)]
         whole = path.read_bytes()

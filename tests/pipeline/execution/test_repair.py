@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from storage.errors import DataError
-from storage.manifest import FILE_NAME, Manifest, read_manifest, to_text, verify_set
+from storage.manifest import FILE_NAME, Manifest, read_manifest, to_text
+from storage.sets import verify_set
 from storage.shard import read_rows
 from tests.e2e.command import Outcome, afterglow
 

@@ -8,7 +8,8 @@ import pytest
 
 from pipeline.upkeep.adopt import adopt_set
 from storage.errors import DataError
-from storage.manifest import FILE_NAME, Manifest, read_manifest, to_text, verify_set, write_manifest
+from storage.manifest import FILE_NAME, Manifest, read_manifest, to_text, write_manifest
+from storage.sets import verify_set
 from storage.store import Store
 from tests.e2e.command import Outcome, afterglow
 from tests.pipeline.sets import make_set

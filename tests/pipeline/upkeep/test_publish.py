@@ -11,7 +11,7 @@ import pytest
 from pipeline.upkeep import publish
 from pipeline.upkeep.adopt import adopt_set
 from storage.errors import DataError, RetryError, UsageError
-from storage.manifest import build_manifest, write_manifest
+from storage.manifest import SetIdentity, build_manifest, write_manifest
 from storage.rows import Rows
 from storage.shard import read_rows
 from storage.store import Store
@@ -136,13 +136,7 @@ def test_a_model_lies_where_transformers_looks_for_it(tmp_path: Path, sets: list
     meta = {"guarantee": {"level": "unbiased", "reason": "full support"}}
     manifest = build_manifest(
         directory,
-        stage="train",
-        version=1,
-        key="0" * 64,
-        name="train.reverse_kl",
-        kind="model",
-        payload={},
-        meta=meta,
+        SetIdentity("train", 1, "0" * 64, "train.reverse_kl", "model", {}, meta=meta),
         files=["config.json"],
     )
     write_manifest(directory, manifest)

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.upkeep.sweep import find_strays, remove
 from storage.errors import DataError
-from storage.manifest import verify_set
+from storage.sets import verify_set
 from tests.e2e.command import Outcome, afterglow
 from tests.pipeline.sets import make_set
 

@@ -11,8 +11,9 @@ from stages.config import Corpus, Pretrain, Record, SftData
 from stages.job import Input
 from stages.models.model import load_model, load_tokenizer, real_vocab_size
 from stages.scoring.score import score_rows, scoring_head
-from storage.manifest import SetMeta, commit_parts, read_manifest, write_manifest
+from storage.manifest import SetIdentity, SetMeta, read_manifest, write_manifest
 from storage.rows import Rows
+from storage.sets import commit_parts
 from storage.shard import PartWriter, read_rows
 from tests.stages.training.cases import make_job
 
@@ -78,16 +79,18 @@ def rewritten(source: Path, target: Path, rows: Rows, **meta: Any) -> Path:
         writer.write(rows)
     made = commit_parts(
         target,
+        SetIdentity(
+            manifest.stage,
+            1,
+            RECORDS_KEY,
+            manifest.name,
+            kind,
+            {},
+            teacher=manifest.teacher,
+            tokenizer=manifest.tokenizer,
+            meta=dict(manifest.meta) | meta,
+        ),
         1,
-        stage=manifest.stage,
-        version=1,
-        key=RECORDS_KEY,
-        name=manifest.name,
-        kind=kind,
-        payload={},
-        teacher=manifest.teacher,
-        tokenizer=manifest.tokenizer,
-        meta=dict(manifest.meta) | meta,
     )
     write_manifest(target, made)
     return target

@@ -8,8 +8,9 @@ from stages.config import Record, Sampling
 from stages.models.identity import tokenizer_hash
 from stages.models.model import load_model
 from stages.scoring.score import score_rows, scoring_head
-from storage.manifest import SetMeta, commit_parts, write_manifest
+from storage.manifest import SetIdentity, SetMeta, write_manifest
 from storage.rows import Rows
+from storage.sets import commit_parts
 from storage.shard import PartWriter
 from tests.stages.training.cases import VOCABULARY
 
@@ -61,15 +62,17 @@ def scored(
         writer.write(rows)
     manifest = commit_parts(
         directory,
+        SetIdentity(
+            "teacher-logits",
+            1,
+            KEY,
+            "teacher-logits",
+            "records",
+            {},
+            tokenizer={"tokenizer": tokenizer_hash(teacher)},
+            meta=meta,
+        ),
         1,
-        stage="teacher-logits",
-        version=1,
-        key=KEY,
-        name="teacher-logits",
-        kind="records",
-        payload={},
-        tokenizer={"tokenizer": tokenizer_hash(teacher)},
-        meta=meta,
     )
     write_manifest(directory, manifest)
     return directory

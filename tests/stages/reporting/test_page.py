@@ -14,7 +14,7 @@ from stages.config import Report
 from stages.job import Input, Job
 from stages.reporting import charts
 from stages.reporting.page import ancestors, page
-from storage.manifest import build_manifest, write_manifest
+from storage.manifest import SetIdentity, build_manifest, write_manifest
 from storage.store import Store
 
 SETS = {
@@ -39,8 +39,8 @@ def job(tmp_path: Path) -> Job[Report]:
         directory = tmp_path / store.path(stage, key(name)).name
         directory.mkdir()
         inputs = {role: {"key": key(source)} for role, source in reads.items()}
-        own = {"stage": stage, "version": 1, "key": key(name), "name": name, "kind": "metrics"}
-        manifest = build_manifest(directory, **own, payload={"inputs": inputs})  # type: ignore[reportArgumentType]
+        identity = SetIdentity(stage, 1, key(name), name, "metrics", {"inputs": inputs})
+        manifest = build_manifest(directory, identity)
         write_manifest(directory, manifest)
         (directory / "provenance.json").write_text(
             json.dumps({"cost": {"seconds": 1.5, "sequences": 0, "tokens": 1234, "bytes": 10}})

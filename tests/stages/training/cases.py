@@ -19,9 +19,10 @@ from stages.models.identity import ModelIdentity, model_identity, tokenizer_hash
 from stages.models.model import lm_head, load_model
 from stages.models.tokenizer import copy_tokenizer
 from stages.scoring.score import score_rows, scoring_head
-from storage.manifest import Manifest, SetMeta, build_manifest, commit_parts, write_manifest
+from storage.manifest import Manifest, SetIdentity, SetMeta, build_manifest, write_manifest
 from storage.rows import Rows, offsets_of
 from storage.schema import FINISH
+from storage.sets import commit_parts
 from storage.shard import PartWriter
 from storage.store import Store
 from tests.random_models import random_model
@@ -132,19 +133,8 @@ def commit(
     )
     with PartWriter(directory, 0, set_meta) as writer:
         writer.write(rows)
-    manifest = commit_parts(
-        directory,
-        1,
-        stage=stage,
-        version=1,
-        key=key,
-        name=stage,
-        kind=kind,
-        payload={},
-        teacher=teacher_json,
-        tokenizer=known,
-        meta=meta,
-    )
+    made = SetIdentity(stage, 1, key, stage, kind, {}, teacher_json, known, meta)
+    manifest = commit_parts(directory, made, 1)
     return write_manifest(directory, manifest)
 
 
@@ -228,13 +218,7 @@ def commit_model(directory: Path, teacher: ModelIdentity) -> None:
     names = sorted(path.name for path in directory.iterdir())
     manifest = build_manifest(
         directory,
-        stage="sft",
-        version=1,
-        key="5f" * 32,
-        name="sft",
-        kind="model",
-        payload={},
-        teacher=teacher.to_json(),
+        SetIdentity("sft", 1, "5f" * 32, "sft", "model", {}, teacher=teacher.to_json()),
         files=names,
     )
     write_manifest(directory, manifest)

@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 from storage.check import check_meta
 from storage.codec import stored
 from storage.errors import DataError
-from storage.manifest import RANKS, SetMeta, read_manifest, verify_set, write_manifest
+from storage.manifest import RANKS, SetMeta, read_manifest, write_manifest
 from storage.packed.codec import Code, code_of, pack, unpack
 from storage.packed.frequencies import read_ranks, write_ranks
 from storage.rows import Rows
 from storage.schema import BLOBS, BUCKET_STREAMS, Blobs, blob_names
+from storage.sets import verify_set
 from storage.shard import PartFile, PartWriter, find_part, read_rows, verify_part
 from storage.stream import Stream
 from tests.storage.make import (

@@ -1,0 +1,65 @@
+"""Whole sets of parts: the manifest that commits one, and the check of everything it lists."""
+
+from collections.abc import Iterable
+
+from storage.errors import DataError, RetryError
+from storage.files.place import Place
+from storage.files.write import sha256_file
+from storage.manifest import RANKS, Manifest, SetIdentity, build_manifest, read_manifest
+from storage.shard import find_part, read_meta, verify_part
+
+
+def commit_parts(
+    directory: Place, identity: SetIdentity, count: int, files: Iterable[str | Place] = ()
+) -> Manifest:
+    """The manifest of a sharded set, not yet written: one verified part for each index.
+
+    Args:
+        directory: Where the parts are.
+        identity: Which set it is.
+        count: Number of parts planned; their indices are 0 to `count` - 1.
+        files: Other files of the set; `ranks.u32` of packed parts is added by itself.
+
+    Raises:
+        RetryError: parts are missing or damaged; the message names their indices.
+        DataError: a part belongs to another set.
+    """
+    found = [find_part(directory, index) for index in range(count)]
+    missing = [str(index) for index, part in enumerate(found) if part is None]
+    if missing:
+        shown = ", ".join(missing[:20]) + (", ..." if len(missing) > 20 else "")
+        raise RetryError(
+            f"{directory}: parts {shown} of {count} are missing or damaged "
+            f"({len(missing)} in all); run the stage again, finished parts are kept"
+        )
+    parts = [part for part in found if part is not None]
+    packed = False
+    for part in parts:
+        meta = read_meta(directory / part.file)
+        packed |= meta.layout == "packed"
+        if meta.key != identity.key:
+            raise DataError(
+                f"{directory / part.file}: belongs to set {meta.key[:12]}, not "
+                f"{identity.key[:12]}. Move it away and run the stage again."
+            )
+    return build_manifest(directory, identity, parts, [*files, RANKS] if packed else files)
+
+
+def verify_set(directory: Place) -> list[str]:
+    """Everything wrong with a set: every part and file is hashed again, every row group decoded.
+
+    Returns:
+        One line per problem; empty for a sound set.
+    """
+    try:
+        manifest = read_manifest(directory)
+    except DataError as error:
+        return [str(error)]
+    problems = [line for part in manifest.parts for line in verify_part(directory, part)]
+    for file in manifest.files:
+        path = directory / file.path
+        if not path.is_file():
+            problems.append(f"{path}: missing")
+        elif (digest := sha256_file(path)) != file.sha256:
+            problems.append(f"{path}: sha256 is {digest}, not {file.sha256}")
+    return problems
