@@ -63,7 +63,7 @@ def run(options: Options) -> Report:
 def _demo(store: Path) -> tuple[PreTrainedModel, Path, Student]:
     """Where the demo's main student starts, what it reads, and its settings."""
     sets = make(store, ["sft", "teacher-logits"], "--recipe", "demo")
-    student = next(iter(load_recipe("demo").train.students().values()))
+    student = next(iter(load_recipe("demo").train.variants().values()))
     return load_model(sets["sft"], "float32", "cpu"), sets["teacher-logits"], student
 
 

@@ -1,73 +1,163 @@
-"""The chain as data: stages, edges and resources.
+"""The chain as data: stages, what each reads, resources.
 
 Standard library only: schedulers parse this module many times a minute, so importing it must cost
-nothing. What a *recipe* makes of it (variants, keys, directories) is in
-`pipeline.planning.nodes` and `pipeline.planning.plan`.
+nothing. Everything else follows from `STAGES`: make targets, the tasks of Airflow and Dagster, the
+tables of a recipe, and the nodes that `pipeline.planning.nodes` makes of a recipe. A new stage is
+one entry here, a module in `stages/` and a table in `stages/config/`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+MODELS: dict[str, tuple[str, ...]] = {
+    "teacher": ("pretrain",),
+    "student": ("pretrain",),
+    "policy": ("pretrain", "sft"),
+}
+"""Models a stage may read, and the stages that may make them. `teacher` and `student` are tables of
+the recipe. The policy writes the rollouts: in the first round it is pi_ref, in later rounds the
+student as the round before has left it."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage; `name` is also the make target, the config table and the directory prefix."""
+    """One stage."""
 
     name: str
-    needs: tuple[str, ...]
-    """Stages whose sets this one may read."""
-    sharded: bool
-    """True: plan / run_shard / commit. False: one resumable `run`."""
-    gpu: bool
-    """Whether a GPU is used where there is one."""
-    version: int
-    """Bumped by hand when the meaning of the output changes; part of every key."""
+    """Also the make target, the config table and the prefix of directories."""
     summary: str
+    table: str
+    """Class of the config table: `file.Class` in `stages.config`."""
+    reads: Mapping[str, tuple[str, ...]]
+    """Inputs by role: the stages (or the model, see `MODELS`) that may serve. The first is read
+    unless the table names another."""
+    refines: str = ""
+    """The stage whose sets this one passes on changed, one for each. Where a recipe has this table,
+    later stages read the changed set wherever they would read that stage by default."""
+    sharded: bool = False
+    """True: plan / run_shard / commit. False: one resumable `run`."""
+    gpu: bool = False
+    """Whether a GPU is used where there is one."""
+    version: int = 1
+    """Bumped by hand when the meaning of the output changes; part of every key."""
 
     @property
     def module(self) -> str:
         """Importable name of the module that implements the stage."""
-        return "stages." + self.name.replace("-", "_")
+        return "stages." + self.field
+
+    @property
+    def field(self) -> str:
+        """The name as a Python identifier."""
+        return self.name.replace("-", "_")
+
+    def sources(self, role: str) -> set[str]:
+        """The stages whose sets may serve as this input."""
+        found: set[str] = set()
+        for source in self.reads[role]:
+            found.update(MODELS.get(source, (source,)))
+        for stage in STAGES:
+            if stage.name == self.name:
+                break
+            if stage.refines in found:
+                found.add(stage.name)
+        return found
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """All stages whose sets this one may read, in order."""
+        found = set[str]().union(*(self.sources(role) for role in self.reads))
+        return tuple(stage.name for stage in STAGES if stage.name in found)
 
 
+# The Makefile reads this table too: name and summary open each entry, on lines of their own.
 STAGES: tuple[Stage, ...] = (
-    Stage("corpus", (), True, False, 1, "tokenise text files or a built-in task into sequences"),
-    Stage("pretrain", ("corpus",), False, True, 1, "train a small model from scratch on a corpus"),
-    Stage("sft-data", ("pretrain",), True, True, 1, "the teacher answers the SFT prompts"),
-    Stage("sft", ("pretrain", "sft-data"), False, True, 1, "fine-tune the student: pi_ref"),
-    Stage("rollouts", ("sft",), True, True, 1, "pi_ref answers the OPD prompts"),
+    Stage(
+        "corpus",
+        "tokenise text files or a built-in task into sequences",
+        table="corpus.Corpus",
+        reads={},
+        sharded=True,
+    ),
+    Stage(
+        "pretrain",
+        "train small models from scratch on the corpus (the demo's teacher and base)",
+        table="training.Pretrain",
+        reads={"corpus": ("corpus",)},
+        gpu=True,
+    ),
+    Stage(
+        "sft-data",
+        "the teacher answers the SFT prompts",
+        table="generation.SftData",
+        reads={"teacher": ("teacher",)},
+        sharded=True,
+        gpu=True,
+    ),
+    Stage(
+        "sft",
+        "fine-tune the student on these answers: pi_ref, the reference policy",
+        table="training.Sft",
+        reads={"base": ("student",), "sequences": ("sft-data",)},
+        gpu=True,
+    ),
+    Stage(
+        "rollouts",
+        "pi_ref answers the OPD prompts",
+        table="generation.Rollouts",
+        reads={"model": ("policy",)},
+        sharded=True,
+        gpu=True,
+    ),
     Stage(
         "teacher-logits",
-        ("corpus", "pretrain", "sft-data", "rollouts"),
-        True,
-        True,
-        2,
         "the same teacher scores every position once",
+        table="records.RecordSets",
+        reads={"teacher": ("teacher",), "sequences": ("rollouts", "sft-data", "corpus")},
+        sharded=True,
+        gpu=True,
+        version=2,
     ),
     Stage(
         "residualize",
-        ("teacher-logits",),
-        True,
-        False,
-        1,
-        "take what recurs out of the scores of another teacher",
+        "correct the records of a teacher that pi_ref did not learn from",
+        table="records.Residualize",
+        reads={"records": ("teacher-logits",)},
+        sharded=True,
     ),
     Stage(
         "train",
-        ("pretrain", "sft-data", "sft", "rollouts", "teacher-logits", "residualize"),
-        False,
-        True,
-        1,
         "train students from the records, no teacher in sight",
+        table="training.Train",
+        reads={
+            "init": ("policy",),
+            "data": ("teacher-logits", "residualize", "sft-data", "rollouts", "corpus"),
+            "records": ("teacher-logits",),
+            "teacher": ("teacher",),
+        },
+        gpu=True,
     ),
     Stage(
         "evaluate",
-        ("corpus", "pretrain", "sft", "teacher-logits", "train"),
-        False,
-        True,
-        1,
         "accuracy, length, KL to the teacher and calibration of every model",
+        table="evaluation.Evaluate",
+        reads={
+            "model": ("teacher", "policy", "train"),
+            "records": ("teacher-logits",),
+            "text": ("corpus", "sft-data", "rollouts"),
+            "teacher": ("teacher",),
+            "at": ("train",),
+            "data": ("teacher-logits",),
+        },
+        gpu=True,
     ),
-    Stage("report", ("evaluate",), False, False, 2, "one table over all of the above"),
+    Stage(
+        "report",
+        "one table over all of the above",
+        table="evaluation.Report",
+        reads={"evaluations": ("evaluate",)},
+        version=2,
+    ),
 )
 
 BY_NAME: dict[str, Stage] = {stage.name: stage for stage in STAGES}

@@ -23,7 +23,7 @@ def plan_lines(recipe: Recipe, store: Store, planned: Iterable[Planned]) -> Line
     rows = [["node", "key", "state", "reads", "tokens up to", "bytes about"]]
     result: list[dict[str, object]] = []
     for chosen in planned:
-        size = estimate(recipe, chosen.node)
+        size = estimate(chosen.node)
         done = chosen.manifest(store) is not None
         state = "done" if done else "to do"
         key = chosen.key[:12] if chosen.key else _UNKNOWN

@@ -1,34 +1,23 @@
 """A recipe: the config tables of all stages, read from TOML files and command-line overrides."""
 
+import importlib
 import tomllib
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, create_model, model_validator
 
-from stages.config import (
-    Corpus,
-    Evaluate,
-    ModelRef,
-    Pretrain,
-    RecordSets,
-    Report,
-    Residualize,
-    Rollouts,
-    Sft,
-    SftData,
-    Table,
-    TeacherLogits,
-    Train,
-    merge,
-)
+from pipeline.graph import STAGES, Stage
+from stages.config import ModelRef, StageTable, Table, merge
 from storage.errors import ConfigError
 
 Tree = dict[str, object]
 
 
 class Recipe(Table):
-    """Everything a run needs to know. Tables are named like the stages they configure."""
+    """Everything a run needs to know. `RECIPE` adds the tables of the stages, by their names."""
 
     name: str = "custom"
     """For people; never part of a key."""
@@ -41,55 +30,58 @@ class Recipe(Table):
     student: ModelRef | None = None
     """The base model that SFT starts from; without `[sft]`, pi_ref itself. Not needed where all
     students start from scratch."""
-    corpus: Corpus | None = None
-    pretrain: dict[str, Pretrain] = Field(default_factory=dict[str, Pretrain])
-    sft_data: SftData | None = Field(default=None, alias="sft-data")
-    sft: Sft | None = None
-    rollouts: Rollouts | None = None
-    teacher_logits: RecordSets = Field(default=RecordSets(), alias="teacher-logits")
-    residualize: Residualize | None = None
-    train: Train
-    evaluate: Evaluate | None = None
-    report: Report = Report()
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    def tables(self, stage: Stage) -> Iterator[tuple[str, str, StageTable]]:
+        """The sets that a stage is asked for: name, heading of the table in TOML, the table.
+
+        Raises:
+            ValueError: a comparison table has an unknown field or an impossible value.
+        """
+        found: StageTable | dict[str, StageTable] | None = getattr(self, stage.field)
+        if isinstance(found, dict):
+            for name, table in found.items():
+                yield name, f"[{stage.name}.{name}]", table
+        elif found is not None:
+            compared: Mapping[str, object] = getattr(found, "compare", {})
+            for name, table in found.variants().items():
+                compare = f".compare.{name}" if name in compared else ""
+                yield name, f"[{stage.name}{compare}]", table
 
     @model_validator(mode="after")
-    def _tables_fit(self) -> "Recipe":
-        for model in (self.teacher, self.student):
-            name = model.pretrained_here if model else None
-            if name is not None and name not in self.pretrain:
-                raise ValueError(f"`pretrain:{name}` is named, but there is no [pretrain.{name}]")
-        if self.pretrain and self.corpus is None:
-            raise ValueError("[pretrain] needs a [corpus] to train on")
-        if self.sft is not None and self.sft_data is None:
-            raise ValueError("[sft] needs [sft-data]: the teacher's answers to train on")
-        for name, table in self.teacher_logits.sets().items():
-            self._candidates_fit(f"compare.{name}." if name else "", table)
-        students = self.train.students()
-        if self.student is None:
-            needy = [table for table in ("sft", "rollouts") if getattr(self, table) is not None]
-            needy += [f"train ({n})" for n, table in students.items() if table.init == "sft"]
-            if needy:
-                raise ValueError(f"[student] is missing: {', '.join(needy)} would start from it")
-        at = self.evaluate.gradient.at if self.evaluate and self.evaluate.gradient else ""
-        if at and at not in students:
-            raise ValueError(
-                f"evaluate.gradient.at is `{at}`, which is no student; there are "
-                f"{', '.join(students)}"
-            )
+    def _read_all(self) -> "Recipe":
+        for stage in STAGES:
+            for name, heading, _ in self.tables(stage):
+                if name and not name.replace("-", "").replace("_", "").isalnum():
+                    raise ValueError(f"{heading}: name it with letters, digits, - and _ only")
         return self
 
-    def _candidates_fit(self, variant: str, table: TeacherLogits) -> None:
-        record, rollouts = table.record, self.rollouts
-        if (
-            table.source == "rollouts"
-            and rollouts is not None
-            and record.kind == "head_tail"
-            and record.candidates > rollouts.candidates
-        ):
-            raise ValueError(
-                f"teacher-logits.{variant}record.candidates is {record.candidates}, but rollouts "
-                f"keep {rollouts.candidates} per position: raise rollouts.candidates"
-            )
+
+def table_class(stage: Stage) -> type[StageTable]:
+    """Class of the config table of a stage."""
+    file, _, name = stage.table.rpartition(".")
+    return getattr(importlib.import_module(f"stages.config.{file}"), name)
+
+
+def _field(stage: Stage) -> tuple[Any, Any]:
+    """Type and default of the field that holds a stage's table."""
+    table = table_class(stage)
+    if table.presence == "by name":
+        none: dict[str, StageTable] = {}
+        return dict[str, table], Field(default=none, alias=stage.name)
+    if table.presence == "optional":
+        return table | None, Field(default=None, alias=stage.name)
+    default = ... if table.presence == "required" else table()
+    return table, Field(default=default, alias=stage.name)
+
+
+RECIPE: type[Recipe] = create_model(
+    "Recipe", __base__=Recipe, **cast("Any", {stage.field: _field(stage) for stage in STAGES})
+)
+"""The recipe with one field for each stage of the graph."""
 
 
 def load_recipe(
@@ -117,7 +109,7 @@ def load_recipe(
     for override in overrides or []:
         tree = merge(tree, _parse_override(override))
     try:
-        return Recipe.model_validate(tree)
+        return RECIPE.model_validate(tree)
     except ValidationError as error:
         source = ", ".join(str(path) for path in files or []) or f"recipe {recipe}"
         raise ConfigError(f"{source}: {_explain(error)}") from error

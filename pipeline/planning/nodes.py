@@ -1,7 +1,9 @@
 """From a recipe to nodes: one per record set, per student, per model to evaluate.
 
-`build` expands the stages of `pipeline.graph` as the recipe asks; what each node reads is another
-node or something from outside. Keys are the business of `pipeline.planning.plan`.
+`build` walks the stages of `pipeline.graph` in order. For every table that the recipe has of a
+stage it adds a node, and connects it with what the table names or, by default, the graph. For each
+further round of a student it makes everything between the policy and that student again. Keys are
+the business of `pipeline.planning.plan`.
 """
 
 import math
@@ -10,14 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from pipeline.graph import BY_NAME, STAGES, Stage
+from pipeline.graph import BY_NAME, MODELS, STAGES, Stage, downstream
 from pipeline.planning.config import Recipe
-from stages.config import Evaluate, Generate, ModelRef, Rollouts, Student, Table, TeacherLogits
+from stages.config import Evaluate, ModelRef, StageTable, Student
 from storage.errors import ConfigError
 
 _ROUND_SEEDS = 1_000_000
 """Between the seeds of two rounds, so that the rounds of neighbouring seeds share none."""
-_AFTER_ROUNDS = {"evaluate", "report"}
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class External:
     kind: str
     """`model` or `set`."""
     path: str
+    """A directory or, of a model, a Hub id."""
     revision: str = "main"
 
 
@@ -45,7 +47,10 @@ class Node:
 
     stage: Stage
     variant: str
-    config: Table
+    """Which set of the stage; the main one is called ""."""
+    heading: str
+    """What asks for it: a table of the recipe, as in TOML, or a round of a student."""
+    config: StageTable
     seed: int
     inputs: Mapping[str, Ref] = field(default_factory=dict[str, Ref])
     round: int = 1
@@ -54,7 +59,7 @@ class Node:
     @property
     def name(self) -> str:
         """`stage` or `stage.variant`."""
-        return f"{self.stage.name}.{self.variant}" if self.variant else self.stage.name
+        return _name(self.stage.name, self.variant)
 
     def upstream(self) -> Iterator["Node"]:
         """The nodes this one reads."""
@@ -62,12 +67,17 @@ class Node:
             if isinstance(ref.source, Node):
                 yield ref.source
 
+    @property
+    def data(self) -> "Node | External | None":
+        """The set of sequences or records that this node reads, if it reads one."""
+        return _data(self.inputs)
+
 
 def build(recipe: Recipe) -> list[Node]:
     """All nodes of `recipe`, each after those it reads.
 
     Raises:
-        ConfigError: a table is missing, or a reference names nothing.
+        ConfigError: a reference names nothing, or two tables ask for a set or row of one name.
     """
     return _Builder(recipe).nodes()
 
@@ -75,185 +85,266 @@ def build(recipe: Recipe) -> list[Node]:
 class _Builder:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
+        self.student_dtype: Literal["float32", "bfloat16"] = (
+            recipe.student or recipe.teacher
+        ).dtype
+        self.asked = [(stage, *one) for stage in STAGES for one in recipe.tables(stage)]
         self.made: dict[str, Node] = {}
+        self.tables: dict[str, StageTable] = {}
+        """The table of each node as the recipe has it; `Node.config` is the completed one."""
 
     def nodes(self) -> list[Node]:
-        recipe = self.recipe
-        if recipe.corpus is not None:
-            self._add("corpus", "", recipe.corpus)
-        for name, table in recipe.pretrain.items():
-            self._add("pretrain", name, table, corpus=Ref(self.made["corpus"]))
-        teacher = self._model(recipe.teacher)
-        reference = self._model(recipe.student) if recipe.student else None
-        if recipe.sft_data is not None:
-            self._add("sft-data", "", recipe.sft_data, teacher=teacher)
-        if recipe.sft is not None and reference is not None:
-            data = Ref(self.made["sft-data"])
-            self._add("sft", "", recipe.sft, base=reference, sequences=data)
-            reference = Ref(self.made["sft"], self._dtype)
-        if recipe.rollouts is not None and reference is not None:
-            self._add("rollouts", "", recipe.rollouts, model=reference)
-        self._teacher_logits(teacher)
-        if recipe.residualize is not None:
-            records = self._set(recipe.residualize.source, "residualize.source")
-            self._add("residualize", "", recipe.residualize, records=records)
-        rows = self._students(teacher, reference)
-        self._evaluations(teacher, rows)
+        for stage, variant, heading, table in self.asked:
+            if isinstance(table, Evaluate):
+                self._evaluate(stage, heading, table)
+            elif stage.name == "report":
+                self._report(stage, heading, table)
+            elif stage.refines:
+                for node in self._all(stage.refines):
+                    inputs = self._inputs(stage, heading, table, node.variant)
+                    self._add(stage, node.variant, heading, table, inputs)
+            elif not self._has_nothing_to_read(stage, table):
+                inputs = self._inputs(stage, heading, table)
+                node = self._add(stage, variant, heading, table, inputs)
+                if isinstance(table, Student) and table.rounds > 1:
+                    self._further_rounds(node, table.rounds)
         return list(self.made.values())
 
-    @property
-    def _dtype(self) -> Literal["float32", "bfloat16"]:
-        """Numeric type students are loaded in."""
-        return (self.recipe.student or self.recipe.teacher).dtype
-
     def _add(
-        self, stage: str, variant: str, config: Table, number: int = 1, /, **inputs: Ref
+        self,
+        stage: Stage,
+        variant: str,
+        heading: str,
+        table: StageTable,
+        inputs: Mapping[str, Ref],
+        number: int = 1,
     ) -> Node:
-        own_seed = getattr(config, "seed", None)
+        name = _name(stage.name, variant)
+        taken = self.made[name].heading if name in self.made else None
+        if stage.name == "train" and (row := self._starting_points().get(variant)):
+            taken = row[0]
+        if taken:
+            raise ConfigError(f"{heading} and {taken} are both called `{variant}`: rename a table")
+        for *_, reader in self.asked:
+            table = reader.adapted(name.replace(".", ":"), table)
+        self.tables[name] = table
+        own_seed = getattr(table, "seed", None)
         seed = self.recipe.seed + _ROUND_SEEDS * (number - 1) if own_seed is None else own_seed
-        node = Node(BY_NAME[stage], variant, config, seed, inputs, number)
-        if node.name in self.made:
-            raise ConfigError(
-                f"{node.name}: round {number} of a student and another table have the same name; "
-                "rename the table"
-            )
-        self.made[node.name] = node
-        return node
+        try:
+            table = table.completed(_origin(inputs))
+        except ValueError as error:
+            raise ConfigError(f"{heading}: {error}") from error
+        self.made[name] = Node(stage, variant, heading, table, seed, inputs, number)
+        return self.made[name]
 
-    def _model(self, ref: ModelRef) -> Ref:
-        if ref.pretrained_here is not None:
-            return Ref(self.made[f"pretrain.{ref.pretrained_here}"], ref.dtype)
-        return Ref(External("model", ref.path, ref.revision), ref.dtype)
+    def _all(self, stage: str) -> list[Node]:
+        return [node for node in self.made.values() if node.stage.name == stage]
 
-    def _set(self, name: str, field_name: str) -> Ref:
-        stage, colon, variant = name.partition(":")
-        node = f"{stage}.{variant}" if colon else stage
-        if node in self.made:
-            return Ref(self.made[node])
-        if colon and stage in BY_NAME:
-            raise ConfigError(
-                f'{field_name} = "{name}", but the recipe has no [{stage}.compare.{variant}] table'
-            )
-        if name in BY_NAME:
-            raise ConfigError(f'{field_name} = "{name}", but the recipe has no [{name}] table')
+    def _latest(self, stage: str, variant: str = "") -> Node | None:
+        """A set of a stage or, of the stages that refine it, what the last so far made of it."""
+        names = {stage}
+        found = self.made.get(_name(stage, variant))
+        for later in STAGES:
+            if later.refines in names:
+                names.add(later.name)
+                found = self.made.get(_name(later.name, variant), found)
+        return found
+
+    # What a node reads.
+
+    def _inputs(
+        self, stage: Stage, heading: str, table: StageTable, variant: str = ""
+    ) -> dict[str, Ref]:
+        """Inputs by role: what the table names or, by default, the graph.
+
+        Args:
+            stage: Stage of the node.
+            heading: Of its table, for messages.
+            table: Its table.
+            variant: Which set of the stage that `stage` refines.
+        """
+        chosen = table.sources()
+        inputs: dict[str, Ref] = {}
+        for role, (default, *_) in stage.reads.items():
+            name = chosen.get(role, default)
+            if name is None:
+                continue
+            if default in MODELS:
+                inputs[role] = self._model(name, heading)
+            elif role in chosen:
+                inputs[role] = Ref(self._set(name, stage, role, heading))
+            elif node := self._latest(default, variant if default == stage.refines else ""):
+                inputs[role] = Ref(node)
+            else:
+                raise ConfigError(
+                    f"{heading} reads {default}, but the recipe has no [{default}] table"
+                )
+        return inputs
+
+    def _has_nothing_to_read(self, stage: Stage, table: StageTable) -> bool:
+        """Whether a stage that needs no table lacks what the graph makes it read."""
+        chosen = table.sources()
+        defaults = [sources[0] for role, sources in stage.reads.items() if role not in chosen]
+        return table.presence == "implied" and any(
+            name not in MODELS and self._latest(name) is None for name in defaults
+        )
+
+    def _model(self, name: str, heading: str) -> Ref:
+        """One of the models of the graph, or one that a table names."""
+        if name == "policy" and (tuned := self._latest("sft")):
+            return Ref(tuned, self.student_dtype)
+        if name == "teacher":
+            model = self.recipe.teacher
+        elif name not in MODELS:
+            model = ModelRef(path=name, dtype=self.student_dtype)
+        elif self.recipe.student:
+            model = self.recipe.student
+        else:
+            raise ConfigError(f"[student] is missing: {heading} would start from it")
+        made_here = model.pretrained_here
+        if made_here is None:
+            return Ref(External("model", model.path, model.revision), model.dtype)
+        if node := self.made.get(_name("pretrain", made_here)):
+            return Ref(node, model.dtype)
+        raise ConfigError(
+            f"{heading} reads `{model.path}`, but the recipe has no [pretrain.{made_here}] table"
+        )
+
+    def _set(self, name: str, stage: Stage, role: str, heading: str) -> Node | External:
+        """A set that a table names: `stage`, `stage:name` or a directory."""
+        maker, _, variant = name.partition(":")
+        if node := self.made.get(_name(maker, variant)):
+            if maker in stage.sources(role):
+                return node
+            known = ", ".join(source for source in BY_NAME if source in stage.sources(role))
+            raise ConfigError(f'{heading}: its {role} cannot be "{name}"; give a set of {known}')
+        if maker in BY_NAME:
+            table = f"{maker}.compare.{variant}" if variant else maker
+            raise ConfigError(f'{heading} reads "{name}", but the recipe has no [{table}] table')
         if not (Path(name) / "manifest.json").exists():
             raise ConfigError(
-                f'{field_name} = "{name}": neither a stage nor the directory of a committed set '
+                f'{heading} reads "{name}": neither a stage nor the directory of a committed set '
                 "(no manifest.json there)"
             )
-        return Ref(External("set", name))
+        return External("set", name)
 
-    def _teacher_logits(self, teacher: Ref) -> None:
-        for variant, table in self.recipe.teacher_logits.sets().items():
-            if table.source == "rollouts" and self.recipe.rollouts is None:
-                continue  # the students train on a set given by its directory
-            sequences = self._set(table.source, "teacher-logits.source")
-            made_by = {"rollouts": self.recipe.rollouts, "sft-data": self.recipe.sft_data}
-            table = _with_prompts(table, made_by.get(table.source))
-            if self.recipe.residualize and self.recipe.residualize.source == _set_name(variant):
-                table = table.model_copy(update={"consistency": "warn"})
-            self._add("teacher-logits", variant, table, teacher=teacher, sequences=sequences)
+    # Rounds.
 
-    def _students(self, teacher: Ref, reference: Ref | None) -> dict[str, Ref]:
-        name = "sft" if self.recipe.sft else "reference"
-        rows = {name: reference} if reference else {}
-        for name, table in self.recipe.train.students().items():
-            init = self._init(table, reference)
-            inputs = {"init": init} if init else {}
-            if table.data == "live":
-                records = self._set("teacher-logits", "train.data")
-                inputs |= {"records": records, "teacher": teacher}
-            else:
-                inputs["data"] = self._set(table.data, "train.data")
-            node = self._add("train", name, table, **inputs)
-            rows[name] = Ref(node, self._dtype)
-            for number in range(2, table.rounds + 1):
-                node = self._next_round(number, name, table, Ref(node, self._dtype), teacher)
-                rows[node.variant] = Ref(node, self._dtype)
+    def _further_rounds(self, student: Node, rounds: int) -> None:
+        """Make again, for each round, all that depends on the policy and that the student reads.
+
+        In a later round, the policy is the student as the round before has left it. All else is
+        read as in the first.
+        """
+        data = student.data
+        if not isinstance(data, Node) or not _depends_on_policy(data):
+            reader, read = (data, data.data) if isinstance(data, Node) else (student, data)
+            name = read.name if isinstance(read, Node) else read.path if read else "no sequences"
+            raise ConfigError(
+                f"{student.heading}: `rounds = {rounds}` needs records of rollouts, but "
+                f'{reader.name} reads "{name}"'
+            )
+        policy = student
+        for number in range(2, rounds + 1):
+            policy = self._round(student, number, Ref(policy, self.student_dtype))
+
+    def _round(self, student: Node, number: int, policy: Ref) -> Node:
+        variant = f"{student.variant}-{number}"
+        heading = f"round {number} of {student.heading}"
+        again: dict[str, Node] = {}
+
+        def read(role: str, reader: Node) -> Ref:
+            ref = reader.inputs[role]
+            if _is_policy(reader, role):
+                return policy
+            if isinstance(ref.source, Node) and _depends_on_policy(ref.source):
+                return Ref(make(ref.source), ref.dtype)
+            return ref
+
+        def make(node: Node) -> Node:
+            if node.name not in again:
+                inputs = {role: read(role, node) for role in node.inputs}
+                if node is student:
+                    inputs["init"] = policy
+                table = self.tables[node.name].of_round(number)
+                again[node.name] = self._add(node.stage, variant, heading, table, inputs, number)
+            return again[node.name]
+
+        return make(student)
+
+    # The report and its rows.
+
+    def _starting_points(self) -> dict[str, tuple[str, Ref]]:
+        """Models in the report that are no students: heading of the table, and the model."""
+        rows = {"teacher": ("[teacher]", self._model("teacher", "[teacher]"))}
+        if self.recipe.student:
+            row = "sft" if self._latest("sft") else "reference"
+            rows[row] = (f"[{row}]" if row == "sft" else "[student]", self._model("policy", ""))
         return rows
 
-    def _next_round(
-        self, number: int, name: str, table: Student, student: Ref, teacher: Ref
-    ) -> Node:
-        """Rollouts of `student` as it is, their records, and the student after them."""
-        scoring = self.recipe.teacher_logits.sets()[table.data.partition(":")[2]]
-        if self.recipe.rollouts is None or scoring.source != "rollouts":
-            raise ConfigError(
-                f"train ({name}): `rounds = {table.rounds}` needs records of rollouts, but "
-                f'{table.data} reads "{scoring.source}"'
+    def _evaluate(self, stage: Stage, heading: str, table: Evaluate) -> None:
+        """One evaluation for each model."""
+        rows = {name: ref for name, (_, ref) in self._starting_points().items()}
+        for node in self._all("train"):
+            rows[node.variant] = Ref(
+                self._latest("train", node.variant) or node, self.student_dtype
             )
-        variant = f"{name}-{number}"
-        rollouts = _of_round(self.recipe.rollouts, number)
-        written = self._add("rollouts", variant, rollouts, number, model=student)
-        scored = self._add(
-            "teacher-logits",
-            variant,
-            _with_prompts(scoring, rollouts),
-            number,
-            teacher=teacher,
-            sequences=Ref(written),
-        )
-        return self._add("train", variant, table, number, init=student, data=Ref(scored))
-
-    def _init(self, table: Student, reference: Ref | None) -> Ref | None:
-        if table.init == "sft":
-            return reference
-        if table.init == "scratch":
-            if table.architecture is None:
-                raise ConfigError('train.init = "scratch" needs [train.architecture]')
-            return None
-        return self._model(ModelRef(path=table.init, dtype=self._dtype))
-
-    def _evaluations(self, teacher: Ref, rows: dict[str, Ref]) -> None:
-        table = self.recipe.evaluate
-        if table is None:
-            return
-        shown = {"teacher": teacher, **rows} if table.teacher else rows
-        shared = self._compared_with(table, teacher, rows)
-        evaluated: dict[str, Ref] = {}
-        for name, model in shown.items():
+        shared: dict[str, Ref] = {}
+        if table.records and (records := self.made.get("teacher-logits")):
+            shared["records"] = Ref(records)
+        if table.text:
+            shared["text"] = Ref(self._set(table.text.data, stage, "text", heading))
+        if table.text or table.gradient:
+            shared["teacher"] = rows["teacher"]
+        if table.gradient and (at := table.gradient.at):
+            students = [node.variant for node in self._all("train")]
+            if at not in students:
+                raise ConfigError(
+                    f"evaluate.gradient.at is `{at}`, which is no student; there are "
+                    f"{', '.join(students)}"
+                )
+            shared["at"] = rows[at]
+        for name, model in rows.items():
+            if name == "teacher" and not table.teacher:
+                continue
             inputs = {"model": model, **shared}
             if (table.gradient or table.record_bytes) and (data := _records_of(model)):
                 inputs["data"] = data
-            evaluated[name] = Ref(self._add("evaluate", name, table, **inputs))
-        self._add("report", "", self.recipe.report, **evaluated)
+            self._add(stage, name, heading, table, inputs)
 
-    def _compared_with(self, table: Evaluate, teacher: Ref, rows: dict[str, Ref]) -> dict[str, Ref]:
-        """What every evaluation reads beside its model."""
-        out: dict[str, Ref] = {}
-        records = self.made.get("teacher-logits")
-        if table.records and records:
-            out["records"] = Ref(records)
-        if table.text:
-            out["text"] = self._set(table.text.data, "evaluate.text.data")
-        if table.text or table.gradient:
-            out["teacher"] = teacher
-        if table.gradient and table.gradient.at:
-            out["at"] = rows[table.gradient.at]
-        return out
+    def _report(self, stage: Stage, heading: str, table: StageTable) -> None:
+        """One table over all evaluations; there is none without."""
+        names = [node.variant for node in self._all("evaluate")]
+        rows = {name: Ref(node) for name in names if (node := self._latest("evaluate", name))}
+        if rows:
+            self._add(stage, "", heading, table, rows)
 
 
-def _of_round(first: Rollouts, number: int) -> Rollouts:
-    """Rollouts of a later round: the prompts that follow; the first round has held out enough."""
-    prompts = first.prompts
-    if prompts.limit is not None:
-        start = prompts.first + prompts.limit * (number - 1)
-        prompts = prompts.model_copy(update={"first": start})
-    return first.model_copy(update={"prompts": prompts, "holdout": 0.0})
+def _name(stage: str, variant: str) -> str:
+    return f"{stage}.{variant}" if variant else stage
 
 
-def _with_prompts(table: TeacherLogits, source: Generate | None) -> TeacherLogits:
-    """The table with the prompts that the teacher's are made from filled in."""
-    asked = table.teacher_prompt
-    if asked is None or asked.prompts is not None:
-        return table
-    if source is None:
-        raise ConfigError(
-            f'teacher-logits.source = "{table.source}" does not say where its prompts came '
-            "from: set teacher-logits.teacher_prompt.prompts"
-        )
-    filled = asked.model_copy(update={"prompts": source.prompts})
-    return table.model_copy(update={"teacher_prompt": filled})
+def _data(inputs: Mapping[str, Ref]) -> Node | External | None:
+    roles = ("sequences", "records", "data")
+    return next((inputs[role].source for role in roles if role in inputs), None)
+
+
+def _origin(inputs: Mapping[str, Ref]) -> StageTable | None:
+    """Table of the stage that generated the sequences among `inputs`; None for other sets."""
+    source = _data(inputs)
+    while isinstance(source, Node) and (before := source.data):
+        source = before
+    return source.config if isinstance(source, Node) else None
+
+
+def _is_policy(node: Node, role: str) -> bool:
+    return node.stage.reads[role][0] == "policy"
+
+
+def _depends_on_policy(node: Node) -> bool:
+    return any(_is_policy(node, role) for role in node.inputs) or any(
+        _depends_on_policy(source) for source in node.upstream()
+    )
 
 
 def _records_of(model: Ref) -> Ref | None:
@@ -266,11 +357,6 @@ def _records_of(model: Ref) -> Ref | None:
     return data if data.source.stage.name == "teacher-logits" else None
 
 
-def _set_name(variant: str) -> str:
-    """How a table names a record set of the recipe."""
-    return f"teacher-logits:{variant}" if variant else "teacher-logits"
-
-
 def select(nodes: list[Node], targets: list[str]) -> list[Node]:
     """The nodes of the target stages (or single nodes by name) and all they need, in order.
 
@@ -279,20 +365,19 @@ def select(nodes: list[Node], targets: list[str]) -> list[Node]:
     """
     wanted: set[str] = set()
     for target in targets:
-        found = [node for node in nodes if target in (node.name, node.stage.name)]
-        if not found:
+        stack = [node for node in nodes if target in (node.name, node.stage.name)]
+        if not stack:
             known = ", ".join(dict.fromkeys(node.stage.name for node in nodes))
             raise ConfigError(f"`{target}`: this recipe has no such stage; it has {known}")
-        stack = found
         while stack:
             node = stack.pop()
             if node.name not in wanted:
                 wanted.add(node.name)
                 stack += list(node.upstream())
     order = {stage.name: index for index, stage in enumerate(STAGES)}
-    chosen = [node for node in nodes if node.name in wanted]
-    return sorted(chosen, key=lambda node: (_round(node), order[node.stage.name]))
+    last = downstream("train")  # these wait for all rounds
 
+    def turn(node: Node) -> tuple[float, int]:
+        return math.inf if node.stage.name in last else node.round, order[node.stage.name]
 
-def _round(node: Node) -> float:
-    return math.inf if node.stage.name in _AFTER_ROUNDS else node.round
+    return sorted((node for node in nodes if node.name in wanted), key=turn)

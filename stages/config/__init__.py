@@ -6,11 +6,12 @@ is called plain `temperature` at top level: `sampling.temperature`, `record.temp
 `objective.temperature` are three different things.
 """
 
-from stages.config.data import Corpus, ModelRef, PromptSource, Sampling, Tokenizer, Verifier
+from stages.config.corpus import Corpus, Tokenizer
+from stages.config.data import ModelRef, PromptSource, Sampling, Verifier
 from stages.config.evaluation import Evaluate, EvaluateRun, GradientCheck, HeldOutText, Report
 from stages.config.execution import Workers
 from stages.config.generation import EngineRun, Generate, GenerateRun, Rollouts, SftData
-from stages.config.merge import merge, plain_names
+from stages.config.merge import merge
 from stages.config.objectives import Between, Bound, Drift, Loss, Objective, Term, Weight
 from stages.config.records import (
     Record,
@@ -21,6 +22,7 @@ from stages.config.records import (
     TeacherPrompt,
     template_fields,
 )
+from stages.config.stage import Expected, StageTable
 from stages.config.training import Architecture, Pretrain, Sft, Student, Train, Training, TrainRun
 from stages.table import BY_CONTENT, ByContent, Fraction, Named, Positive, Table
 
@@ -35,6 +37,7 @@ __all__ = [
     "EngineRun",
     "Evaluate",
     "EvaluateRun",
+    "Expected",
     "Fraction",
     "Generate",
     "GenerateRun",
@@ -56,6 +59,7 @@ __all__ = [
     "ScoreRun",
     "Sft",
     "SftData",
+    "StageTable",
     "Student",
     "Table",
     "TeacherLogits",
@@ -69,6 +73,5 @@ __all__ = [
     "Weight",
     "Workers",
     "merge",
-    "plain_names",
     "template_fields",
 ]

@@ -1,10 +1,10 @@
-"""Tables that several stages share: models, prompts, sampling, verifiers, text."""
+"""Tables that several stages share: models, prompts, sampling, verifiers."""
 
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from stages.table import BY_CONTENT, Fraction, Named, Positive, Table
+from stages.table import BY_CONTENT, Named, Positive, Table
 
 
 class ModelRef(Table):
@@ -73,42 +73,3 @@ class Verifier(Table):
     """`exact_match` compares strings; `math_verify` compares parsed mathematics."""
     extract: str = ""
     """`exact_match`: a regular expression whose first group is the answer; empty takes it all."""
-
-
-class Tokenizer(Table):
-    """A tokenizer made from the corpus, or one taken from a directory."""
-
-    kind: Literal["characters", "byte_bpe"] = "byte_bpe"
-    """`characters`: one token per character seen; `byte_bpe`: byte-level BPE."""
-    vocab_size: Positive = 4096
-    """`byte_bpe`: number of tokens, special ones included."""
-    path: Annotated[str | None, BY_CONTENT] = None
-    """Take this tokenizer instead of making one."""
-
-
-class Corpus(Table):
-    """Text to pre-train on or to score: tokenised once into sequences."""
-
-    text: Annotated[tuple[str, ...], BY_CONTENT] = ()
-    """Files, directories or glob patterns of UTF-8 text; directories are searched for `suffix`.
-    A leading `{stdlib}` stands for the directory of the running Python's standard library."""
-    suffix: str = ".txt"
-    """File suffix looked for in directories."""
-    task: str | None = None
-    """Built-in task instead of text (`addition`)."""
-    count: Positive = 20000
-    """Sequences taken from the task."""
-    sequence_length: Positive = 256
-    """Text is cut into sequences of this many tokens."""
-    seed: int = 0
-    """Seed of the task and of the order of sequences."""
-    holdout: Fraction = 0.02
-    """Share of sequences kept out of training, for evaluation."""
-    sequences_per_part: Positive = 65536
-    tokenizer: Tokenizer = Tokenizer()
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        if bool(self.text) == bool(self.task):
-            raise ValueError("give exactly one of `text` (files) and `task` (a built-in task)")
-        return self

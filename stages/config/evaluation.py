@@ -6,6 +6,7 @@ from pydantic import AliasChoices, Field
 
 from stages.config.data import PromptSource, Sampling, Verifier
 from stages.config.generation import EngineRun
+from stages.config.stage import StageTable
 from stages.table import KeyName, Named, Positive, Table
 
 
@@ -39,7 +40,7 @@ class GradientCheck(Table):
     """Gradients the figures are means over."""
 
 
-class Evaluate(Table):
+class Evaluate(StageTable):
     """How every model is judged."""
 
     prompts: PromptSource | None = None
@@ -65,8 +66,10 @@ class Evaluate(Table):
     run: EvaluateRun = EvaluateRun()
 
 
-class Report(Table):
+class Report(StageTable):
     """The closing table."""
+
+    presence = "implied"
 
     baseline: str = "sft"
     """Row the gains are measured against."""

@@ -1,11 +1,13 @@
 """Tables of the stages that generate: `sft-data` and `rollouts`."""
 
-from typing import Annotated, Literal
+from collections.abc import Callable
+from typing import Annotated, Literal, Self
 
 from pydantic import Field
 
 from stages.config.data import PromptSource, Sampling, Verifier
 from stages.config.execution import Workers
+from stages.config.stage import Expected, StageTable
 from stages.table import Fraction, Positive, Table
 
 
@@ -30,7 +32,7 @@ class GenerateRun(EngineRun, Workers):
     """Execution of a generating stage."""
 
 
-class Generate(Table):
+class Generate(StageTable):
     """Settings common to `sft-data` and `rollouts`."""
 
     prompts: PromptSource
@@ -41,6 +43,16 @@ class Generate(Table):
     """Used where prompts have answers; wrong responses are kept and marked."""
     sequences_per_part: Positive = 16384
     run: GenerateRun = GenerateRun()
+
+    def expected(
+        self, count: Callable[[PromptSource], int | None], read: Expected | None
+    ) -> Expected | None:
+        """As if every response ran to `max_tokens`."""
+        prompts = count(self.prompts)
+        if prompts is None:
+            return None
+        candidates = int(getattr(self, "candidates", 0))
+        return Expected(prompts * self.n * self.sampling.max_tokens, candidates=candidates)
 
 
 class SftData(Generate):
@@ -54,3 +66,11 @@ class Rollouts(Generate):
     """How many of pi_ref's own likeliest ids are kept per position."""
     holdout: Fraction = 0.02
     """Share of the prompts whose rollouts are kept out of training, for evaluation."""
+
+    def of_round(self, number: int) -> Self:
+        """Rollouts to the prompts that follow; the first round has held out enough."""
+        prompts = self.prompts
+        if prompts.limit is not None:
+            start = prompts.first + prompts.limit * (number - 1)
+            prompts = prompts.model_copy(update={"first": start})
+        return self.model_copy(update={"prompts": prompts, "holdout": 0.0})

@@ -2,19 +2,6 @@
 
 from stages.table import Layers
 
-
-def plain_names(tables: dict[str, dict[str, object]]) -> dict[str, dict[str, object]]:
-    """`tables`, whose names become part of a node's name.
-
-    Raises:
-        ValueError: a name has characters other than letters, digits, - and _.
-    """
-    for name in tables:
-        if not name.replace("-", "").replace("_", "").isalnum():
-            raise ValueError(f"`{name}`: use letters, digits, - and _ only")
-    return tables
-
-
 _EXCLUSIVE = (("steps", "epochs"), ("epochs", "steps"), ("tau", "entries"), ("entries", "tau"))
 _SOURCES = (("path", "task"), ("task", "path"), ("text", "task"), ("task", "text"))
 _CHOOSERS = ("kind", "name")

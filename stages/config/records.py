@@ -1,6 +1,6 @@
 """Tables of the stages that make records: `teacher-logits` and `residualize`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from string import Formatter
 from typing import Annotated, Any, Literal, Self
 
@@ -8,8 +8,9 @@ from pydantic import Field, field_validator, model_validator
 
 from stages.config.data import PromptSource
 from stages.config.execution import Workers
-from stages.config.merge import merge, plain_names
-from stages.table import Fraction, Named, Positive, Table
+from stages.config.merge import merge
+from stages.config.stage import Expected, StageTable
+from stages.table import BY_CONTENT, Fraction, Positive, Table
 
 TAIL_FLOOR = 0.5**0.5
 """`Record.tail_floor` over tau. To keep the one id of a tail of mass r with probability s costs s
@@ -170,11 +171,14 @@ class ScoreRun(Workers):
     """`vllm`: GPUs that hold the teacher together."""
 
 
-class TeacherLogits(Table):
+class TeacherLogits(StageTable):
     """The teacher scores every position of a set of sequences."""
 
-    source: Named = "rollouts"
-    """`rollouts`, `sft-data`, `corpus`, or the directory of a set made elsewhere."""
+    presence = "implied"
+
+    source: Annotated[str | None, BY_CONTENT] = None
+    """`rollouts`, `sft-data`, `corpus`, or the directory of a set made elsewhere. Default: the
+    rollouts, as the stages before this one pass them on."""
     limit: Positive | None = None
     """Training sequences that are scored, from the first on; default all. What the source holds
     out is scored in any case."""
@@ -193,6 +197,39 @@ class TeacherLogits(Table):
         """A check decides whether there is a set, not what is in it; some have nothing to pack."""
         return frozenset({"consistency", *(["layout"] if self.record.kind == "sampled" else [])})
 
+    def sources(self) -> Mapping[str, str | None]:
+        """The sequences are those of `source`."""
+        return {"sequences": self.source} if self.source else {}
+
+    def prompt_source(self) -> PromptSource | None:
+        """The prompts that the teacher's are made from."""
+        return self.teacher_prompt.prompts if self.teacher_prompt else None
+
+    def completed(self, origin: StageTable | None) -> Self:
+        """`teacher_prompt.prompts` filled in; `rollouts` must have kept enough candidates."""
+        kept = getattr(origin, "candidates", None)
+        if self.record.kind == "head_tail" and kept is not None and self.record.candidates > kept:
+            raise ValueError(
+                f"record.candidates is {self.record.candidates}, but rollouts keep {kept} per "
+                "position: raise rollouts.candidates"
+            )
+        if self.teacher_prompt is None or self.teacher_prompt.prompts is not None:
+            return self
+        prompts = origin.prompt_source() if origin else None
+        if prompts is None:
+            raise ValueError(
+                f'source = "{self.source}" does not say where its prompts came from: set '
+                "teacher-logits.teacher_prompt.prompts"
+            )
+        filled = self.teacher_prompt.model_copy(update={"prompts": prompts})
+        return self.model_copy(update={"teacher_prompt": filled})
+
+    def expected(
+        self, count: Callable[[PromptSource], int | None], read: Expected | None
+    ) -> Expected | None:
+        """One record for each token that is read."""
+        return read._replace(record=self.record) if read else None
+
 
 class RecordSets(TeacherLogits):
     """The record set, and others made beside it for comparison."""
@@ -201,12 +238,7 @@ class RecordSets(TeacherLogits):
     """Further sets by name: each table overrides fields of this one. A student reads one of them
     by `data = "teacher-logits:<name>"`."""
 
-    @field_validator("compare")
-    @classmethod
-    def _plain_names(cls, value: dict[str, dict[str, object]]) -> dict[str, dict[str, object]]:
-        return plain_names(value)
-
-    def sets(self) -> dict[str, TeacherLogits]:
+    def variants(self) -> dict[str, TeacherLogits]:
         """All sets by name; the main one, which is called "", comes first.
 
         Raises:
@@ -217,14 +249,15 @@ class RecordSets(TeacherLogits):
         return {name: TeacherLogits.model_validate(t) for name, t in {"": own, **tables}.items()}
 
 
-class Residualize(Table):
+class Residualize(StageTable):
     """Cross-teacher correction of a record set (arXiv 2607.28449); absent: no such set is made.
 
     A student reads it by `data = "residualize"`.
     """
 
-    source: Named = "teacher-logits"
-    """`teacher-logits`, `teacher-logits:<name>`, or the directory of a set of records."""
+    source: Annotated[str | None, BY_CONTENT] = None
+    """`teacher-logits` (the default), `teacher-logits:<name>`, or the directory of a set of
+    records."""
     folds: Annotated[int, Field(ge=2, le=64)] = 5
     """Prompts are split into so many folds; each is corrected by what the others show."""
     token_share: Fraction = 0.5
@@ -235,3 +268,19 @@ class Residualize(Table):
     """Positions are binned by powers of two, the last bin taking all that follow."""
     surprisal_bins: Positive = 8
     """pi_ref's surprisals are binned by quantiles."""
+
+    def sources(self) -> Mapping[str, str | None]:
+        """The records are those of `source`."""
+        return {"records": self.source} if self.source else {}
+
+    def adapted(self, name: str, read: StageTable) -> StageTable:
+        """Another teacher may score what is corrected here."""
+        if name == (self.source or "teacher-logits"):
+            return read.model_copy(update={"consistency": "warn"})
+        return read
+
+    def expected(
+        self, count: Callable[[PromptSource], int | None], read: Expected | None
+    ) -> Expected | None:
+        """Of the records, the realised token alone is kept."""
+        return read._replace(record=Record(kind="sampled"), entries=0.0) if read else None

@@ -1,12 +1,14 @@
 """Tables of the stages that train: `pretrain`, `sft` and `train`."""
 
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from stages.config.merge import merge, plain_names
+from stages.config.merge import merge
 from stages.config.objectives import Drift, Objective
-from stages.table import Fraction, Named, Positive, Table
+from stages.config.stage import StageTable
+from stages.table import BY_CONTENT, Fraction, Named, Positive, Table
 
 
 class TrainRun(Table):
@@ -31,7 +33,7 @@ class TrainRun(Table):
     """Processes the training is spread over (FSDP2), one a GPU. Under torchrun, what it started."""
 
 
-class Training(Table):
+class Training(StageTable):
     """Optimisation settings common to `pretrain`, `sft` and `train`."""
 
     steps: Positive | None = None
@@ -82,6 +84,8 @@ class Architecture(Table):
 class Pretrain(Training):
     """A small model trained from scratch on the corpus."""
 
+    presence = "by name"
+
     architecture: Architecture = Architecture()
     init_only: bool = False
     """Stop at the random initialisation: a base model that knows nothing."""
@@ -109,8 +113,8 @@ class Student(Training):
 
     init: Named = "sft"
     """`sft` (pi_ref), `scratch`, a directory or Hub id, or `pretrain:<name>`."""
-    data: Named = "teacher-logits"
-    """`teacher-logits`, `teacher-logits:<name>` for one made by a comparison table,
+    data: Annotated[str | None, BY_CONTENT] = None
+    """`teacher-logits` (the default), `teacher-logits:<name>` for one made by a comparison table,
     `residualize`, `sft-data`, `live` (teacher in the loop), or the directory of a set."""
     live: Literal["record", "full"] = "record"
     """`data = "live"`: whether the objective reads a record of the teacher, drawn like those of
@@ -137,12 +141,32 @@ class Student(Training):
 
     @model_validator(mode="after")
     def _rounds_of_records(self) -> Self:
-        if self.rounds > 1 and self.data.partition(":")[0] != "teacher-logits":
+        if self.rounds > 1 and self.data == "live":
             raise ValueError(
                 f"`rounds = {self.rounds}` makes new records for every round, so `data` must be a "
-                f'set that `teacher-logits` makes, not "{self.data}"'
+                'set of records that the recipe makes, not "live"'
             )
         return self
+
+    @model_validator(mode="after")
+    def _scratch_has_a_shape(self) -> Self:
+        if self.init == "scratch" and self.architecture is None:
+            raise ValueError('train.init = "scratch" needs [train.architecture]')
+        return self
+
+    def sources(self) -> Mapping[str, str | None]:
+        """The start, and records or, with the teacher in the loop, what a live record is like."""
+        chosen: dict[str, str | None] = {}
+        if self.init != "sft":
+            chosen["init"] = None if self.init == "scratch" else self.init
+        if self.data == "live":
+            return {**chosen, "data": None}
+        return {
+            **chosen,
+            "records": None,
+            "teacher": None,
+            **({"data": self.data} if self.data else {}),
+        }
 
     @property
     def reads_all(self) -> bool:
@@ -157,15 +181,21 @@ class Student(Training):
 class Train(Student):
     """The student, and others trained beside it for comparison."""
 
+    presence = "required"
+
     compare: dict[str, dict[str, object]] = Field(default_factory=dict)
     """Further students by name: each table overrides fields of this one."""
 
-    @field_validator("compare")
-    @classmethod
-    def _plain_names(cls, value: dict[str, dict[str, object]]) -> dict[str, dict[str, object]]:
-        return plain_names(value)
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        if self.objective.name in self.compare:
+            raise ValueError(
+                f"[train] and [train.compare.{self.objective.name}] have the same name, since the "
+                "student of [train] is called after its objective; rename the other"
+            )
+        return self
 
-    def students(self) -> dict[str, Student]:
+    def variants(self) -> dict[str, Student]:
         """All students by name; the main one is called after its objective.
 
         Raises:

@@ -11,7 +11,7 @@ import sysconfig
 from collections.abc import Iterable
 from pathlib import Path
 
-from stages.config import Corpus, PromptSource, Table, TeacherLogits
+from stages.config import Corpus, PromptSource, StageTable
 from stages.data.tasks import task
 from stages.data.verifiers import verifier_identity
 from stages.models.identity import DigestCache, tokenizer_hash
@@ -24,7 +24,7 @@ STDLIB = "{stdlib}"
 machine has."""
 
 
-def content_identity(table: Table, cache: DigestCache) -> dict[str, object]:
+def content_identity(table: StageTable, cache: DigestCache) -> dict[str, object]:
     """Everything outside the recipe that `table` names, by content; None for a missing file.
 
     Raises:
@@ -33,25 +33,19 @@ def content_identity(table: Table, cache: DigestCache) -> dict[str, object]:
     """
     if isinstance(table, Corpus):
         return corpus_identity(table, cache)
-    prompts = _prompts(table)
+    prompts = table.prompt_source()
     if prompts is None:
         return {}
     verifier = getattr(table, "verifier", None)
     return prompts_identity(prompts, cache) | (verifier_identity(verifier) if verifier else {})
 
 
-def content_paths(table: Table) -> str:
+def content_paths(table: StageTable) -> str:
     """The files `table` names, for a message."""
     if isinstance(table, Corpus):
         return ", ".join(table.text)
-    prompts = _prompts(table)
+    prompts = table.prompt_source()
     return str(prompts.path) if prompts else ""
-
-
-def _prompts(table: Table) -> PromptSource | None:
-    if isinstance(table, TeacherLogits):
-        return table.teacher_prompt.prompts if table.teacher_prompt else None
-    return getattr(table, "prompts", None)
 
 
 def prompts_identity(source: PromptSource, cache: DigestCache | None = None) -> dict[str, object]:

@@ -46,7 +46,7 @@ def done(store: Path, page: Path) -> Outcome:
 
 def test_every_student_has_its_row_and_every_record_its_figures(done: Outcome) -> None:
     rows = {row["model"]: row for row in done.result["rows"]}
-    students = list(load_recipe("repro-rskd").train.students())
+    students = list(load_recipe("repro-rskd").train.variants())
     assert list(rows) == ["teacher", *students]
     for name in students:
         assert rows[name]["text_loss"] > 0

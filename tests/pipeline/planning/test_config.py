@@ -6,6 +6,7 @@ import pytest
 
 from pipeline.ledger import to_toml
 from pipeline.planning.config import load_recipe, recipe_names
+from pipeline.planning.nodes import build
 from storage.errors import ConfigError
 
 OWN = """
@@ -52,7 +53,7 @@ def test_epochs_replace_steps_across_layers() -> None:
 def test_a_comparison_table_overrides_the_main_record_set() -> None:
     overrides = ["consistency=warn", "record.tau=0.1", "compare.fine.record.tau=0.01"]
     recipe = load_recipe("demo", overrides=[f"teacher-logits.{text}" for text in overrides])
-    sets = recipe.teacher_logits.sets()
+    sets = recipe.teacher_logits.variants()
     assert list(sets) == ["", "fine"]
     assert (sets[""].record.tau, sets["fine"].record.tau) == (0.1, 0.01)
     assert sets["fine"].consistency == "warn"
@@ -71,18 +72,19 @@ def test_another_source_replaces_the_table_that_named_the_old_one() -> None:
         ("train.learning_rate=-1", r"train\.learning_rate: Input should be greater than 0"),
         ("teacher-logits.record.tau=0", r"teacher-logits\.record\.tau"),
         ("teacher-logits.record.candidates=9", "raise rollouts.candidates"),
-        ("teacher.path=pretrain:nobody", r"no \[pretrain.nobody\]"),
+        ("teacher.path=pretrain:nobody", r"no \[pretrain.nobody\] table"),
+        ("train.compare.x.init=pretrain:nobody", r"no \[pretrain.nobody\] table"),
         ('rollouts.prompts={path="x", task="addition", limit=1}', "exactly one of `path`"),
         ("train.epochs", "written table.field=value"),
         ("train.compare.x.objective.name=best", "objective.name"),
         ("teacher-logits.compare.x.record.kind=best", "record.kind"),
-        ("teacher-logits.compare.x.record.candidates=9", r"compare\.x\.record\.candidates is 9"),
+        ("teacher-logits.compare.x.record.candidates=9", r"compare\.x\]: record\.candidates is 9"),
         ('teacher-logits.compare={"a.b"={}}', "letters, digits"),
     ],
 )
 def test_wrong_fields_are_named(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
-        load_recipe("demo", overrides=[override])
+        build(load_recipe("demo", overrides=[override]))
     assert caught.value.exit_code == 78
 
 
@@ -100,3 +102,46 @@ def test_resolved_toml_reads_back_to_the_same_recipe(name: str, tmp_path: Path) 
     recipe = load_recipe(name)
     again = load_recipe(None, [write(tmp_path / "resolved.toml", to_toml(recipe))])
     assert again == recipe
+
+
+LIGHTNING = "objective.name=lightning"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "tables"),
+    [
+        ([f"train.compare.sft.{LIGHTNING}"], ("[train.compare.sft]", "[sft]")),
+        ([f"train.compare.teacher.{LIGHTNING}"], ("[train.compare.teacher]", "[teacher]")),
+        (["train.compare.reverse_kl.epochs=1.0"], ("[train]", "[train.compare.reverse_kl]")),
+        ([f"train.{LIGHTNING}"], ("[train]", "[train.compare.lightning]")),
+        (
+            ["train.rounds=2", f"train.compare.reverse_kl-2.{LIGHTNING}"],
+            ("round 2 of [train]", "[train.compare.reverse_kl-2]"),
+        ),
+        (
+            ["train.compare.x.rounds=2", f"train.compare.x-2.{LIGHTNING}"],
+            ("round 2 of [train.compare.x]", "[train.compare.x-2]"),
+        ),
+        (
+            ["train.rounds=2", "teacher-logits.compare.reverse_kl-2.record.tau=0.1"],
+            ("round 2 of [train]", "[teacher-logits.compare.reverse_kl-2]"),
+        ),
+    ],
+)
+def test_two_tables_of_one_name_are_an_error_that_names_both(
+    overrides: list[str], tables: tuple[str, str]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build(load_recipe("demo", overrides=overrides))
+    assert all(table in str(caught.value) for table in tables), caught.value
+    assert "rename" in str(caught.value)
+
+
+def test_without_sft_the_start_of_training_is_a_row_of_its_own(tmp_path: Path) -> None:
+    text = OWN + 'data = "sft-data"\n[sft-data]\nprompts = { path = "p.jsonl" }\n[evaluate]\n'
+    text = text.replace('data = "records"\n', "")
+    named = {n.name for n in build(load_recipe(None, [write(tmp_path / "a.toml", text)]))}
+    assert "evaluate.reference" in named
+    text += "[train.compare.reference]\nsteps = 3\n"
+    with pytest.raises(ConfigError, match=r"\[train.compare.reference\] and \[student\]"):
+        build(load_recipe(None, [write(tmp_path / "b.toml", text)]))

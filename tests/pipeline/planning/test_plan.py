@@ -205,7 +205,7 @@ def test_students_from_scratch_need_no_student_model(tmp_path: Path) -> None:
     names = {name.partition(".")[2] for name in nodes if name.startswith("evaluate.")}
     assert names == {"teacher", "forward_kl", "fine", "full"}
     assert all("init" not in p.inputs for name, p in nodes.items() if name.startswith("train."))
-    with pytest.raises(ConfigError, match=r"\[student\] is missing: train \(fine\)"):
+    with pytest.raises(ConfigError, match=r"\[student\] is missing: \[train.compare.fine\]"):
         scratch(tmp_path, "train.compare.fine.init=sft")
 
 

@@ -1,0 +1,56 @@
+"""Table of `corpus`, and of the tokenizer it may make."""
+
+from collections.abc import Callable
+from typing import Annotated, Literal, Self
+
+from pydantic import model_validator
+
+from stages.config.data import PromptSource
+from stages.config.stage import Expected, StageTable
+from stages.table import BY_CONTENT, Fraction, Positive, Table
+
+
+class Tokenizer(Table):
+    """A tokenizer made from the corpus, or one taken from a directory."""
+
+    kind: Literal["characters", "byte_bpe"] = "byte_bpe"
+    """`characters`: one token per character seen; `byte_bpe`: byte-level BPE."""
+    vocab_size: Positive = 4096
+    """`byte_bpe`: number of tokens, special ones included."""
+    path: Annotated[str | None, BY_CONTENT] = None
+    """Take this tokenizer instead of making one."""
+
+
+class Corpus(StageTable):
+    """Text to pre-train on or to score: tokenised once into sequences."""
+
+    text: Annotated[tuple[str, ...], BY_CONTENT] = ()
+    """Files, directories or glob patterns of UTF-8 text; directories are searched for `suffix`.
+    A leading `{stdlib}` stands for the directory of the running Python's standard library."""
+    suffix: str = ".txt"
+    """File suffix looked for in directories."""
+    task: str | None = None
+    """Built-in task instead of text (`addition`)."""
+    count: Positive = 20000
+    """Sequences taken from the task."""
+    sequence_length: Positive = 256
+    """Text is cut into sequences of this many tokens."""
+    seed: int = 0
+    """Seed of the task and of the order of sequences."""
+    holdout: Fraction = 0.02
+    """Share of sequences kept out of training, for evaluation."""
+    sequences_per_part: Positive = 65536
+    tokenizer: Tokenizer = Tokenizer()
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if bool(self.text) == bool(self.task):
+            raise ValueError("give exactly one of `text` (files) and `task` (a built-in task)")
+        return self
+
+    def expected(
+        self, count: Callable[[PromptSource], int | None], read: Expected | None
+    ) -> Expected | None:
+        """Known for a task only."""
+        tokens = self.count * self.sequence_length
+        return Expected(tokens, logp=False, entries=12.0) if self.task else None
