@@ -23,7 +23,7 @@ from pipeline.planning.config import load_recipe
 from stages.config import Objective, Record, Student
 from stages.job import Job
 from stages.models.model import load_model
-from stages.objectives.build import build_objective
+from stages.objectives.temper import build_objective
 from stages.training.loop import Task, train
 from storage.manifest import read_manifest
 from storage.store import Store

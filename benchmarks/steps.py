@@ -17,8 +17,9 @@ from stages.models.model import lm_head, response_hidden
 from stages.objectives.f_divergence import JSD
 from stages.objectives.head_loss import head_loss
 from stages.objectives.likelihood import CrossEntropy, ForwardKL
+from stages.objectives.objective import ObjectiveFunction
 from stages.objectives.reverse_kl import ReverseKL
-from stages.objectives.tensors import ObjectiveFunction, TorchRecords
+from stages.objectives.tensors import TorchRecords
 from stages.training.optim import clip_gradients
 from storage.batch import Batch
 

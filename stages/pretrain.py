@@ -5,12 +5,12 @@ from functools import partial
 
 import torch
 
-from stages.config import Objective, Pretrain
+from stages.config import Pretrain
 from stages.job import Job
 from stages.models.architecture import new_model
 from stages.models.descent import tokenizer_directory
 from stages.models.model import load_tokenizer, pick_device
-from stages.objectives.build import build_objective
+from stages.objectives.likelihood import CrossEntropy
 from stages.training.distributed import current
 from stages.training.fit import data_stream, fit
 from stages.training.loop import Task
@@ -42,7 +42,7 @@ def run(job: Job[Pretrain]) -> Manifest:
                 model=model,
                 source=source,
                 steps=0 if config.init_only else step_count(config, source.steps_per_epoch),
-                objective=build_objective(Objective(name="cross_entropy")),
+                objective=CrossEntropy(),
                 data=read_manifest(corpus),
                 tokenizer_from=tokenizer_from,
                 dtype=dtype,

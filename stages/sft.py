@@ -10,12 +10,12 @@ from functools import partial
 
 import torch
 
-from stages.config import Objective, Sft
+from stages.config import Sft
 from stages.job import Job
 from stages.models.descent import data_tokenizer, tokenizer_directory
 from stages.models.identity import check_tokenizer, local_directory, tokenizer_hash
 from stages.models.model import load_model, pick_device
-from stages.objectives.build import build_objective
+from stages.objectives.likelihood import CrossEntropy
 from stages.training.distributed import current
 from stages.training.fit import data_stream, fit
 from stages.training.loop import Task
@@ -50,7 +50,7 @@ def run(job: Job[Sft]) -> Manifest:
                 model=model,
                 source=source,
                 steps=step_count(config, source.steps_per_epoch),
-                objective=build_objective(Objective(name="cross_entropy")),
+                objective=CrossEntropy(),
                 data=data,
                 tokenizer_from=tokenizer_directory(source_set, base),
                 dtype=dtype,

@@ -42,10 +42,10 @@ from stages.models.identity import (
     tokenizer_hash,
 )
 from stages.models.model import context_length, load_model, load_tokenizer, pick_device
-from stages.objectives.build import build_objective
-from stages.objectives.contract import guarantee
+from stages.objectives.contract import FULL, guarantee
 from stages.objectives.full_teacher import FullTeacher
-from stages.objectives.legality import FULL, Guarantee
+from stages.objectives.objective import Guarantee
+from stages.objectives.temper import build_objective
 from stages.training.agreement import check_agreement
 from stages.training.distributed import current
 from stages.training.fit import data_stream, fit
@@ -178,9 +178,8 @@ def _check_descent(job: Job[Student], init: Path, directory: Place, data: Manife
 
 
 def _limits(config: Student) -> Drift | None:
-    """Maximum likelihood does not ask who wrote the data; all other objectives do."""
-    names = {loss.name for loss in config.objective.losses}
-    return None if names == {"cross_entropy"} else config.drift
+    """Objectives that read no teacher do not ask who wrote the data; all others do."""
+    return config.drift if any(loss.reads_teacher for loss in config.objective.losses) else None
 
 
 def _start(known: _Checked) -> PreTrainedModel:

@@ -7,34 +7,44 @@ A test makes the same comparison, so the page cannot drift from the code.
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from stages.config import Objective, Record
-from stages.objectives.contract import guarantee
-from stages.objectives.legality import KINDS, NO_TEACHER, TABLE, Guarantee
-from stages.objectives.rules import RULES
+from stages.config import Record
+from stages.objectives.contract import COLUMNS, NO_TEACHER, RULES, all_rows, guarantee, variants
+from stages.objectives.objective import Guarantee, Objective
 from storage.errors import ConfigError
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "contract.md"
 
+COMMON = {
+    "head_tail": "`head_tail`, the default",
+    "head_tail+logp": "with `logp = true`",
+    "counts": "`counts`",
+    "sampled": "`sampled`",
+    NO_TEACHER: "no teacher",
+}
+"""Columns of the table that opens the page, and how they are headed."""
+
 INTRODUCTION = """\
 # Which objective may be trained from which records
 
+| objective | {columns} |
+{rows}
 An objective trained from records that cannot carry it does not fail; it converges to something
-else. Afterglow therefore holds `[train.objective]` against the manifest of the data before a model
-is loaded, prints what the combination is, and stores that with the student. This page is written
-by `python tools/contract_page.py` from the table the check itself uses. Every cell that claims
-something has its proof in `tests/stages/objectives/test_proofs.py`: a sum over all outcomes on a
-small vocabulary, of value and gradient, against the loss over the full vocabulary.
+else. Afterglow therefore checks `[train.objective]` against the manifest of the data before a model
+is loaded, prints what the combination is, and stores that with the student. The table shows default
+options on rollouts that were sampled from the whole distribution, at the temperature of the record.
+*exact*: the objective as defined. *unbiased*: its expected gradient, over the draws of record and
+token, is that of the full loss. *lower bound*: exact gradient of something that is never above the
+full loss. *biased*: trainable, but not what its name says. *refused*: an error that names the
+records and the objectives that would do. What changes a cell is listed under [Rules](#rules).
 
-| level | meaning |
-|---|---|
-| exact | the objective as defined, no estimate involved |
-| unbiased | its expected gradient, over the draws of record and token, is that of the full loss |
-| lower bound | exact gradient of something that is never above the full loss |
-| biased | neither; trainable, but not what its name says |
-| refused | cannot be computed, or would train towards something else |
+Every cell that claims something has its proof in `tests/stages/objectives/test_proofs.py`: a sum
+over all outcomes on a small vocabulary, of value and gradient, against the loss over the full
+vocabulary. This page is written by `python tools/contract_page.py` from what the check itself uses.
+
+## Every kind of record
 
 `+logp` marks records that keep log p of the drawn ids too (`record.logp = true`); `sequences` are
 sets without a teacher. All statements are about the contexts in the data, those that pi_ref
@@ -58,82 +68,85 @@ Cells = Mapping[str, Mapping[str, Guarantee]]
 
 def page() -> str:
     """The whole document."""
+    table = all_rows()
+    reasons = list(dict.fromkeys(cell for row in table.values() for cell in row.values()))
+    numbers = {cell: index + 1 for index, cell in enumerate(reasons)}
+    mixed = "A mixture is what its weakest term is; all terms share the temperature."
     return "\n".join(
         [
-            INTRODUCTION,
-            "## At the temperature of the record\n",
-            _table(TABLE, _numbered(TABLE)),
+            _introduction(),
+            _table(table, numbers),
             "## Reasons\n",
-            _reasons(_numbered(TABLE)),
+            _listed(f"{cell.level.replace('_', ' ')}: {cell.reason}." for cell in reasons),
             "## Rules\n",
-            _rules(),
+            _listed([*(rule.sentence for rule in RULES), mixed]),
             "## At another temperature\n",
             TEMPERATURES,
             "At `record.loss_temperature`, whose normaliser the record keeps:\n",
-            _table(_cells(loss_temperature=2.0)),
+            _table(_cells(2.0, {"loss_temperature": 2.0}, truncation=None)),
             "At any other:\n",
-            _table(_cells(loss_temperature=None)),
+            _table(_cells(2.0, {}, truncation=None)),
             "## More than one pass\n",
             PASSES,
         ]
     )
 
 
-def _cells(loss_temperature: float | None) -> Cells:
-    """What the contract says at temperature 2 of records made at 1, all else at its best."""
+def _introduction() -> str:
+    """The one screen: rows that agree in every common case share a line."""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for label, cells in _cells(1.0, {}).items():
+        levels = tuple(_level(cells[kind]) for kind in COMMON)
+        alike.setdefault(levels, []).append(f"`{label}`")
+    lines = ["---|" * (len(COMMON) + 1), *(_line([", ".join(alike[x]), *x]) for x in alike)]
+    return INTRODUCTION.format(columns=" | ".join(COMMON.values()), rows="|" + "\n".join(lines))
 
-    def cell(row: str, kind: str) -> Guarantee:
-        name, _, form = row.partition("/")
-        table: dict[str, object] = {"name": name, "temperature": 2.0, "truncation": None}
-        objective = Objective.model_validate(table | ({"form": form} if form else {}))
+
+def _cells(temperature: float, fields: dict[str, object], **options: object) -> Cells:
+    """What the contract says of records made at temperature 1, read at `temperature`.
+
+    Args:
+        temperature: Of the objective.
+        fields: Of the record, beside its kind.
+        options: Of those objectives that have them.
+    """
+
+    def cell(objective: Objective, kind: str) -> Guarantee:
+        given = {"temperature": temperature, **options}
+        own = {name: value for name, value in given.items() if name in type(objective).model_fields}
         meta: dict[str, object] = {"sampling": {"temperature": 1.0}, "full_support": True}
-        if kind != NO_TEACHER:
-            base, _, logp = kind.partition("+")
-            fields = {"kind": base, "logp": bool(logp), "loss_temperature": loss_temperature}
-            meta["record"] = Record.model_validate(fields).model_dump()
+        if kept := COLUMNS[kind]:
+            record = {"kind": kept.kind, "logp": kept.logp, **fields}
+            meta["record"] = Record.model_validate(record).model_dump()
         try:
-            return guarantee(objective, meta)
+            return guarantee(objective.model_copy(update=own), meta)
         except ConfigError as refusal:
             return Guarantee("refused", str(refusal))
 
-    return {row: {kind: cell(row, kind) for kind in KINDS} for row in TABLE}
-
-
-def _numbered(cells: Cells) -> dict[Guarantee, int]:
-    """Distinct statements in order of appearance, from 1."""
-    found = dict.fromkeys(cell for row in cells.values() for cell in row.values())
-    return {cell: index + 1 for index, cell in enumerate(found)}
+    return {one.label: {kind: cell(one, kind) for kind in COLUMNS} for one in variants()}
 
 
 def _table(cells: Cells, numbers: Mapping[Guarantee, int] | None = None) -> str:
     """Markdown; with `numbers`, each cell refers to its reason."""
 
     def shown(cell: Guarantee) -> str:
-        level = cell.level.replace("_", " ")
-        return f"{level} [{numbers[cell]}]" if numbers else level
+        return f"{_level(cell)} [{numbers[cell]}]" if numbers else _level(cell)
 
-    rows = (
-        _line([f"`{row}`", *(shown(own[kind]) for kind in KINDS)]) for row, own in cells.items()
-    )
-    header = _line(["objective", *(f"`{kind}`" for kind in KINDS)])
-    return header + "|---" * (len(KINDS) + 1) + "|\n" + "".join(rows)
+    header = [_line(["objective", *(f"`{kind}`" for kind in COLUMNS)]), "|---" * (len(COLUMNS) + 1)]
+    rows = [_line([f"`{row}`", *map(shown, own.values())]) for row, own in cells.items()]
+    return "\n".join([header[0], header[1] + "|", *rows, ""])
+
+
+def _level(cell: Guarantee) -> str:
+    return cell.level.replace("_", " ")
 
 
 def _line(columns: list[str]) -> str:
-    return f"| {' | '.join(columns)} |\n"
+    return f"| {' | '.join(columns)} |"
 
 
-def _reasons(numbers: Mapping[Guarantee, int]) -> str:
-    return _listed([f"{cell.level.replace('_', ' ')}: {cell.reason}." for cell in numbers])
-
-
-def _rules() -> str:
-    mixed = "A mixture is what its weakest term is; all terms share the temperature."
-    return _listed([*(rule.sentence for rule in RULES), mixed])
-
-
-def _listed(items: list[str]) -> str:
-    return "".join(f"{index + 1}. {item}\n" for index, item in enumerate(items))
+def _listed(items: Iterable[str]) -> str:
+    return "".join(f"{index}. {item}\n" for index, item in enumerate(items, start=1))
 
 
 def main(arguments: list[str]) -> int:

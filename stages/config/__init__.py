@@ -12,7 +12,7 @@ from stages.config.evaluation import Evaluate, EvaluateRun, GradientCheck, HeldO
 from stages.config.execution import Workers
 from stages.config.generation import EngineRun, Generate, GenerateRun, Rollouts, SftData
 from stages.config.merge import merge
-from stages.config.objectives import Between, Bound, Drift, Loss, Objective, Term, Weight
+from stages.config.objectives import Drift, of_manifest
 from stages.config.records import (
     Record,
     RecordSets,
@@ -24,13 +24,12 @@ from stages.config.records import (
 )
 from stages.config.stage import Expected, StageTable
 from stages.config.training import Architecture, Pretrain, Sft, Student, Train, Training, TrainRun
+from stages.objectives.objective import Objective
 from stages.table import BY_CONTENT, ByContent, Fraction, Named, Positive, Table
 
 __all__ = [
     "BY_CONTENT",
     "Architecture",
-    "Between",
-    "Bound",
     "ByContent",
     "Corpus",
     "Drift",
@@ -43,7 +42,6 @@ __all__ = [
     "GenerateRun",
     "GradientCheck",
     "HeldOutText",
-    "Loss",
     "ModelRef",
     "Named",
     "Objective",
@@ -64,14 +62,13 @@ __all__ = [
     "Table",
     "TeacherLogits",
     "TeacherPrompt",
-    "Term",
     "Tokenizer",
     "Train",
     "TrainRun",
     "Training",
     "Verifier",
-    "Weight",
     "Workers",
     "merge",
+    "of_manifest",
     "template_fields",
 ]

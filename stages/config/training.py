@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializeAsAny, model_validator
 
 from stages.config.merge import merge
-from stages.config.objectives import Drift, Objective
+from stages.config.objectives import Drift
 from stages.config.stage import StageTable
+from stages.objectives.objective import Objective
+from stages.objectives.reverse_kl import ReverseKL
 from stages.table import BY_CONTENT, Fraction, Named, Positive, Table
 
 
@@ -119,7 +121,7 @@ class Student(Training):
     live: Literal["record", "full"] = "record"
     """`data = "live"`: whether the objective reads a record of the teacher, drawn like those of
     the set, or its `full` distribution (`forward_kl` only): what records are estimates of."""
-    objective: Objective = Objective()
+    objective: SerializeAsAny[Objective] = ReverseKL()
     rounds: Positive = 1
     """Times that rollouts, scoring and training follow each other: from the second on, the student
     as it is writes rollouts of its own to the prompts that follow, and goes on from there with a

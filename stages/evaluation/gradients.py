@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 from stages.models.model import lm_head, response_hidden
 from stages.objectives.full_teacher import FullTeacher, full_forward_kl
 from stages.objectives.head_loss import head_loss
-from stages.objectives.tensors import ObjectiveFunction, TorchRecords
+from stages.objectives.objective import ObjectiveFunction
+from stages.objectives.tensors import TorchRecords
 from stages.training.microbatches import microbatches
 from storage.batch import Batch
 from storage.files.place import Place

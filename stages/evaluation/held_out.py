@@ -19,11 +19,12 @@ from transformers import PreTrainedModel
 from stages.config import Objective
 from stages.evaluation.averages import Calibration, ClusterMean
 from stages.models.model import lm_head, response_hidden
-from stages.objectives.build import build_objective
 from stages.objectives.contract import guarantee
 from stages.objectives.head_loss import head_statistics
-from stages.objectives.legality import Guarantee
-from stages.objectives.tensors import ObjectiveFunction, TorchRecords
+from stages.objectives.likelihood import ForwardKL
+from stages.objectives.objective import WEAKEST_LAST, Guarantee, ObjectiveFunction
+from stages.objectives.reverse_kl import ReverseKL
+from stages.objectives.tensors import TorchRecords
 from storage.batch import Batch
 from storage.errors import ConfigError
 from storage.files.place import Place
@@ -34,8 +35,6 @@ log = logging.getLogger(__name__)
 
 ROWS_PER_CHUNK = 1024
 """Positions whose logits exist at the same time."""
-
-_BEST_FIRST = ("exact", "unbiased", "lower_bound", "biased")
 
 
 @dataclass(frozen=True)
@@ -59,25 +58,21 @@ def measurable(meta: Mapping[str, object]) -> dict[str, Judged]:
     if not isinstance(record, Mapping):
         return {}
     temperature = float(record.get("temperature", 1.0))
-    forms = {
-        "reverse_kl": [
-            Objective(temperature=temperature),
-            Objective(temperature=temperature, form="bucketed"),
-        ],
-        "forward_kl": [Objective(name="forward_kl", temperature=temperature)],
-    }
-    found = {name: _best(options, meta) for name, options in forms.items()}
-    return {name: judged for name, judged in found.items() if judged is not None}
-
-
-def _best(options: list[Objective], meta: Mapping[str, object]) -> Judged | None:
-    judged: list[Judged] = []
-    for objective in options:
+    found: dict[str, Judged] = {}
+    for objective in (
+        ReverseKL(temperature=temperature),
+        ReverseKL(temperature=temperature, form="bucketed"),
+        ForwardKL(temperature=temperature),
+    ):
         try:
-            judged.append(Judged(objective, guarantee(objective, meta)))
+            level = guarantee(objective, meta)
         except ConfigError as refusal:
             log.debug("not reported: %s", refusal)
-    return min(judged, key=lambda j: _BEST_FIRST.index(j.level.level), default=None)
+            continue
+        best = found.get(objective.name)
+        if best is None or WEAKEST_LAST.index(level.level) < WEAKEST_LAST.index(best.level.level):
+            found[objective.name] = Judged(objective, level)
+    return found
 
 
 @torch.inference_mode()
@@ -98,7 +93,7 @@ def score_held_out(
     """
     meta = read_manifest(directory).meta
     judged = measurable(meta)
-    functions = {name: build_objective(j.objective) for name, j in judged.items()}
+    functions = {name: j.objective for name, j in judged.items()}
     temperature = next((f.temperature for f in functions.values()), 1.0)
     sums = _Sums(calibration=Calibration() if "forward_kl" in judged else None)
     for batch in _microbatches(directory, tokens_per_batch):

@@ -6,7 +6,7 @@ torch, so `stages.evaluate` loads this module late.
 
 from pathlib import Path
 
-from stages.config import Evaluate, Objective
+from stages.config import Evaluate, Objective, of_manifest
 from stages.evaluation.gradients import Measured, compare_gradients
 from stages.evaluation.held_out import score_held_out
 from stages.evaluation.text import score_text
@@ -14,13 +14,10 @@ from stages.job import Job
 from stages.models.descent import check_prompts_shared, manifest_of_model
 from stages.models.identity import local_directory
 from stages.models.model import load_model, pick_device
-from stages.objectives.build import build_objective
 from stages.objectives.full_teacher import FullTeacher
+from stages.objectives.temper import build_objective
 from storage.manifest import read_manifest
 from storage.sizes import weight
-
-_AIM = ("forward_kl", "ghost_kl", "cross_entropy")
-"""Objectives whose gradient may be held against that of the whole forward KL."""
 
 
 def measure(job: Job[Evaluate], directory: Path) -> dict[str, object]:
@@ -46,9 +43,9 @@ def measure(job: Job[Evaluate], directory: Path) -> dict[str, object]:
         out |= score_text(model, where, teacher, sequences=limit, tokens_per_batch=budget)
     objective = _objective(directory)
     if "data" in inputs and objective is not None:
-        if config.gradient is not None and teacher is not None and objective.name in _AIM:
+        if config.gradient is not None and teacher is not None and objective.aims_at_forward_kl:
             out |= _gradient(job, directory, teacher, objective)
-        if config.record_bytes and objective.name != "cross_entropy":
+        if config.record_bytes and objective.reads_teacher:
             one = weight(inputs["data"].directory)
             out |= {"bytes": one.part, "record_bytes": one.record}
     return out
@@ -58,7 +55,7 @@ def _objective(directory: Path) -> Objective | None:
     """What a student made here was trained on; None for other models."""
     made_here = manifest_of_model(directory)
     table = made_here.meta.get("objective") if made_here else None
-    return Objective.model_validate(table) if table else None
+    return of_manifest(table) if table else None
 
 
 def _gradient(

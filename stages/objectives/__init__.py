@@ -5,8 +5,8 @@ every loss worth training from sparse records, it makes each one a short pure fu
 enumerated on a vocabulary of eight, and it lets a single chunked backward pass through the language
 model head (`stages.objectives.head_loss`) serve them all.
 
-    records.py          `TorchRecords`, `Terms`, and the protocol of an objective
-    symbols.py          what a record knows of p, unbiased or coarsened, for the divergences
+    objective.py        `Objective`: options, row of the contract and loss of a method in one class
+    catalogue.py        all of them, a line each
     likelihood.py       cross_entropy, forward_kl
     f_divergence.py     jsd, skew_forward_kl, skew_reverse_kl, tvd, ghost_kl
     taid.py             forward KL to a target that moves from student to teacher
@@ -14,12 +14,10 @@ model head (`stages.objectives.head_loss`) serve them all.
     policy_gradient.py  the same token with an importance weight
     reverse_kl.py       corrected, bucketed and residual-only reverse KL
     mixture.py          weighted sums of these, with weights that follow training progress
+    contract.py         which record makes which objective exact, unbiased, a bound, biased, refused
+    tensors.py          records as tensors, and what they tell of the teacher's distribution
     temper.py           records at another temperature than they were made at
-    build.py            from the configuration to the function
-    legality.py         the table: which record makes which objective exact, unbiased, a bound, ...
-    rules.py            what lowers a cell: temperatures, sampling, capped weights
-    contract.py         table and rules held against a manifest, and what refusals say
 
-`legality`, `rules` and `contract` import no torch: a configuration is judged before any model is
-loaded. For that reason this file re-exports nothing.
+All but the last two import no torch: a configuration is checked before any model is loaded. For
+that reason this file re-exports nothing.
 """

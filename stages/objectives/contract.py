@@ -2,8 +2,8 @@
 
 An objective trained from the wrong record does not fail, it converges to something else. So the
 configuration is held against the manifest of the data before any model is loaded, and the answer
-is printed and stored with the student. The table is data (`legality`); rules lower a cell where the
-way the data was made or an option of the objective does so (`rules`).
+is printed and stored with the student. Each objective says what it is on a kind of record
+(`Objective.on`); the rules here lower that where the way the data was made or an option does so.
 
     exact        the objective as defined, no estimate involved
     unbiased     its expected gradient, over the draws of record and token, is that of the full loss
@@ -15,14 +15,58 @@ All statements are about the contexts in the data (those pi_ref visited) and a f
 what further passes change is said in a note. Imports no torch.
 """
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import cast
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, cast
 
-from stages.config import Objective
-from stages.objectives.legality import TABLE, WEAKEST_LAST, Guarantee
-from stages.objectives.rules import READ_DRAWN_LOGP, READ_THE_REALISED_TOKEN, Case, judged
+import stages.objectives.catalogue  # noqa: F401  (makes all objectives known)
+from stages.objectives.objective import WEAKEST_LAST, Guarantee, Kept, Objective
 from storage.errors import ConfigError
+from storage.kinds import KINDS
+
+NO_TEACHER = "sequences"
+"""Stands for the record kind of a set that holds tokens only."""
+
+COLUMNS: Mapping[str, Kept | None] = {NO_TEACHER: None} | {
+    kept.label: kept
+    for kind in KINDS.values()
+    for kept in (Kept.by(kind), Kept.by(kind, logp=True))
+}
+"""Columns of the contract."""
+
+FULL = Guarantee("exact", "no record: the whole distribution of the teacher, run at every position")
+"""Of `live = "full"`, which asks no record for anything."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One objective (or term of a mixture) on one set."""
+
+    loss: Objective
+    temperature: float
+    """Of the objective, or of the mixture that it is a term of."""
+    meta: Mapping[str, object]
+    """Of the set's manifest."""
+
+    @property
+    def record(self) -> Mapping[str, object]:
+        """The record's parameters; empty without a teacher."""
+        return cast(Mapping[str, object], self.meta.get("record") or {})
+
+    @property
+    def kept(self) -> Kept | None:
+        """What the records keep; None without a teacher."""
+        if not self.record:
+            return None
+        return Kept.by(KINDS[str(self.record["kind"])], bool(self.record.get("logp", False)))
+
+    @property
+    def reads_draws(self) -> bool:
+        """Whether the ids drawn for the record are read."""
+        kept, reads = self.kept, self.loss.reads_draws
+        if kept is None or not kept.drawn:
+            return False
+        return reads == "always" or (reads == "with_logp" and kept.logp)
 
 
 def guarantee(
@@ -46,8 +90,38 @@ def guarantee(
     found = judged(weakest)
     if found.level == "refused":
         raise ConfigError(_refusal(weakest, found.reason))
-    mixed = f"weakest term, {weakest.row}: " if objective.name == "mixture" else ""
+    mixed = f"weakest term, {weakest.loss.label}: " if objective.name == "mixture" else ""
     return Guarantee(found.level, mixed + found.reason, _note(cases, passes))
+
+
+def variants() -> list[Objective]:
+    """Every objective in each of its forms, by the label of its row."""
+    found = [one for known in Objective.known.values() for one in known.variants()]
+    return sorted(found, key=lambda one: one.label)
+
+
+def all_rows() -> dict[str, dict[str, Guarantee]]:
+    """Row -> kind -> what the objective is there, before any rule: the contract at a glance."""
+    return {
+        one.label: {name: on_kind(one, kept) for name, kept in COLUMNS.items()}
+        for one in variants()
+    }
+
+
+def on_kind(loss: Objective, kept: Kept | None) -> Guarantee:
+    """What `loss` is on records of a kind, before any rule; None stands for no teacher."""
+    if kept is None and loss.reads_teacher:
+        return Guarantee("refused", "the set holds tokens but no teacher log-probabilities")
+    return loss.on(kept or Kept(NO_TEACHER))
+
+
+def judged(case: Case) -> Guarantee:
+    """The weakest of what the objective and the rules say; of equals, the first."""
+    found = on_kind(case.loss, case.kept)
+    if found.level == "refused" or not case.loss.reads_teacher:
+        return found
+    says = [found, *(said for rule in RULES if (said := rule.judge(case)) is not None)]
+    return max(says, key=lambda one: WEAKEST_LAST.index(one.level))
 
 
 def _note(cases: list[Case], passes: float | None) -> str:
@@ -56,13 +130,13 @@ def _note(cases: list[Case], passes: float | None) -> str:
         return ""
     copies = int(cast(int, cases[0].record.get("copies", 1)))
     notes: list[str] = []
-    if passes > copies and any(_reads_the_draw(case) for case in cases):
+    if passes > copies and any(case.reads_draws for case in cases):
         kept = "the one draw" if copies == 1 else f"the {copies} independent draws"
         notes.append(
             f"{passes:.3g} passes read {kept} kept per position: from pass {copies + 1} on the "
             "noise of a draw repeats and no longer averages out"
         )
-    if any(case.row in READ_THE_REALISED_TOKEN for case in cases):
+    if any(case.loss.weighs_token for case in cases):
         notes.append(
             f"{passes:.3g} passes read the same realised tokens: the noise of the correction "
             "repeats and no longer averages out"
@@ -70,10 +144,121 @@ def _note(cases: list[Case], passes: float | None) -> str:
     return "; ".join(notes)
 
 
-def _reads_the_draw(case: Case) -> bool:
-    drawn, _, logp = case.kind.partition("+")
-    reads = case.row == "forward_kl" or (bool(logp) and case.row in READ_DRAWN_LOGP)
-    return reads and drawn in ("counts", "head_tail")
+# ---------------------------------------------------------------------------------------------
+# Rules: temperatures, then the realised token
+
+
+def _asked(case: Case) -> str:
+    return (
+        f"the teacher was recorded at temperature {case.record.get('temperature')}, the objective "
+        f"asks for {case.temperature}"
+    )
+
+
+def _as_recorded(case: Case) -> bool:
+    return case.temperature == case.record.get("temperature")
+
+
+def _weights_of_draws(case: Case) -> Guarantee | None:
+    assert case.kept is not None, "without a teacher no rule is asked"
+    if _as_recorded(case) or not case.reads_draws or case.kept.logp:
+        return None
+    return Guarantee(
+        "refused", f"{_asked(case)}; weights of drawn ids cannot be re-tempered without their log p"
+    )
+
+
+def _normaliser(case: Case) -> Guarantee | None:
+    assert case.kept is not None, "without a teacher no rule is asked"
+    if _as_recorded(case) or case.record.get("loss_temperature") == case.temperature:
+        return None
+    if not case.kept.logp:
+        return Guarantee("refused", f"{_asked(case)}, for which it keeps no normaliser")
+    return Guarantee(
+        "biased",
+        f"{_asked(case)}, for which it keeps no normaliser: one estimated from the same draws is "
+        "consistent, not unbiased",
+    )
+
+
+def _drawn_by_a_model(case: Case) -> Guarantee | None:
+    if not case.loss.weighs_token or case.meta.get("sampling"):
+        return None
+    return Guarantee(
+        "refused", "the tokens were not drawn by a model: there is no probability to correct by"
+    )
+
+
+def _full_support(case: Case) -> Guarantee | None:
+    if not case.loss.weighs_token or case.meta.get("full_support", False):
+        return None
+    return Guarantee(
+        "biased",
+        "the tokens were drawn without full support (top_p, top_k or greedy): what could not be "
+        "drawn is missing from the correction",
+    )
+
+
+def _uncapped(case: Case) -> Guarantee | None:
+    if not case.loss.weighs_token or case.loss.cap is None:
+        return None
+    return Guarantee(
+        "biased", f"importance weights are capped at {case.loss.cap}; the log says how often"
+    )
+
+
+def _own_scores(case: Case) -> Guarantee | None:
+    if not case.loss.weighs_token or not case.record.get("correction"):
+        return None
+    return Guarantee(
+        "biased",
+        "the scores were corrected for another teacher (`residualize`, arXiv 2607.28449) and are "
+        "no log-probabilities of any distribution",
+    )
+
+
+class Rule(NamedTuple):
+    """One reason for which an objective may be less than it is on the kind of record alone."""
+
+    sentence: str
+    """For people."""
+    judge: Callable[[Case], Guarantee | None]
+    """What is left, or None where the rule does not apply."""
+
+
+RULES = (
+    Rule(
+        "At another temperature than the record's, `forward_kl` needs log p of the drawn ids: "
+        "refused on `counts` and `head_tail` without it.",
+        _weights_of_draws,
+    ),
+    Rule(
+        "At another temperature than the record's, the teacher must be normalised there. Where the "
+        "record keeps that normaliser (`record.loss_temperature`) the table holds as it is; where "
+        "it only keeps log p of the drawn ids the result is biased; elsewhere it is refused.",
+        _normaliser,
+    ),
+    Rule(
+        "Objectives that weigh the realised token by q / b are refused on sets nobody drew (a text "
+        "corpus): there is no b.",
+        _drawn_by_a_model,
+    ),
+    Rule(
+        "They are biased where b lacked full support (`top_p` below 1, `top_k`, or greedy "
+        "sampling; a sampling temperature alone is fine).",
+        _full_support,
+    ),
+    Rule(
+        "They are biased where the weight is capped (`max_weight`, `truncation`).",
+        _uncapped,
+    ),
+    Rule(
+        "They are biased on scores corrected for another teacher (`residualize`), which are no "
+        "log-probabilities; `lightning` on those is the objective of arXiv 2607.28449.",
+        _own_scores,
+    ),
+)
+"""For every objective that reads a teacher. The weakest result counts, of equals the first."""
 
 
 # ---------------------------------------------------------------------------------------------
@@ -81,38 +266,29 @@ def _reads_the_draw(case: Case) -> bool:
 
 
 def _refusal(case: Case, reason: str) -> str:
-    remedies: list[str] = []
-    if TABLE[case.row][case.kind].level == "refused":
-        remedies.append(f"use records of kind {' or '.join(_best_kinds(case.row))}")
+    rows, label = all_rows(), case.loss.label
+    kind = case.kept.label if case.kept else NO_TEACHER
+    if on_kind(case.loss, case.kept).level == "refused":
+        best = min((cell.level for cell in rows[label].values()), key=WEAKEST_LAST.index)
+        kinds = [name for name, cell in rows[label].items() if cell.level == best]
+        remedies = [f"use records of kind {' or '.join(kinds)}"]
     elif "temperature" in reason:
-        remedies.append(_other_temperature(case))
+        logp = " and with `record.logp = true`" if case.reads_draws and "+" not in kind else ""
+        remedies = [
+            "set `objective.temperature` to the record's, or score again at this one or with it as "
+            f"`record.loss_temperature`{logp}"
+        ]
     else:
-        remedies.append('use records of rollouts, or `form = "bucketed"` on head_tail records')
-    others = [row for row in TABLE if row != case.row and _serves(row, case)]
+        remedies = ['use records of rollouts, or `form = "bucketed"` on head_tail records']
+    others = [
+        other.label
+        for other in variants()
+        if other.label != label
+        and judged(Case(other, case.temperature, case.meta)).level != "refused"
+    ]
     if others:
         remedies.append(f"train another objective on these ({', '.join(others)})")
     return (
-        f"train.objective: {case.row} cannot be trained on `{case.kind}` records: {reason}. "
+        f"train.objective: {label} cannot be trained on `{kind}` records: {reason}. "
         f"Either {'; or '.join(remedies)}."
     )
-
-
-def _other_temperature(case: Case) -> str:
-    draws = case.row == "forward_kl" and not case.kind.endswith("+logp")
-    return (
-        "set `objective.temperature` to the record's, or score again at this one or with it as "
-        f"`record.loss_temperature`{' and with `record.logp = true`' if draws else ''}"
-    )
-
-
-def _best_kinds(row: str) -> list[str]:
-    """Kinds on which the row of the table is best."""
-    best = min((cell.level for cell in TABLE[row].values()), key=WEAKEST_LAST.index)
-    return [kind for kind, cell in TABLE[row].items() if cell.level == best]
-
-
-def _serves(row: str, case: Case) -> bool:
-    """Whether another row of the table, all else equal, would be accepted."""
-    name, _, form = row.partition("/")
-    change = {"name": name} | ({"form": form} if form else {})
-    return judged(replace(case, loss=case.loss.model_copy(update=change))).level != "refused"

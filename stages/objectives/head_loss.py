@@ -32,8 +32,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from stages.models.model import Head
+from stages.objectives.objective import ObjectiveFunction
 from stages.objectives.softmax import TORCH, Reduced, SoftmaxKernels
-from stages.objectives.tensors import ObjectiveFunction, TorchRecords
+from stages.objectives.tensors import TorchRecords
 
 
 def head_loss(

@@ -6,30 +6,41 @@ batch that is exactly gradient descent on the Huber loss of A_t with threshold t
 pass, no policy ratio, no second set of log-probabilities, no reference model.
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
-from stages.objectives.tensors import Constant, Terms, TorchRecords, required
+from stages.objectives.objective import Bound, Guarantee, Kept, Objective, Terms
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from stages.objectives.tensors import TorchRecords
 
 
-@dataclass(frozen=True)
-class Lightning(Constant):
+class Lightning(Objective):
     """Huber loss of log pi_T(a) - log pi(a) at the realised token a."""
 
-    temperature: float = 1.0
-    clip: float | None = 10.0
-    """Bound tau on the advantage; None leaves it unbounded."""
+    name: Literal["lightning"] = "lightning"
+    clip: Bound = 10.0
+    """Bound on |log pi_T - log pi|, as published (arXiv 2604.13010); `"none"` for no bound."""
+
+    def on(self, kept: Kept) -> Guarantee:
+        """Exact as published: every record of a teacher keeps log p of the realised token."""
+        return Guarantee(
+            "exact",
+            "the published sampled-token objective; as an estimate of reverse KL it holds near "
+            "pi_ref only",
+        )
 
     def __call__(self, logq_E: Tensor, logq_T: Tensor, records: TorchRecords) -> Terms:
-        """Loss terms; `logq_E` is not used."""
-        advantage_T = required(records.lp_T, "lp", "lightning") - logq_T
+        """Loss terms, with the statistics `advantage` and `clipped`; `logq_E` is not used."""
+        clip = float("inf") if self.clip is None else self.clip
+        advantage_T = self.required(records.lp_T, "lp") - logq_T
         size_T = advantage_T.abs()
+        clipped_T = size_T > clip
         loss_T = 0.5 * size_T.square()
-        clipped_T = torch.zeros_like(size_T)
         if self.clip is not None:
-            over_T = size_T > self.clip
-            loss_T = torch.where(over_T, self.clip * (size_T - 0.5 * self.clip), loss_T)
-            clipped_T = over_T.to(size_T.dtype)
-        return Terms(loss_T, {"advantage": advantage_T.detach(), "clipped": clipped_T})
+            loss_T = loss_T.where(~clipped_T, clip * (size_T - 0.5 * clip))
+        stats = {"advantage": advantage_T.detach(), "clipped": clipped_T.to(size_T.dtype)}
+        return Terms(loss_T, stats)

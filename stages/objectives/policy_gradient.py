@@ -12,24 +12,41 @@ objective is the same update with the weight set to 1 and A bounded instead.
 This needs one number per token from the teacher and is as noisy as that sounds; records with a head
 give the same gradient with far less noise (`reverse_kl`).
 
-Shape letters as in `records`.
+Shape letters as in `tensors`.
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
-from stages.objectives.tensors import Constant, Terms, TorchRecords, required
+from stages.objectives.objective import Bound, Guarantee, Kept, Objective, Terms
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from stages.objectives.tensors import TorchRecords
 
 
-@dataclass(frozen=True)
-class PolicyGradient(Constant):
+class PolicyGradient(Objective):
     """Importance-weighted sampled-token reverse KL."""
 
-    temperature: float = 1.0
-    truncation: float | None = 2.0
-    """Cap on the importance weight; None for the full correction."""
+    name: Literal["policy_gradient"] = "policy_gradient"
+    truncation: Bound = 2.0
+    """Cap on the importance weight; `"none"` for the full correction."""
+
+    @property
+    def weighs_token(self) -> bool:
+        """It reads nothing else."""
+        return True
+
+    @property
+    def cap(self) -> float | None:
+        """Largest importance weight."""
+        return self.truncation
+
+    def on(self, kept: Kept) -> Guarantee:
+        """Unbiased: every record of a teacher keeps log p of the realised token."""
+        return Guarantee("unbiased", "the importance-weighted realised token alone: very noisy")
 
     def __call__(self, logq_E: Tensor, logq_T: Tensor, records: TorchRecords) -> Terms:
         """Loss terms, with the statistic `weight_capped`; `logq_E` is not used.
@@ -37,12 +54,10 @@ class PolicyGradient(Constant):
         The value is the matching estimate of KL(q || p), one token's worth of it.
         """
         held_T = logq_T.detach()
-        lp_T = required(records.lp_T, "lp", "policy_gradient")
-        weight_T = (held_T - required(records.ref_lp_T, "ref_lp", "policy_gradient")).exp()
-        capped_T = torch.zeros_like(weight_T)
-        if self.truncation is not None:
-            capped_T = (weight_T > self.truncation).to(weight_T.dtype)
-            weight_T = weight_T.clamp_max(self.truncation)
-        value_T = weight_T * (held_T - lp_T)
+        lp_T = self.required(records.lp_T, "lp")
+        weight_T = (held_T - self.required(records.ref_lp_T, "ref_lp")).exp()
+        limit = float("inf") if self.truncation is None else self.truncation
+        capped_T = (weight_T > limit).to(weight_T.dtype)
+        value_T = weight_T.clamp_max(limit) * (held_T - lp_T)
         # The factor is zero in value and carries the gradient.
         return Terms(value_T + value_T * (logq_T - held_T), {"weight_capped": capped_T})

@@ -26,18 +26,29 @@ floored at 1e-12, which bounds A_tail by about 27.6 nats where the teacher's tai
 tail term carries a factor q_tail, so neither floor can move the gradient by more than q_tail times
 the error in A_tail. Where nothing is outside S on either side, the term is dropped.
 
-Shape letters as in `records`: T positions, E entries.
+Shape letters as in `tensors`: T positions, E entries.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
-from stages.objectives.tensors import Constant, Terms, TorchRecords, required
+from stages.objectives.objective import (
+    NO_HEAD,
+    OUTSIDE_IS_ONE,
+    Bound,
+    Guarantee,
+    Kept,
+    Objective,
+    Terms,
+)
 
-Form = Literal["corrected", "bucketed", "residual_only"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from stages.objectives.tensors import TorchRecords
+
+Form = Literal["corrected", "residual_only", "bucketed"]
 
 MASS_FLOOR = 1e-12
 """Smallest tail mass, of teacher and student, that a logarithm is taken of."""
@@ -46,30 +57,73 @@ _NOTHING_LEFT = 1e-6
 """Student tail mass within the rounding error of a float32 log-softmax."""
 
 
-@dataclass(frozen=True)
-class ReverseKL(Constant):
+class ReverseKL(Objective):
     """Reverse KL in one of the forms of this module."""
 
-    temperature: float = 1.0
+    name: Literal["reverse_kl"] = "reverse_kl"
     form: Form = "corrected"
-    max_weight: float | None = None
-    """Cap on the importance weight q/b: brings bias; the statistic `weight_capped` says when."""
+    """Bucket plus importance-corrected residual (unbiased), or one of them alone."""
+    max_weight: Bound = None
+    """Cap on the importance weight q/b: brings bias, how often it binds is logged."""
+
+    @classmethod
+    def variants(cls) -> tuple[Objective, ...]:
+        """One for each form."""
+        return cls(), cls(form="residual_only"), cls(form="bucketed")
+
+    @property
+    def label(self) -> str:
+        """A row for each form."""
+        return f"{self.name}/{self.form}"
+
+    @property
+    def weighs_token(self) -> bool:
+        """The bucket alone does not read the realised token."""
+        return self.form != "bucketed"
+
+    @property
+    def cap(self) -> float | None:
+        """Largest importance weight."""
+        return self.max_weight
+
+    def on(self, kept: Kept) -> Guarantee:
+        """The bucket is a bound, the realised token makes it unbiased."""
+        if self.form == "bucketed":
+            return OUTSIDE_IS_ONE if kept.head else NO_HEAD
+        if not kept.head:
+            return Guarantee(
+                "unbiased",
+                "no id is stored exactly: the importance-weighted realised token alone, very noisy",
+            )
+        if self.form == "corrected":
+            return Guarantee(
+                "unbiased",
+                "exact on the stored head, importance-corrected by the realised token outside",
+            )
+        return Guarantee(
+            "unbiased",
+            "exact on the stored head, importance-weighted outside, no control variate: noisy",
+        )
 
     def __call__(self, logq_E: Tensor, logq_T: Tensor, records: TorchRecords) -> Terms:
         """Loss terms, with the statistics `bucket`, `covered` and `weight_capped`."""
         covered_T = records.covers_token()
         stats = {"covered": covered_T.to(logq_T.dtype)}
-        gap_E = torch.where(records.exact_E, logq_E - records.logp_E, 0.0)
-        q_E = torch.where(records.exact_E, logq_E.exp(), 0.0)
+        gap_E = (logq_E - records.logp_E).where(records.exact_E, 0.0)
+        q_E = logq_E.exp().where(records.exact_E, 0.0)
         tail_T, tail_gap_T = _tail(records, q_E)
         bucket_T = records.sum_entries(q_E * gap_E) + tail_T
         stats["bucket"] = bucket_T.detach()
         if self.form == "bucketed":
             return Terms(bucket_T, stats)
 
-        weight_T, capped_T = self._weight(logq_T, covered_T, records)
-        stats["weight_capped"] = capped_T
-        gap_T = logq_T.detach() - required(records.lp_T, "lp", "reverse_kl")
+        # The importance weight of tokens outside S, 0 inside.
+        weight_T = (logq_T.detach() - self.required(records.ref_lp_T, "ref_lp")).exp()
+        weight_T = weight_T.where(~covered_T, 0.0)
+        limit = float("inf") if self.max_weight is None else self.max_weight
+        stats["weight_capped"] = (weight_T > limit).to(weight_T.dtype)
+        weight_T = weight_T.clamp_max(limit)
+        gap_T = logq_T.detach() - self.required(records.lp_T, "lp")
         if self.form == "corrected":
             residual_T = weight_T * (gap_T - tail_gap_T.detach())
             surrogate_T = bucket_T + residual_T * logq_T
@@ -82,17 +136,6 @@ class ReverseKL(Constant):
         # The value to be logged, with the gradient of the surrogate.
         return Terms(value_T + surrogate_T - surrogate_T.detach(), stats)
 
-    def _weight(
-        self, logq_T: Tensor, covered_T: Tensor, records: TorchRecords
-    ) -> tuple[Tensor, Tensor]:
-        """Importance weight of tokens outside S, 0 inside, and where the cap bound; both [T]."""
-        ref_lp_T = required(records.ref_lp_T, "ref_lp", "reverse_kl")
-        weight_T = torch.where(covered_T, 0.0, (logq_T.detach() - ref_lp_T).exp())
-        if self.max_weight is None:
-            return weight_T, torch.zeros_like(weight_T)
-        capped_T = (weight_T > self.max_weight).to(weight_T.dtype)
-        return weight_T.clamp_max(self.max_weight), capped_T
-
 
 def _tail(records: TorchRecords, q_E: Tensor) -> tuple[Tensor, Tensor]:
     """Tail term q_tail A_tail of the bucket and A_tail alone, both [T]."""
@@ -101,5 +144,5 @@ def _tail(records: TorchRecords, q_E: Tensor) -> tuple[Tensor, Tensor]:
     p_tail_T = records.rest_T.double().clamp_min(MASS_FLOOR)
     gap_T = q_tail_T.log() - p_tail_T.log()
     nothing_T = (records.rest_T <= 0) & (left_T < _NOTHING_LEFT)
-    term_T = torch.where(nothing_T, 0.0, q_tail_T * gap_T)
+    term_T = (q_tail_T * gap_T).where(~nothing_T, 0.0)
     return term_T.to(q_E.dtype), gap_T.to(q_E.dtype)

@@ -10,38 +10,57 @@ result biased: consistent in the number of draws where log p of drawn ids is sto
 approximation by one bucket where only the head is. At t = 1 nothing is left of that: the first
 becomes the forward KL, the second its bound.
 
-Shape letters as in `symbols`.
+Shape letters as in `tensors`.
 """
 
-from dataclasses import dataclass, replace
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from stages.objectives.symbols import known_symbols
-from stages.objectives.tensors import Terms, TorchRecords
+from pydantic import Field
+
+from stages.objectives.f_divergence import ONLY_LINEAR
+from stages.objectives.objective import ONE_TOKEN, Guarantee, Kept, Objective, Terms
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from stages.objectives.tensors import TorchRecords
 
 
-@dataclass(frozen=True)
-class TAID:
+class TAID(Objective):
     """KL from the interpolated target to the student."""
 
-    temperature: float = 1.0
-    start: float = 0.4
-    progress: float = 0.0
+    name: Literal["taid"] = "taid"
+    start: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.4
+    """Weight of the teacher in the target at the first step; 1 at the last (arXiv 2501.16937)."""
+
+    reads_draws = "with_logp"
+
+    def on(self, kept: Kept) -> Guarantee:
+        """Biased: the normaliser of the target is estimated."""
+        if kept.logp:
+            return Guarantee(
+                "biased",
+                "the target's normaliser depends on the student and is estimated from the same "
+                "draws: consistent; unbiased at the end of the schedule, where the target is the "
+                "teacher",
+            )
+        if kept.head:
+            return Guarantee(
+                "biased",
+                "the target is interpolated with everything outside the stored head as one symbol",
+            )
+        return ONLY_LINEAR if kept.drawn else ONE_TOKEN
 
     @property
     def share(self) -> float:
         """Exponent t of the teacher in the target."""
-        return self.start + (1.0 - self.start) * self.progress
-
-    def at(self, progress: float) -> "TAID":
-        """With the target of this share of training."""
-        return replace(self, progress=progress)
+        return self.start + (1.0 - self.start) * self._progress
 
     def __call__(self, logq_E: Tensor, logq_T: Tensor, records: TorchRecords) -> Terms:
         """Loss terms, with the statistic `teacher_share`; `logq_T` is not used."""
-        symbols = known_symbols(logq_E, records)
+        symbols = records.known_symbols(logq_E)
         gap_S = symbols.logp_S - symbols.logq_S.detach()
         # w/p q^(1-t) p^t of each symbol, as a logarithm.
         scores_S = symbols.mass_S.log() - (1.0 - self.share) * gap_S
@@ -50,5 +69,5 @@ class TAID:
         surrogate_T = symbols.sum(-target_S * symbols.logq_S)
         return Terms(
             value_T + surrogate_T - surrogate_T.detach(),
-            {"teacher_share": torch.full_like(value_T, self.share)},
+            {"teacher_share": value_T.new_full(value_T.shape, self.share)},
         )

@@ -17,15 +17,18 @@ The probability with which the realised token was drawn is that of another polic
 Where log p of drawn ids is absent, weights and entropy at T are unknown: they become NaN, and the
 contract keeps objectives away that would read them.
 
-Shape letters as in `records`.
+Shape letters as in `tensors`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from stages.objectives.tensors import ObjectiveFunction, Terms, TorchRecords
+from stages.objectives.objective import Objective, ObjectiveFunction, Terms
+from stages.objectives.tensors import TorchRecords
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,23 @@ class Tempered:
         """The objective's own terms, on the records as they are at its temperature."""
         exponent = self.recorded / self.temperature
         return self.objective(logq_E, logq_T, retemper(records, exponent, self.normalised))
+
+
+def build_objective(
+    objective: Objective, record: Mapping[str, object] | None = None
+) -> ObjectiveFunction:
+    """The function that `objective` is on records; `contract.guarantee` says what it is on which.
+
+    Args:
+        objective: The table.
+        record: `record` object of the data's manifest: at which temperatures it can be read. None
+            where there is no teacher to read.
+    """
+    recorded = float(cast(float, (record or {}).get("temperature", objective.temperature)))
+    if recorded == objective.temperature:
+        return objective
+    kept = (record or {}).get("loss_temperature")
+    return Tempered(objective, recorded, normalised=kept == objective.temperature)
 
 
 def retemper(records: TorchRecords, exponent: float, normalised: bool) -> TorchRecords:

@@ -1,12 +1,25 @@
-"""Teacher records as tensors, and what an objective takes and returns.
+"""Teacher records as tensors, and the teacher's distribution as far as a record tells it.
+
+A divergence of the form  constant + sum_v h(p_v, q_v)  with h(0, q) = 0 is a sum over ids that the
+teacher gives mass to, and a record holds some of those. `Symbols` are what it knows: one per known
+id, one for the rest. Two readings, chosen by what is stored at the position and never by the
+outcome of a draw:
+
+    Horvitz-Thompson   log p is stored for ids that were *drawn*. Each counts w / p times, and
+                       E[w] = p makes the sum unbiased (Horvitz and Thompson 1952). Ids stored
+                       without randomness count once.
+    bucket             log p is stored for the head only. Everything else is one symbol, whose mass
+                       is known on both sides. Coarsening lowers every f-divergence: a lower bound.
+
+Both are `sum_s mass_s h(p_s, q_s) / p_s`. So objectives hand over h / p, a function of
+log p - log q that stays finite where p underflows, and need not know which reading it is.
 
 Shape letters: T positions (response tokens of a batch, concatenated), E entries (stored ids,
-concatenated over positions; entry_off[t]:entry_off[t + 1] are those of position t).
+concatenated over positions; entry_off[t]:entry_off[t + 1] are those of position t), S = E + T
+symbols (the entries, then one rest per position).
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -116,56 +129,63 @@ class TorchRecords:
         match_E = self.exact_E & (self.ids_E == self.tok_T[self.row_E])
         return self.sum_entries(match_E.to(torch.int32)) > 0
 
+    def known_symbols(self, logq_E: Tensor) -> "Symbols":
+        """All ids with a stored log p; where none of them was drawn, the rest of the mass too."""
+        known_E = ~self.logp_E.isnan()
+        drawn_T = self.sum_entries((known_E & ~self.exact_E).to(logq_E.dtype)) > 0
+        mass_E = torch.where(self.exact_E, self.logp_E.exp(), self.weight_E)
+        return self._symbols(logq_E, known_E, mass_E, torch.where(drawn_T, 0.0, self.rest_T))
+
+    def head_symbols(self, logq_E: Tensor) -> "Symbols":
+        """The ids stored without randomness, and the rest of the mass."""
+        return self._symbols(logq_E, self.exact_E, self.logp_E.exp(), self.rest_T)
+
+    def _symbols(self, logq_E: Tensor, used_E: Tensor, mass_E: Tensor, rest_T: Tensor) -> "Symbols":
+        """The used entries, then one symbol per position for everything outside the head.
+
+        The student's mass there is formed in float64. Below the rounding error of the log-softmax
+        it is noise: it is floored, and keeps its gradient, so that a student without a tail is
+        still told to grow one.
+        """
+        outside_T = 1.0 - self.sum_entries(torch.where(self.exact_E, logq_E.double().exp(), 0.0))
+        floored_T = outside_T.clamp_min(8.0 * torch.finfo(logq_E.dtype).eps)
+        logq_T = (outside_T + (floored_T - outside_T).detach()).log().to(logq_E.dtype)
+        logp_T = self.rest_T.clamp_min(torch.finfo(logq_E.dtype).tiny).log()
+        return Symbols(
+            mass_S=torch.cat([torch.where(used_E, mass_E, 0.0), rest_T]),
+            logp_S=torch.cat([torch.where(used_E, self.logp_E, 0.0), logp_T]),
+            logq_S=torch.cat([logq_E, logq_T]),
+            row_S=torch.cat([self.row_E, torch.arange(len(self), device=logq_E.device)]),
+            positions=len(self),
+        )
+
 
 @dataclass(frozen=True)
-class Terms:
-    """What an objective makes of some positions."""
+class Symbols:
+    """Known symbols of T positions; those without mass are present and count nothing."""
 
-    loss_T: Tensor
-    """Loss per position: its *value* is what is logged, its gradient is what is trained on."""
-    stats: Mapping[str, Tensor]
-    """Detached [T] tensors, for the log."""
+    mass_S: Tensor
+    """Teacher mass a symbol stands for; an unbiased estimate of its probability where drawn."""
+    logp_S: Tensor
+    """Teacher log-probability; finite everywhere."""
+    logq_S: Tensor
+    """Student log-probability; carries the gradient."""
+    row_S: Tensor
+    positions: int
 
+    def sum(self, values_S: Tensor) -> Tensor:
+        """Sum over the symbols of each position: [S] -> [T]."""
+        return values_S.new_zeros(self.positions).index_add(0, self.row_S, values_S)
 
-class ObjectiveFunction(Protocol):
-    """A pure function of the student's log-probabilities at stored ids."""
-
-    @property
-    def temperature(self) -> float:
-        """What the student's logits were divided by before the log-softmax."""
-        ...
-
-    def at(self, progress: float) -> "ObjectiveFunction":
-        """The objective at a share of training between 0 (first step) and 1 (last step)."""
-        ...
-
-    def __call__(self, logq_E: Tensor, logq_T: Tensor, records: TorchRecords) -> Terms:
-        """Loss terms from log q at the entries' ids [E] and at the realised tokens [T]."""
-        ...
-
-
-class Constant:
-    """An objective that is the same throughout training."""
-
-    def at(self, progress: float) -> Self:
-        """Itself, whatever the progress."""
-        return self
+    def softmax(self, scores_S: Tensor) -> tuple[Tensor, Tensor]:
+        """Shares exp(score) / Z within each position [S], and log Z [T]; -inf counts nothing."""
+        top_T = scores_S.new_full((self.positions,), -torch.inf)
+        top_T = top_T.scatter_reduce(0, self.row_S, scores_S, "amax")
+        parts_S = (scores_S - top_T[self.row_S]).exp()
+        z_T = self.sum(parts_S)
+        return parts_S / z_T[self.row_S], top_T + z_T.log()
 
 
 def _tensor(array: np.ndarray) -> Tensor:
     """A tensor that shares the array's memory; views of a file are read-only and are copied."""
     return torch.from_numpy(np.require(array, requirements=["C", "W"]))
-
-
-def required(values_T: Tensor | None, column: str, objective: str) -> Tensor:
-    """`values_T`, of which the contract has already made sure that it is there.
-
-    Raises:
-        ValueError: it is not; the caller has bypassed `contract.guarantee`.
-    """
-    if values_T is None:
-        raise ValueError(
-            f"{objective} needs the column `{column}`, which these records do not have; "
-            "check the configuration with `stages.objectives.contract.guarantee` first"
-        )
-    return values_T

@@ -22,8 +22,9 @@ from stages.job import Job
 from stages.models.model import lm_head, response_hidden
 from stages.objectives.full_teacher import FullTeacher, full_forward_kl
 from stages.objectives.head_loss import head_loss
+from stages.objectives.objective import ObjectiveFunction
 from stages.objectives.softmax import softmax_kernels
-from stages.objectives.tensors import ObjectiveFunction, TorchRecords
+from stages.objectives.tensors import TorchRecords
 from stages.training import checkpoint, remote_checkpoint, reshard, sharded_checkpoint
 from stages.training.distributed import current
 from stages.training.drift import Guard, ratio_sums

@@ -42,7 +42,7 @@ def another(annotation: Any, value: object) -> object:
     if get_origin(annotation) is Annotated:
         return another(get_args(annotation)[0], value)
     if get_origin(annotation) is Literal:
-        return next(choice for choice in get_args(annotation) if choice != value)
+        return next((choice for choice in get_args(annotation) if choice != value), "another")
     if get_origin(annotation) in (Union, types.UnionType):
         inner = [choice for choice in get_args(annotation) if choice is not type(None)]
         return another(inner[0], value)

@@ -8,8 +8,8 @@ import torch
 from stages.config import Objective, Record
 from stages.evaluation.gradients import Measured, compare_gradients
 from stages.models.model import load_model
-from stages.objectives.build import build_objective
 from stages.objectives.full_teacher import FullTeacher
+from stages.objectives.temper import build_objective
 from tests.stages.evaluation.cases import LENGTH, scored
 from tests.stages.training.cases import VOCABULARY, write_model
 

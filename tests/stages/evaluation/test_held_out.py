@@ -16,6 +16,7 @@ from torch import Tensor
 from stages.config import Record, Sampling
 from stages.evaluation.held_out import measurable, score_held_out
 from stages.models.model import load_model
+from stages.objectives.reverse_kl import ReverseKL
 from tests.stages.evaluation.cases import COUNT, LENGTH, PROMPT, random_rows, scored
 from tests.stages.training.cases import VOCABULARY, write_model
 
@@ -147,4 +148,4 @@ def test_a_corpus_has_forward_kl_and_a_bound() -> None:
     found = measurable({"record": Record().model_dump()})
     assert found["forward_kl"].level.level == "unbiased"
     assert found["reverse_kl"].level.level == "lower_bound"
-    assert found["reverse_kl"].objective.form == "bucketed"
+    assert found["reverse_kl"].objective == ReverseKL(form="bucketed")

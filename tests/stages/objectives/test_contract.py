@@ -7,9 +7,17 @@ import sys
 import pytest
 
 from stages.config import Objective, Record, Sampling
-from stages.objectives.contract import guarantee
-from stages.objectives.legality import KINDS, NO_TEACHER, TABLE
-from stages.objectives.rules import row_of
+from stages.objectives.contract import (
+    COLUMNS,
+    NO_TEACHER,
+    RULES,
+    Case,
+    all_rows,
+    guarantee,
+    judged,
+    on_kind,
+)
+from stages.objectives.reverse_kl import ReverseKL
 from storage.errors import ConfigError
 
 
@@ -154,6 +162,24 @@ def test_refusal_names_only_objectives_that_would_be_accepted() -> None:
         guarantee(wanted(name="forward_kl"), meta("sampled"))
 
 
+@pytest.mark.parametrize(
+    ("rule", "objective", "changes"),
+    [
+        (0, {"name": "forward_kl", "temperature": 2.0}, {}),
+        (1, {"name": "jsd", "temperature": 2.0}, {"record": record("head_tail+logp")}),
+        (2, {"name": "reverse_kl"}, {"sampling": {}}),
+        (3, {"name": "reverse_kl"}, {"full_support": False}),
+        (4, {"name": "policy_gradient"}, {}),
+        (5, {"name": "reverse_kl"}, {"record": record("sampled") | {"correction": {"folds": 5}}}),
+    ],
+)
+def test_every_rule_decides_some_case(rule: int, objective: dict, changes: dict) -> None:
+    case = Case(wanted(**objective), objective.get("temperature", 1.0), {**meta(), **changes})
+    said = RULES[rule].judge(case)
+    assert said == judged(case) != on_kind(case.loss, case.kept)
+    assert len(RULES) == 6, "a rule without a case here may be one that can never speak"
+
+
 def test_unknown_support_counts_as_truncated() -> None:
     unknown = meta()
     del unknown["full_support"]
@@ -161,12 +187,11 @@ def test_unknown_support_counts_as_truncated() -> None:
 
 
 def test_table_knows_every_record_kind_and_every_objective() -> None:
-    assert all(tuple(row) == KINDS for row in TABLE.values())
-    known = Objective.model_fields["name"].annotation.__args__  # pyright: ignore
-    forms = Objective.model_fields["form"].annotation.__args__  # pyright: ignore
-    tables = [wanted(name=name) for name in known if name not in ("mixture", "reverse_kl")]
-    tables += [wanted(form=form) for form in forms]
-    assert {row_of(table) for table in tables} == set(TABLE)
+    assert all(list(row) == list(COLUMNS) for row in all_rows().values())
+    forms = ReverseKL.model_fields["form"].annotation.__args__  # pyright: ignore
+    plain = [name for name in Objective.known if name not in ("mixture", "reverse_kl")]
+    tables = [wanted(name=name) for name in plain] + [wanted(form=form) for form in forms]
+    assert {one.label for one in tables} == set(all_rows())
 
 
 # ---------------------------------------------------------------------------------------------

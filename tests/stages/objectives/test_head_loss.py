@@ -13,12 +13,13 @@ from stages.objectives.f_divergence import JSD, TVD, GhostKL, SkewForwardKL, Ske
 from stages.objectives.head_loss import head_loss, head_statistics
 from stages.objectives.lightning import Lightning
 from stages.objectives.likelihood import CrossEntropy, ForwardKL
-from stages.objectives.mixture import Mixture, Part
+from stages.objectives.mixture import Mixture
+from stages.objectives.objective import ObjectiveFunction
 from stages.objectives.policy_gradient import PolicyGradient
 from stages.objectives.reverse_kl import ReverseKL
 from stages.objectives.taid import TAID
 from stages.objectives.temper import Tempered
-from stages.objectives.tensors import ObjectiveFunction, TorchRecords
+from stages.objectives.tensors import TorchRecords
 
 T, D, V = 11, 6, 13
 
@@ -38,9 +39,11 @@ OBJECTIVES = [
     SkewForwardKL(temperature=0.8),
     SkewReverseKL(),
     TVD(),
-    TAID(progress=0.5),
+    TAID().at(0.5),
     PolicyGradient(),
-    Mixture(1.0, (Part("a", ForwardKL(), 0.3), Part("b", ReverseKL(), ((0.0, 2.0),)))),
+    Mixture.model_validate(
+        {"terms": [{"name": "forward_kl", "weight": 0.3}, {"weight": [[0.0, 2.0]]}]},
+    ),
     Tempered(JSD(temperature=1.4), 1.0, normalised=True),
 ]
 

@@ -18,10 +18,11 @@ from torch import Tensor
 from stages.objectives.f_divergence import JSD, TVD, GhostKL, SkewForwardKL, SkewReverseKL
 from stages.objectives.lightning import Lightning
 from stages.objectives.likelihood import ForwardKL
+from stages.objectives.objective import ObjectiveFunction
 from stages.objectives.policy_gradient import PolicyGradient
 from stages.objectives.reverse_kl import ReverseKL
 from stages.objectives.taid import TAID
-from stages.objectives.tensors import ObjectiveFunction, TorchRecords
+from stages.objectives.tensors import TorchRecords
 
 LOG_FLOOR = -1000.0
 """What the scorer stores for an id that the teacher rules out."""
@@ -40,7 +41,7 @@ ALL: list[ObjectiveFunction] = [
     GhostKL(),
     ForwardKL(),
     TAID(),
-    TAID(progress=1.0),
+    TAID().at(1.0),
     ReverseKL(),
     ReverseKL(form="bucketed"),
     ReverseKL(form="residual_only"),
@@ -220,11 +221,11 @@ def test_coarse_readings_are_lower_bounds(row: Row) -> None:
         return float((a_V * (log_a_V - log_b_V)).sum())
 
     log_m_V = np.log(np.maximum(m_V, 1e-300))
-    full = {
-        JSD(): 0.5 * (kl(p_V, row.logp_V, log_m_V) + kl(q_V, row.logq_V, log_m_V)),
-        TVD(): 0.5 * float(np.abs(p_V - q_V).sum()),
-        GhostKL(): kl(p_V, row.logp_V, row.logq_V),
-    }
-    for objective, value in full.items():
+    full = [
+        (JSD(), 0.5 * (kl(p_V, row.logp_V, log_m_V) + kl(q_V, row.logq_V, log_m_V))),
+        (TVD(), 0.5 * float(np.abs(p_V - q_V).sum())),
+        (GhostKL(), kl(p_V, row.logp_V, row.logq_V)),
+    ]
+    for objective, value in full:
         loss, _ = evaluate(objective, coarse, torch.float32)
         assert loss <= value + 5e-3 * (1.0 + abs(value)), objective

@@ -9,17 +9,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from stages.config import Objective
-from stages.objectives.build import build_objective
 from stages.objectives.f_divergence import JSD, TVD, GhostKL, SkewForwardKL, SkewReverseKL
 from stages.objectives.lightning import Lightning
 from stages.objectives.likelihood import CrossEntropy, ForwardKL
+from stages.objectives.objective import ObjectiveFunction
 from stages.objectives.policy_gradient import PolicyGradient
 from stages.objectives.reverse_kl import MASS_FLOOR, Form, ReverseKL
 from stages.objectives.taid import TAID
-from stages.objectives.tensors import ObjectiveFunction, TorchRecords
+from stages.objectives.temper import build_objective
+from stages.objectives.tensors import TorchRecords
 from tests.stages.objectives.toy_records import (
     Draw,
     V,
@@ -94,7 +96,7 @@ def forward_kl(logits_V: np.ndarray, p_V: np.ndarray) -> tuple[float, Tensor]:
 @pytest.mark.parametrize("form", ["corrected", "residual_only"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_reverse_kl_is_unbiased(kind: str, form: Form, temperature: float) -> None:
-    value, grad_V = expected(ReverseKL(temperature, form), KINDS[kind])
+    value, grad_V = expected(ReverseKL(temperature=temperature, form=form), KINDS[kind])
     true_value, true_V = reverse_kl(Z_Q, P, temperature)
     assert value == pytest.approx(true_value, abs=1e-10)
     torch.testing.assert_close(grad_V, true_V, atol=1e-10, rtol=0)
@@ -117,7 +119,7 @@ def test_the_correction_lowers_the_variance_of_the_residual_alone() -> None:
         grads = []
         for t in range(len(chance_T)):
             one.zero_()[t] = 1.0
-            grads.append(evaluate(ReverseKL(1.0, form), records, one, torch.from_numpy(Z_Q))[1])
+            grads.append(evaluate(ReverseKL(form=form), records, one, torch.from_numpy(Z_Q))[1])
         grads_TV = torch.stack(grads)
         mean_V = chance_T @ grads_TV
         variance[form] = float(chance_T @ (grads_TV - mean_V).square().sum(dim=1))
@@ -187,6 +189,21 @@ def test_reverse_kl_renormalised_on_a_sampled_support_collapses() -> None:
     # The objective offered for the same records stays at the teacher.
     _, grad_V = expected(ReverseKL(), draws, np.log(P))
     assert grad_V.norm() < 1e-10
+
+
+@pytest.mark.parametrize("kind", ["head and tail", "everything exact"])
+def test_jsd_vanishes_at_both_ends_and_has_the_kls_as_scaled_limits(kind: str) -> None:
+    """JSD / beta tends to KL(p || q) as beta tends to 0, JSD / (1 - beta) to KL(q || p) at 1."""
+    draws = {
+        "head and tail": head_tail(P, TOP[:3], 2, logp=True),
+        "everything exact": KINDS["everything exact"],
+    }[kind]
+    near = 1e-5
+    for beta, full in ((near, forward_kl(Z_Q, P)), (1 - near, reverse_kl(Z_Q, P, 1.0))):
+        value, grad_V = expected(JSD(beta=beta), draws)
+        assert value < 2 * near * full[0]
+        assert value / near == pytest.approx(full[0], rel=1e-3)
+        torch.testing.assert_close(grad_V / near, full[1], atol=1e-3, rtol=1e-3)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -377,25 +394,49 @@ def test_sampled_tail_ids_do_not_cover_the_realised_token() -> None:
 
 
 @pytest.mark.parametrize(
-    ("table", "built"),
+    ("table", "read"),
     [
-        (Objective(), ReverseKL()),
-        (Objective(form="bucketed", temperature=0.5), ReverseKL(0.5, "bucketed")),
-        (Objective(max_weight=4.0), ReverseKL(max_weight=4.0)),
-        (Objective(name="forward_kl"), ForwardKL()),
-        (Objective(name="lightning", clip=None), Lightning(clip=None)),
-        (Objective(name="cross_entropy"), CrossEntropy()),
-        (Objective(name="ghost_kl"), GhostKL()),
-        (Objective(name="jsd", beta=0.2), JSD(beta=0.2)),
-        (Objective(name="skew_forward_kl", alpha=0.3), SkewForwardKL(alpha=0.3)),
-        (Objective(name="skew_reverse_kl", alpha=0.3), SkewReverseKL(alpha=0.3)),
-        (Objective(name="tvd", temperature=2.0), TVD(2.0)),
-        (Objective(name="taid", start=0.2), TAID(start=0.2)),
-        (Objective(name="policy_gradient", truncation=None), PolicyGradient(truncation=None)),
+        ({}, ReverseKL()),
+        ({"form": "bucketed", "temperature": 0.5}, ReverseKL(temperature=0.5, form="bucketed")),
+        ({"max_weight": 4.0}, ReverseKL(max_weight=4.0)),
+        ({"name": "forward_kl"}, ForwardKL()),
+        ({"name": "lightning", "clip": "none"}, Lightning(clip=None)),
+        ({"name": "cross_entropy"}, CrossEntropy()),
+        ({"name": "ghost_kl"}, GhostKL()),
+        ({"name": "jsd", "beta": 0.2}, JSD(beta=0.2)),
+        ({"name": "skew_forward_kl", "alpha": 0.3}, SkewForwardKL(alpha=0.3)),
+        ({"name": "skew_reverse_kl", "alpha": 0.3}, SkewReverseKL(alpha=0.3)),
+        ({"name": "tvd", "temperature": 2.0}, TVD(temperature=2.0)),
+        ({"name": "taid", "start": 0.2}, TAID(start=0.2)),
+        ({"name": "policy_gradient", "truncation": "none"}, PolicyGradient(truncation=None)),
     ],
 )
-def test_the_configured_objective_is_built(table: Objective, built: ObjectiveFunction) -> None:
-    assert build_objective(table) == built
+def test_a_table_becomes_the_objective_it_names(table: dict, read: Objective) -> None:
+    found = Objective.model_validate(table)
+    assert found == read
+    assert Objective.model_validate(found.model_dump()) == found
+    assert build_objective(found) is found
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"name": "jsd", "alpha": 0.1}, '`alpha` is not an option of name = "jsd", which .*`beta`'),
+        ({"name": "lightning", "beta": 1}, '`beta` is not an option of .*"lightning", .*`clip`'),
+        ({"clip": 1.0}, '`clip` is not an option of .*"reverse_kl", .*`form`, `max_weight`'),
+        ({"name": "jds"}, "objective.name is `jds`; it must be one of .*jsd"),
+        ({"name": "mixture", "terms": [{"name": "tvd", "clip": 1}]}, '`clip` is not .* "tvd"'),
+        ({"name": "jsd", "beta": 1.0}, "beta\n.*less than 1"),
+    ],
+)
+def test_a_wrong_option_names_the_objective_and_its_options(table: dict, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Objective.model_validate(table)
+
+
+def test_two_objectives_of_one_name_are_an_error() -> None:
+    with pytest.raises(TypeError, match=r"JSD.* is called `jsd` already"):
+        type("Other", (Objective,), {"__annotations__": {"name": str}, "name": "jsd"})
 
 
 @pytest.mark.parametrize("objective", [ForwardKL(), Lightning(), ReverseKL()], ids=str)

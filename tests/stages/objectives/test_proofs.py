@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from stages.config import Objective, Record, Sampling
-from stages.objectives.build import build_objective
-from stages.objectives.contract import guarantee
-from stages.objectives.legality import KINDS, TABLE
-from stages.objectives.tensors import ObjectiveFunction, TorchRecords
+from stages.objectives.contract import COLUMNS, all_rows, guarantee
+from stages.objectives.objective import ObjectiveFunction
+from stages.objectives.temper import build_objective
+from stages.objectives.tensors import TorchRecords
 from storage.errors import ConfigError
 from tests.stages.objectives.full_losses import FULL, OPTIONS
 from tests.stages.objectives.toy_records import (
@@ -176,8 +176,8 @@ def evaluate(
 
 CELLS = {
     f"{row}-{kind}-{name}": Cell(row, kind, **reading)  # pyright: ignore[reportArgumentType]
-    for row in TABLE
-    for kind in KINDS
+    for row in all_rows()
+    for kind in COLUMNS
     for name, reading in READINGS.items()
 }
 LEVELS = {name: cell.level for name, cell in CELLS.items()}
@@ -231,5 +231,5 @@ def test_what_is_called_biased_is(name: str) -> None:
 
 def test_every_level_has_cells_and_every_kind_an_enumeration() -> None:
     assert set(LEVELS.values()) == {"exact", "unbiased", "lower_bound", "biased", "refused"}
-    assert all(worlds(kind, softmax(Z_P)) for kind in KINDS)
-    assert set(FULL) == set(TABLE)
+    assert all(worlds(kind, softmax(Z_P)) for kind in COLUMNS)
+    assert set(FULL) == set(all_rows())

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from stages.config import Objective, Record, Sampling
-from stages.objectives.build import build_objective
 from stages.objectives.contract import guarantee
+from stages.objectives.temper import build_objective
 from stages.objectives.tensors import TorchRecords
 from stages.scoring.drawn import uniforms_needed
 from stages.scoring.sampler_cpu import sample

@@ -4,11 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from stages.config import Objective
-from stages.objectives.build import build_objective
 from stages.objectives.reverse_kl import ReverseKL
 from stages.objectives.taid import TAID
-from stages.objectives.temper import Tempered, retemper
+from stages.objectives.temper import Tempered, build_objective, retemper
 from tests.stages.objectives.toy_records import (
     V,
     enumerate_positions,
@@ -84,26 +82,26 @@ def test_an_id_the_teacher_rules_out_stays_out() -> None:
     ("temperature", "record", "built"),
     [
         (1.0, None, ReverseKL()),
-        (0.7, None, ReverseKL(0.7)),
+        (0.7, None, ReverseKL(temperature=0.7)),
         (1.0, {"temperature": 1.0, "loss_temperature": 2.0}, ReverseKL()),
         (
             2.0,
             {"temperature": 1.0, "loss_temperature": 2.0},
-            Tempered(ReverseKL(2.0), 1.0, normalised=True),
+            Tempered(ReverseKL(temperature=2.0), 1.0, normalised=True),
         ),
         (
             3.0,
             {"temperature": 1.0, "loss_temperature": 2.0},
-            Tempered(ReverseKL(3.0), 1.0, normalised=False),
+            Tempered(ReverseKL(temperature=3.0), 1.0, normalised=False),
         ),
     ],
 )
 def test_what_is_built_for_a_record(temperature: float, record: dict | None, built: object) -> None:
-    assert build_objective(Objective(temperature=temperature), record) == built
+    assert build_objective(ReverseKL(temperature=temperature), record) == built
 
 
 def test_progress_reaches_the_objective_within() -> None:
-    assert Tempered(TAID(), 2.0, normalised=True).at(0.5).objective == TAID(progress=0.5)
+    assert Tempered(TAID(), 2.0, normalised=True).at(0.5).objective == TAID().at(0.5)
 
 
 def test_a_normaliser_that_is_not_there_is_named() -> None:

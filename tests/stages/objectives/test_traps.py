@@ -16,9 +16,10 @@ from torch import Tensor
 from stages.config import Record
 from stages.objectives.f_divergence import JSD, GhostKL
 from stages.objectives.likelihood import ForwardKL
+from stages.objectives.objective import ObjectiveFunction
 from stages.objectives.policy_gradient import PolicyGradient
 from stages.objectives.reverse_kl import ReverseKL
-from stages.objectives.tensors import ObjectiveFunction, TorchRecords
+from stages.objectives.tensors import TorchRecords
 from tests.stages.objectives.full_losses import FULL
 from tests.stages.objectives.toy_records import (
     Draw,
@@ -67,7 +68,7 @@ def test_a_tail_left_out_by_chance_misleads_who_reads_log_p_of_the_tail() -> Non
     logq_V = torch.log_softmax(torch.from_numpy(Z_B), dim=0)
     full = FULL["jsd"](logq_V, TEACHER, BEHAVIOUR).item()
     found = {
-        floor: of_records(JSD(1.0, 0.3), head_tail(P, ORDER[:4], 1, True, floor))(logq_V).item()
+        floor: of_records(JSD(beta=0.3), head_tail(P, ORDER[:4], 1, True, floor))(logq_V).item()
         for floor in (0.0, 0.9)
     }
     assert found[0.0] == pytest.approx(full, abs=1e-10)

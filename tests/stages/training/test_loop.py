@@ -13,8 +13,8 @@ from torch.nn.functional import cross_entropy
 from stages.config import Drift, Objective, Training
 from stages.job import Input
 from stages.models.model import load_model
-from stages.objectives.build import build_objective
 from stages.objectives.taid import TAID
+from stages.objectives.temper import build_objective
 from stages.training import checkpoint
 from stages.training.drift import ratio_sums, summary
 from stages.training.loop import Outcome, Task, train

@@ -1,0 +1,11 @@
+"""Every objective there is: importing a file makes its objectives known by name."""
+
+from stages.objectives import (  # noqa: F401
+    f_divergence,
+    lightning,
+    likelihood,
+    mixture,
+    policy_gradient,
+    reverse_kl,
+    taid,
+)
