@@ -14,7 +14,7 @@ from stages.objectives.reverse_kl import ReverseKL
 
 def students(objective: dict[str, Any], compare: dict[str, Any]) -> dict[str, Student]:
     table = {"steps": 1, "objective": objective, "compare": {"x": {"objective": compare}}}
-    return Train.model_validate(table).students()
+    return Train.model_validate(table).variants()
 
 
 @pytest.mark.parametrize(
