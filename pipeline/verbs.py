@@ -1,28 +1,31 @@
-"""What each verb of the command does. Each returns what the last line on stdout says."""
+"""What each verb of the command does: `cmd_VERB` returns the last line on stdout."""
 
 import argparse
 import logging
 import shlex
 import sys
-from collections.abc import Callable
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import show
 from pipeline.execution import repair, runner
-from pipeline.execution.chain import Chain
+from pipeline.execution.chain import Chain, processes_wanted
 from pipeline.execution.seeds import run_seeds
-from pipeline.execution.units import parse_shards
-from pipeline.execution.units import units as find_units
+from pipeline.execution.units import find_units, parse_shards
 from pipeline.graph import BY_NAME
 from pipeline.ledger import to_toml
+from pipeline.planning import nodes, plan
 from pipeline.planning.config import Recipe, load_recipe
-from pipeline.planning.nodes import build, select
-from pipeline.planning.plan import Planned, named, resolve
-from pipeline.upkeep import housekeeping
+from pipeline.planning.plan import Planned
+from pipeline.upkeep import publish
+from pipeline.upkeep.adopt import adopt_parts, adopt_set
+from pipeline.upkeep.sweep import find_strays, remove
 from stages.job import Input
-from storage.errors import DataError
+from stages.ranks import here
+from storage.errors import DataError, UsageError
 from storage.files.place import place
+from storage.manifest import FILE_NAME
 from storage.sets import verify_set
 from storage.store import Store
 
@@ -39,20 +42,18 @@ class Opened:
     store: Store
     planned: list[Planned]
     """The targets and all they need, in order."""
-    named: list[Planned]
-    """The targets themselves."""
+    targets: list[Planned]
 
 
-def read_recipe(options: argparse.Namespace) -> Recipe:
-    """The recipe the command line selects; the demo where it selects none."""
+def read_recipe(options: argparse.Namespace) -> tuple[Recipe, Store]:
+    """The recipe the command line selects (default: the demo), and the store it names.
+
+    A relative store starts at the working directory.
+    """
     name = options.recipe or (None if options.config else "demo")
-    return load_recipe(name, options.config, options.overrides)
-
-
-def open_store(recipe: Recipe) -> Store:
-    """The store a recipe names, relative to the working directory."""
+    recipe = load_recipe(name, options.config, options.overrides)
     root = place(recipe.store)
-    return Store(root.absolute() if isinstance(root, Path) else root)
+    return recipe, Store(root.absolute() if isinstance(root, Path) else root)
 
 
 def recipe_argv(options: argparse.Namespace) -> list[str]:
@@ -65,58 +66,64 @@ def recipe_argv(options: argparse.Namespace) -> list[str]:
     return out
 
 
-def open_plan(options: argparse.Namespace, *, ready: bool, alone: bool = False) -> Opened:
+def open_plan(options: argparse.Namespace, *, ready: bool, exact: bool = False) -> Opened:
     """Read the recipe and resolve its plan.
 
     Args:
         options: Parsed command line.
         ready: The plan is about to be run: files must be there, the Hub may be asked.
-        alone: A target that is a stage and a node means the node.
+        exact: A target that names both a stage and a node means the node.
     """
-    recipe = read_recipe(options)
-    store = open_store(recipe)
-    nodes = build(recipe)
-    targets = options.targets or [node.name for node in nodes]
-    planned = resolve(select(nodes, targets), store, ready=ready)
-    return Opened(recipe, store, planned, named(planned, targets, alone=alone))
+    recipe, store = read_recipe(options)
+    made = nodes.build(recipe)
+    targets = options.targets or [node.name for node in made]
+    planned = plan.resolve(nodes.select(made, targets), store, ready=ready)
+    return Opened(recipe, store, planned, plan.select(planned, targets, exact=exact))
 
 
-def run(options: argparse.Namespace) -> Result:
-    """Complete the targets and all they need, or single parts or nodes of them."""
+def cmd_run(options: argparse.Namespace) -> Result:
+    """Complete the targets and all they need, or only parts or nodes of them."""
     single = options.here or options.shard is not None
-    opened = open_plan(options, ready=True, alone=single)
+    opened = open_plan(options, ready=True, exact=single)
+    store, chain = opened.store, Chain(opened.recipe, recipe_argv(options))
     if options.shard is not None:
-        indices = parse_shards(options.shard)
-        for chosen in opened.named:
-            runner.run_shards(chosen, opened.store, indices)
-        return {"verb": "run", "shard": options.shard, "done": _names(opened.named)}
+        for chosen in opened.targets:
+            runner.run_shards(chosen, store, parse_shards(options.shard))
+        return {"verb": "run", "shard": options.shard, "done": _names(opened.targets)}
     if options.here:
-        Chain(opened.recipe, recipe_argv(options)).here(opened.named, opened.store)
-        return {"verb": "run", "done": _names(opened.named)}
-    chain = Chain(opened.recipe, recipe_argv(options))
-    mended = repair.check(opened.planned, opened.store, chain) if options.check else []
-    todo = repair.complete(opened.planned, opened.store, chain)
-    if not todo:
+        for chosen in opened.targets:
+            if here().size == 1 and processes_wanted(chosen) > 1:
+                chain.run([chosen])
+            else:
+                runner.run_node(chosen, store)
+        if here().size > 1:
+            from stages.training.distributed import shutdown  # torch
+
+            shutdown()
+        return {"verb": "run", "done": _names(opened.targets)}
+    repaired = repair.check(opened.planned, store, chain) if options.check else []
+    ran = repair.complete(opened.planned, store, chain)
+    if not ran:
         log.info("%s: up to date", ", ".join(options.targets))
-    for chosen in opened.named:
+    for chosen in opened.targets:
         if chosen.node.stage.name == "report":
-            sys.stdout.write((chosen.directory(opened.store) / "report.txt").read_text() + "\n")
-    sets = {p.node.name: str(p.directory(opened.store)) for p in opened.named}
-    return {"verb": "run", "ran": _names(todo), "sets": sets, "mended": mended}
+            sys.stdout.write((chosen.directory(store) / "report.txt").read_text() + "\n")
+    sets = _sets(opened.targets, store)
+    return {"verb": "run", "ran": _names(ran), "sets": sets, "repaired": repaired}
 
 
-def plan(options: argparse.Namespace) -> Result:
+def cmd_plan(options: argparse.Namespace) -> Result:
     """Print nodes, keys and sizes."""
     opened = open_plan(options, ready=False)
     return _print("plan", show.plan_lines(opened.recipe, opened.store, opened.planned))
 
 
-def units(options: argparse.Namespace) -> Result:
+def cmd_units(options: argparse.Namespace) -> Result:
     """Print the commands that complete a stage side by side, one a line; none if it is absent."""
     if _lacks(options):
         return {"verb": "units", "units": []}
-    opened = open_plan(options, ready=True, alone=options.node)
-    found = find_units(opened.named, opened.store, options.at_most)
+    opened = open_plan(options, ready=True, exact=options.node)
+    found = find_units(opened.targets, opened.store, options.at_most)
     commands = [[*unit, *recipe_argv(options)] for unit in found]
     sys.stdout.write("".join(f"afterglow {shlex.join(command)}\n" for command in commands))
     return {"verb": "units", "units": commands}
@@ -125,62 +132,61 @@ def units(options: argparse.Namespace) -> Result:
 def _lacks(options: argparse.Namespace) -> bool:
     """Whether the target is a stage, but none of this recipe: schedulers know the graph only."""
     (target,) = options.targets
-    nodes = build(read_recipe(options))
-    return target in BY_NAME and all(node.stage.name != target for node in nodes)
+    recipe, _ = read_recipe(options)
+    return target in BY_NAME and all(node.stage.name != target for node in nodes.build(recipe))
 
 
-def commit(options: argparse.Namespace) -> Result:
+def cmd_commit(options: argparse.Namespace) -> Result:
     """Verify all parts of a sharded stage and write its manifest."""
     if options.if_present and _lacks(options):
         return {"verb": "commit", "sets": {}, "new": []}
-    opened = open_plan(options, ready=True, alone=options.node)
-    new = runner.missing(opened.named, opened.store)
-    if options.if_present:  # later rounds have their turn when the one before has ended
+    opened = open_plan(options, ready=True, exact=options.node)
+    new = runner.missing(opened.targets, opened.store)
+    if options.if_present:  # later rounds are committed when the one before has ended
         new = [chosen for chosen in new if not chosen.waits_for(opened.store)]
     for chosen in new:
         runner.commit(chosen, opened.store)
-    there = [p for p in opened.named if p.manifest(opened.store) is not None]
-    sets = {p.node.name: str(p.directory(opened.store)) for p in there}
-    return {"verb": "commit", "sets": sets, "new": _names(new)}
+    done = [p for p in opened.targets if p.manifest(opened.store) is not None]
+    return {"verb": "commit", "sets": _sets(done, opened.store), "new": _names(new)}
 
 
-def status(options: argparse.Namespace) -> Result:
+def cmd_status(options: argparse.Namespace) -> Result:
     """Print what is done, how large it is and what it cost."""
     opened = open_plan(options, ready=False)
     return _print("status", show.status_lines(opened.store, opened.planned))
 
 
-def explain(options: argparse.Namespace) -> Result:
+def cmd_explain(options: argparse.Namespace) -> Result:
     """Print why sets are missing."""
     opened = open_plan(options, ready=False)
     return _print("explain", show.explain_lines(opened.store, opened.planned))
 
 
-def config(options: argparse.Namespace) -> Result:
+def cmd_config(options: argparse.Namespace) -> Result:
     """Print the resolved recipe as TOML, and nothing else."""
-    sys.stdout.write(to_toml(read_recipe(options)))
+    sys.stdout.write(to_toml(read_recipe(options)[0]))
     return None
 
 
-def seeds(options: argparse.Namespace) -> Result:
+def cmd_seeds(options: argparse.Namespace) -> Result:
     """Run the recipe for several seeds and print one table over them."""
-    recipe = read_recipe(options)
-    return run_seeds(recipe, options.count, open_store(recipe), recipe_argv(options), options.into)
+    recipe, store = read_recipe(options)
+    return run_seeds(recipe, options.count, store, recipe_argv(options), options.into)
 
 
 class Rejected(DataError):
-    """A check came to an end and says no; `result` is its last line all the same."""
+    """A check completed and failed. `result` is still printed as the last line."""
 
     def __init__(self, message: str, result: Result) -> None:
         super().__init__(message)
         self.result = result
 
 
-def verify(options: argparse.Namespace) -> Result:
-    """Re-check every hash and checksum of sets; with a teacher, whether they are its own.
+def cmd_verify(options: argparse.Namespace) -> Result:
+    """Check every hash and checksum of sets; with a teacher, whether it sampled or scored them.
 
     Raises:
-        DataError: something is damaged; every problem is named.
+        DataError: something is damaged; the message names every problem.
         Rejected: the teacher did not sample or score one of the sets.
     """
     if options.teacher is not None:
@@ -198,51 +204,77 @@ def verify(options: argparse.Namespace) -> Result:
 def _verify_teacher(options: argparse.Namespace) -> Result:
     from stages.attribution.verify import Question, verify_teacher  # torch
 
-    named = ("tokens", "level", "temperature", "dtype")
-    given = {name: value for name in named if (value := getattr(options, name)) is not None}
+    fields = ("tokens", "level", "temperature", "dtype")
+    given = {name: value for name in fields if (value := getattr(options, name)) is not None}
     found = verify_teacher(Input(options.teacher), options.directories, Question(**given))
     sys.stdout.write("".join(f"{line}\n" for one in found for line in one.lines()))
     result: Result = {"verb": "verify", "findings": [one.to_json() for one in found]}
     rejected = [one for one in found if one.rejected]
     if rejected:
-        said = "; ".join(f"{one.set} ({', '.join(one.reasons)})" for one in rejected)
-        raise Rejected(f"{options.teacher} is not behind {said}", result)
+        sets = "; ".join(f"{one.set} ({', '.join(one.reasons)})" for one in rejected)
+        raise Rejected(f"{options.teacher} is not behind {sets}", result)
     return result
 
 
-def gc(options: argparse.Namespace) -> Result:
-    """Sweep what nothing refers to."""
-    recipe = read_recipe(options)
-    return housekeeping.gc(options, recipe, open_store(recipe))
+def cmd_gc(options: argparse.Namespace) -> Result:
+    """Print what the store holds that nothing uses; with `--yes`, remove it."""
+    if not options.older_than >= 0:
+        raise UsageError(f"--older-than {options.older_than}: give hours, 0 or more")
+    recipe, store = read_recipe(options)
+    if not isinstance(store.root, Path):
+        raise UsageError(
+            f"{store.root}: gc works on stores on this machine. On an object store let a lifecycle "
+            "rule remove unfinished uploads, and remove sets by hand."
+        )
+    planned = plan.resolve(nodes.build(recipe), store)
+    keep = {one.directory(store).name if one.key else one.node.stage.name for one in planned}
+    strays = find_strays(store.root, keep, time.time() - 3600.0 * options.older_than)
+    for stray in strays:
+        sys.stdout.write(f"{stray.bytes:>15,}  {stray.path}  ({stray.why})\n")
+    total = sum(stray.bytes for stray in strays)
+    removed = remove(strays) if options.yes else 0
+    what = "removed" if options.yes else "to be removed with --yes"
+    sys.stdout.write(f"{total:>15,}  bytes {what}\n")
+    items = [{"path": str(one.path), "bytes": one.bytes, "why": one.why} for one in strays]
+    return {"verb": "gc", "strays": items, "bytes": total, "removed": removed}
 
 
-def adopt(options: argparse.Namespace) -> Result:
-    """Register sets that were made elsewhere."""
-    recipe = read_recipe(options)
-    return housekeeping.adopt(options, recipe, open_store(recipe))
+def cmd_adopt(options: argparse.Namespace) -> Result:
+    """Copy sets that were made elsewhere into the store, after checking every byte."""
+    recipe, store = read_recipe(options)
+    sets: dict[str, str] = {}
+    for source in options.directories:
+        if (source / FILE_NAME).exists():
+            manifest = adopt_set(source, store)
+        else:
+            manifest = adopt_parts(source, plan.resolve(nodes.build(recipe), store), store)
+        sets[str(source)] = str(store.path(manifest.stage, manifest.key))
+        log.info("%s: adopted as %s", source, sets[str(source)])
+    return {"verb": "adopt", "sets": sets}
+
+
+def cmd_publish(options: argparse.Namespace) -> Result:
+    """Send sets to the Hub with a card; as a dry run, write what would be sent."""
+    kind, content = publish.contents(options.repo, options.directories, options.licence)
+    result = {"verb": "publish", "repo": options.repo, "type": kind, "files": len(content)}
+    if options.dry_run:
+        into: Path = options.into or Path(options.repo.replace("/", "--"))
+        publish.write(content, into)
+        return {**result, "into": str(into), "url": None}
+    url = publish.upload(options.repo, kind, content, private=options.private)
+    return {**result, "into": None, "url": url}
 
 
 def _print(verb: str, lines: show.Lines) -> Result:
-    rows, nodes = lines
+    rows, found = lines
     sys.stdout.write("\n".join(rows) + "\n")
-    return {"verb": verb, "nodes": nodes}
+    return {"verb": verb, "nodes": found}
 
 
 def _names(planned: list[Planned]) -> list[str]:
     return [p.node.name for p in planned]
 
 
-VERBS: dict[str, Callable[[argparse.Namespace], Result]] = {
-    "run": run,
-    "plan": plan,
-    "units": units,
-    "commit": commit,
-    "status": status,
-    "explain": explain,
-    "config": config,
-    "seeds": seeds,
-    "verify": verify,
-    "gc": gc,
-    "adopt": adopt,
-    "publish": housekeeping.publish,
-}
+def _sets(planned: list[Planned], store: Store) -> dict[str, str]:
+    """Directories by node."""
+    return {p.node.name: str(p.directory(store)) for p in planned}

@@ -14,34 +14,31 @@ from dataclasses import dataclass
 from itertools import groupby
 from types import FrameType
 
-from pipeline.execution import runner, torchrun
 from pipeline.execution.executors import Units, complete, local
 from pipeline.execution.ray_executor import cluster
 from pipeline.execution.units import format_shards
 from pipeline.ledger import to_toml
 from pipeline.planning.config import Recipe
 from pipeline.planning.plan import Planned
-from stages import ranks
-from stages.config import Workers
+from stages.config import Training, Workers
 from storage.errors import AfterglowError, RetryError
-from storage.store import Store
 
 log = logging.getLogger(__name__)
 
 
 class StageFailed(AfterglowError):
-    """A stage's process ended with an error it has already explained.
+    """A stage's process ended with an error that it has already reported.
 
     Attributes:
-        damaged: The file of a set that it found damaged, if that was the reason.
+        damaged: The damaged file of a set, if that was the reason.
     """
 
     def __init__(self, names: str, exit_code: int, out: str = "") -> None:
         super().__init__(f"{names}: stopped with exit code {exit_code}; see the message above")
         self.exit_code = exit_code
         last = out.rstrip().rpartition("\n")[2]
-        said: dict[str, str] = json.loads(last) if last.startswith('{"damaged"') else {}
-        self.damaged = said.get("damaged")
+        result: dict[str, str] = json.loads(last) if last.startswith('{"damaged"') else {}
+        self.damaged = result.get("damaged")
 
 
 @dataclass(frozen=True)
@@ -58,11 +55,11 @@ class Chain:
         Raises:
             StageFailed: a process failed; its exit code becomes ours.
         """
-        for (stage, workers, count), group in groupby(todo, key=_how):
-            names = [planned.node.name for planned in group]
+        for (stage, workers, processes), batch in groupby(todo, key=_batch_key):
+            names = [planned.node.name for planned in batch]
             log.info("%s: starting %s", stage, ", ".join(names))
             if workers is None:
-                self._call("run", names, "--here", together=count)
+                self._call("run", names, "--here", processes=processes)
                 continue
             for name in names:
                 self._side_by_side(name, workers)
@@ -75,23 +72,10 @@ class Chain:
         """
         self._call("run", [name], "--shard", format_shards(indices))
 
-    def here(self, chosen: list[Planned], store: Store) -> None:
-        """Make just these nodes, in this process unless they ask for several.
-
-        Raises:
-            StageFailed: one of several processes failed; its exit code becomes ours.
-        """
-        for planned in chosen:
-            if ranks.here().size > 1:
-                torchrun.run_node(planned, store)
-            elif torchrun.wanted(planned) > 1:
-                self._call("run", [planned.node.name], "--here", together=torchrun.wanted(planned))
-            else:
-                runner.run_node(planned, store)
-        torchrun.leave()
-
     def _side_by_side(self, name: str, workers: Workers) -> None:
-        def ask() -> Units:
+        """Make the parts of a node by several workers, then commit it."""
+
+        def units_left() -> Units:
             count = str(workers.workers)
             out = self._call("units", [name], "--node", "--at-most", count)
             found: Units = json.loads(out.splitlines()[-1])["units"]
@@ -99,51 +83,52 @@ class Chain:
 
         on_ray = workers.executor == "ray"
         executor = cluster(to_toml(self.recipe)) if on_ray else local(self.arguments)
-        code = complete(ask, workers, executor)
+        code = complete(units_left, workers, executor)
         if code != 0:
             raise StageFailed(name, code)
         self._call("commit", [name], "--node")
 
-    def _call(self, verb: str, names: list[str], *options: str, together: int = 1) -> str:
-        """Run a verb in a process of its own, or several together; returns its stdout."""
-        arguments = [verb, *names, *options, *self.arguments]
-        code, out = _run_process(torchrun.command(together, arguments))
-        if code != 0:
+    def _call(self, verb: str, names: list[str], *options: str, processes: int = 1) -> str:
+        """Run a verb with our stderr in one new process or several; returns its stdout.
+
+        SIGTERM is passed on, and waited for. A process that was killed counts as exit code 75.
+        """
+        module = ["pipeline"] if processes == 1 else ["pipeline.execution.launch", str(processes)]
+        process = subprocess.Popen(
+            [sys.executable, "-m", *module, verb, *names, *options, *self.arguments],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=_environment(),
+        )
+
+        def pass_on(signum: int, _frame: FrameType | None) -> None:
+            process.send_signal(signum)
+
+        before = signal.signal(signal.SIGTERM, pass_on)
+        try:
+            out, _ = process.communicate()
+        except KeyboardInterrupt:
+            process.wait()
+            raise
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        if process.returncode != 0:
+            code = RetryError.exit_code if process.returncode < 0 else process.returncode
             raise StageFailed(", ".join(names), code, out)
         return out
 
 
-def _how(planned: Planned) -> tuple[str, Workers | None, int]:
-    """What nodes that are run by one command have in common."""
-    return planned.node.stage.name, _spread(planned), torchrun.wanted(planned)
+def processes_wanted(planned: Planned) -> int:
+    """How many processes a node asks to be trained by."""
+    config = planned.node.config
+    return config.run.processes if isinstance(config, Training) else 1
 
 
-def _spread(planned: Planned) -> Workers | None:
-    """How parts of a node are made side by side; None: one after the other, in one process."""
+def _batch_key(planned: Planned) -> tuple[str, Workers | None, int]:
+    """Equal for nodes that one command runs: stage, workers that make its parts, processes."""
     run = getattr(planned.node.config, "run", None)
-    return run if isinstance(run, Workers) and run.spread else None
-
-
-def _run_process(command: list[str]) -> tuple[int, str]:
-    """Run `command` with our stderr; SIGTERM is passed on, and waited for.
-
-    Returns:
-        Exit code, 75 for a process that was killed, and stdout.
-    """
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=_environment())
-
-    def pass_on(signum: int, _frame: FrameType | None) -> None:
-        process.send_signal(signum)
-
-    before = signal.signal(signal.SIGTERM, pass_on)
-    try:
-        out, _ = process.communicate()
-    except KeyboardInterrupt:
-        process.wait()
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    return RetryError.exit_code if process.returncode < 0 else process.returncode, out
+    workers = run if isinstance(run, Workers) and run.spread else None
+    return planned.node.stage.name, workers, processes_wanted(planned)
 
 
 def _environment() -> dict[str, str]:

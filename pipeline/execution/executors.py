@@ -83,7 +83,7 @@ def gpus_of_worker(run: Workers, available: float) -> float:
 
 
 @dataclass(frozen=True)
-class Place:
+class WorkerSlot:
     """What one local worker may use."""
 
     cores: tuple[int, ...]
@@ -95,7 +95,7 @@ class Place:
         return out | ({"CUDA_VISIBLE_DEVICES": ",".join(self.gpus)} if self.gpus else {})
 
 
-def places(run: Workers, cores: Sequence[int], gpus: Sequence[str]) -> list[Place]:
+def worker_slots(run: Workers, cores: Sequence[int], gpus: Sequence[str]) -> list[WorkerSlot]:
     """One place a worker; GPUs are never shared, cores only if there are fewer than workers ask.
 
     Raises:
@@ -110,7 +110,7 @@ def places(run: Workers, cores: Sequence[int], gpus: Sequence[str]) -> list[Plac
         )
     share = run.cpus or max(1, len(cores) // run.workers)
     return [
-        Place(
+        WorkerSlot(
             tuple(sorted({cores[(worker * share + k) % len(cores)] for k in range(share)})),
             tuple(gpus[worker * whole : (worker + 1) * whole]),
         )
@@ -140,16 +140,16 @@ def local(arguments: list[str]) -> Executor:
     """
 
     def run_units(units: Units, run: Workers) -> list[int]:
-        seats = places(run, sorted(os.sched_getaffinity(0)), visible_gpus())
+        seats = worker_slots(run, sorted(os.sched_getaffinity(0)), visible_gpus())
         commands = [[sys.executable, "-m", "pipeline", *unit, *arguments] for unit in units]
         return _wait([_start(*pair) for pair in zip(commands, seats, strict=False)])
 
     return run_units
 
 
-def _start(command: list[str], place: Place) -> subprocess.Popen[bytes]:
-    worker = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=place.environment())
-    os.sched_setaffinity(worker.pid, place.cores)
+def _start(command: list[str], slot: WorkerSlot) -> subprocess.Popen[bytes]:
+    worker = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=slot.environment())
+    os.sched_setaffinity(worker.pid, slot.cores)
     return worker
 
 

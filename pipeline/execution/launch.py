@@ -1,67 +1,85 @@
-"""Starts one `afterglow` command in several processes on this machine, by way of torchrun.
+"""Starts one `afterglow` command in several processes on this machine, by way of torchelastic.
 
     python -m pipeline.execution.launch PROCESSES run train --here ...
 
-What torchrun does by itself (a rendezvous, the end of all when one ends) is left to it. Added are a
-free port, exit codes that survive, and no stack trace on top of a message.
+torchelastic provides the rendezvous, ends all processes when one ends, and collects the error that
+each process recorded (`pipeline.cli`). This module logs the one that caused the others and returns
+its exit code.
 """
 
-import importlib
 import logging
 import os
 import signal
 import sys
 import uuid
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
+from pipeline import logs
 from storage.errors import RetryError
+
+log = logging.getLogger(__name__)
 
 
 def main(argv: list[str]) -> int:
     """Run `argv[1:]` in `argv[0]` processes; returns their exit code."""
-    count = int(argv[0])
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    count, *arguments = argv
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(count))))
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    torchrun: Any = importlib.import_module("torch.distributed.run")
-    _hush()
-    options = torchrun.parse_args(
-        [
-            *("--nnodes", "1", "--nproc-per-node", str(count)),
-            *("--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"),
-            *("--rdzv-id", uuid.uuid4().hex, "--local-addr", "127.0.0.1"),
-            *("-m", "pipeline", *argv[1:]),
-        ]
+    logs.configure()
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # failures are logged below
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=int(count),
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        local_addr="127.0.0.1",
+        max_restarts=0,
     )
     try:
-        torchrun.run(options)
-    except ChildFailedError as error:
-        return _code({rank: found.exitcode for rank, found in error.failures.items()})
+        elastic_launch(config, sys.executable)("-m", "pipeline", *arguments)
     except SignalException:
+        log.error("interrupted; finished checkpoints are kept, run the same command again")
         return RetryError.exit_code
+    except ChildFailedError as error:
+        return _explain(error.failures)
     return 0
 
 
-def _hush() -> None:
-    """The processes explain themselves."""
-    for name in list(logging.root.manager.loggerDict):
-        if name.startswith("torch.distributed"):
-            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+def _explain(failures: Mapping[int, Any]) -> int:
+    """Log the failure that caused the others (`ProcessFailure` by rank); returns its exit code.
 
-
-def _code(codes: dict[int, int]) -> int:
-    """The code all processes agreed on; a killed one could not agree, nor say anything.
-
-    SIGTERM is what torchrun sends the others, once one has ended.
+    A process that loses another ends with exit code 75, and torchelastic sends SIGTERM to those
+    that still run; so any other error or signal comes first.
     """
-    killed = {rank: -code for rank, code in codes.items() if code < 0 and code != -signal.SIGTERM}
-    for rank, number in killed.items():
-        sys.stderr.write(
-            f"error: process {rank} was killed by signal {number}; finished checkpoints are kept, "
-            "run the same command again\n"
+    again = RetryError.exit_code
+
+    def order(rank: int) -> tuple[bool, bool, int]:
+        code: int = failures[rank].exitcode
+        return code in (again, -signal.SIGTERM), code < 0, failures[rank].timestamp
+
+    rank = min(failures, key=order)
+    code, recorded = failures[rank].exitcode, failures[rank].error_file_data["message"]
+    if code < 0:
+        log.error(
+            "process %d was killed by signal %d; finished checkpoints are kept, run the same "
+            "command again",
+            rank,
+            -code,
         )
-    return next((code for code in codes.values() if code > 0), RetryError.exit_code)
+        return again
+    if isinstance(recorded, dict):  # else it ended without an exception, and has said why
+        found = cast("dict[str, Any]", recorded)
+        expected = found["message"].partition(": ")[2]  # less the name of the class
+        log.error("%s", found["extraInfo"]["py_callstack"] if code == 1 else expected)
+    return code
 
 
 if __name__ == "__main__":

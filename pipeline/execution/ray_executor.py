@@ -11,6 +11,7 @@ import contextlib
 import importlib
 import logging
 import os
+import runpy
 import sys
 import tempfile
 from pathlib import Path
@@ -85,13 +86,16 @@ def work(unit: list[str], recipe: str, directory: str) -> int:
     Returns:
         The exit code of the command.
     """
-    from pipeline.cli import main
-
     if Path(directory).is_dir():
         os.chdir(directory)
     with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
         file.write(recipe)
         file.flush()
-        # What a task prints reaches the one who asked, whose stdout is for programs.
+        sys.argv[1:] = [*unit, "--config", file.name]
+        # What a task prints reaches the process that asked, whose stdout is for programs.
         with contextlib.redirect_stdout(sys.stderr):
-            return main([*unit, "--config", file.name])
+            try:
+                runpy.run_module("pipeline", run_name="__main__")
+            except SystemExit as ended:
+                return int(ended.code or 0)
+    raise AssertionError("the command ends with SystemExit")

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def complete(planned: list[Planned], store: Store, chain: Chain) -> list[Planned]:
-    """Run what is missing of `planned`; where a stage finds a damaged part, mend it and go on.
+    """Run what is missing of `planned`; where a stage finds a damaged part, repair it and go on.
 
     Args:
         planned: The targets and all they need, in order.
@@ -36,18 +36,18 @@ def complete(planned: list[Planned], store: Store, chain: Chain) -> list[Planned
 
     Raises:
         StageFailed: a stage failed for another reason, or found the same damage again.
-        DataError: the damage cannot be mended.
+        DataError: the damage cannot be repaired.
     """
     todo = missing(planned, store)
-    mended: set[str] = set()
+    repaired: set[str] = set()
     while True:
         try:
             chain.run(missing(todo, store))
         except StageFailed as error:
-            if error.damaged is None or error.damaged in mended:
+            if error.damaged is None or error.damaged in repaired:
                 raise
-            mended.add(error.damaged)
-            if not _mend_file(place(error.damaged), planned, store, chain):
+            repaired.add(error.damaged)
+            if not _repair_file(place(error.damaged), planned, store, chain):
                 raise
         else:
             return todo
@@ -57,12 +57,12 @@ def check(planned: Iterable[Planned], store: Store, chain: Chain) -> list[str]:
     """Read every committed set of the plan whole, and make what is damaged again.
 
     Returns:
-        Names of the files that were mended.
+        Names of the files that were repaired.
 
     Raises:
-        DataError: the damage cannot be mended.
+        DataError: the damage cannot be repaired.
     """
-    mended: list[str] = []
+    repaired: list[str] = []
     for chosen in planned:
         manifest = chosen.manifest(store)
         if manifest is None:
@@ -71,12 +71,12 @@ def check(planned: Iterable[Planned], store: Store, chain: Chain) -> list[str]:
         check_files(directory)
         damaged = _damaged(directory, manifest.parts)
         if damaged:
-            _mend(chosen, manifest, damaged, store, chain)
-            mended += [part.file for part in damaged]
-    return mended
+            _repair(chosen, manifest, damaged, store, chain)
+            repaired += [part.file for part in damaged]
+    return repaired
 
 
-def _mend_file(path: Place, planned: list[Planned], store: Store, chain: Chain) -> bool:
+def _repair_file(path: Place, planned: list[Planned], store: Store, chain: Chain) -> bool:
     """Whether the file was a damaged part of a set of the plan, and is whole again."""
     for chosen in planned:
         manifest = chosen.manifest(store)
@@ -84,7 +84,7 @@ def _mend_file(path: Place, planned: list[Planned], store: Store, chain: Chain) 
             continue
         parts = [part for part in manifest.parts if part.file == path.name]
         if damaged := _damaged(path.parent, parts):
-            _mend(chosen, manifest, damaged, store, chain)
+            _repair(chosen, manifest, damaged, store, chain)
             return True
     return False
 
@@ -99,7 +99,7 @@ def _damaged(directory: Place, parts: Iterable[Part]) -> list[Part]:
     return out
 
 
-def _mend(
+def _repair(
     chosen: Planned, manifest: Manifest, damaged: list[Part], store: Store, chain: Chain
 ) -> None:
     name, directory = chosen.node.name, chosen.directory(store)

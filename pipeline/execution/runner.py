@@ -1,6 +1,8 @@
-"""Makes one set in this process: its missing parts, then the manifest.
+"""Makes one set: its missing parts, then the manifest.
 
-A set exists once its manifest does, and the manifest is written last; so nothing here keeps state.
+A set exists once its manifest does, and the manifest is written last, so nothing here keeps state.
+`pretrain`, `sft` and `train` can also run in several processes (FSDP2), which torchrun starts; rank
+0 then checks the inputs, keeps the account and writes the manifest.
 """
 
 import errno
@@ -10,13 +12,16 @@ import re
 import shutil
 import time
 from collections.abc import Generator, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from pipeline import ledger
 from pipeline.planning.plan import Planned
+from stages.config import Training
 from stages.job import Job, ShardSpec
-from storage.errors import AfterglowError, DataError, RetryError
+from stages.ranks import here
+from stages.training.group import ALONE
+from storage.errors import AfterglowError, ConfigError, DataError, RetryError
 from storage.files.remote import Remote
 from storage.intact import check_files
 from storage.manifest import Manifest, Part, write_manifest
@@ -34,39 +39,55 @@ def missing(planned: Iterable[Planned], store: Store) -> list[Planned]:
 
 
 def run_node(planned: Planned, store: Store) -> Manifest:
-    """Make one set in this process: run its missing parts, commit it."""
-    job = planned.job(store)
-    done = store.manifest(job.stage, job.key)
-    if done is not None:
-        return done
-    start = time.time()
-    with diskful(job):
-        check_inputs(job)
-        job.directory.mkdir(parents=True, exist_ok=True)
+    """Make one set, or return the manifest if it is committed.
+
+    Raises:
+        ConfigError: torchrun started several processes, but the stage runs in one.
+    """
+    job, group, start = planned.job(store), ALONE, time.time()
+    if here().size > 1:
+        if not isinstance(job.config, Training):
+            raise ConfigError(
+                f"{job.name}: only pretrain, sft and train run under torchrun. Run this stage "
+                "without it; its parts can be spread over machines with --shard."
+            )
+        from stages.training.distributed import current  # torch
+
+        group = current()
+    with errors_of_disk(job), group.fail_if_peer_lost():
+        done = group.broadcast(store.manifest(job.stage, job.key) if group.first else None)
+        if done is not None:
+            return done
+        if group.first:
+            _check_inputs(job)
+            job.directory.mkdir(parents=True, exist_ok=True)
+        group.broadcast(None)  # the other ranks wait until the inputs are checked
         module = importlib.import_module(planned.node.stage.module)
-        with ledger.timed(job.directory):
+        with ledger.timed(job.directory) if group.first else nullcontext():
             if planned.node.stage.sharded:
                 _run_parts(module, job, module.plan(job))
                 manifest = module.commit(job)
             else:
                 manifest = module.run(job)
-        manifest = finish(planned, job, manifest)
-    log.info("%s: committed %s in %.1f s", job.name, job.directory.name, time.time() - start)
-    return manifest
+        if group.first:
+            manifest = _finish(planned, job, manifest)
+            took = time.time() - start
+            log.info("%s: committed %s in %.1f s", job.name, job.directory.name, took)
+        return group.broadcast(manifest)
 
 
 def run_shards(planned: Planned, store: Store, indices: list[int]) -> None:
-    """Make parts of a sharded stage with one engine; those that are there already are left alone.
+    """Make parts of a sharded stage with one engine; parts that exist are left alone.
 
     Raises:
-        DataError: the stage has no parts, or none of such an index.
+        DataError: the stage is not sharded, or has no part of such an index.
     """
     job = planned.job(store)
     if not planned.node.stage.sharded:
         raise DataError(f"{job.stage} is not sharded: run it without --shard")
     module = importlib.import_module(planned.node.stage.module)
-    with diskful(job):
-        check_inputs(job)
+    with errors_of_disk(job):
+        _check_inputs(job)
         job.directory.mkdir(parents=True, exist_ok=True)
         specs: dict[int, ShardSpec] = {spec.index: spec for spec in module.plan(job)}
         unknown = [index for index in indices if index not in specs]
@@ -85,32 +106,27 @@ def commit(planned: Planned, store: Store) -> Manifest:
     if not planned.node.stage.sharded:
         raise DataError(f"{job.stage} commits itself when it ends: use `afterglow run`")
     module = importlib.import_module(planned.node.stage.module)
-    with diskful(job):
-        return finish(planned, job, module.commit(job))
+    with errors_of_disk(job):
+        return _finish(planned, job, module.commit(job))
 
 
-def finish(planned: Planned, job: Job[Any], manifest: Manifest) -> Manifest:
-    """Provenance first, manifest last."""
+def _finish(planned: Planned, job: Job[Any], manifest: Manifest) -> Manifest:
+    """Write the provenance first and the manifest last; then remove a remote set's workspace."""
     ledger.write(job.directory, job.name, planned.node.config, manifest)
     written = write_manifest(job.directory, manifest)
-    _forget_work(job)
-    return written
-
-
-def _forget_work(job: Job[Any]) -> None:
-    """Remove what a set in another store than this machine was made with."""
     if isinstance(job.directory, Remote):
         work = job.directory / ".work"
         for name in work.below():
             (work / name).unlink(missing_ok=True)
         shutil.rmtree(job.site, ignore_errors=True)
+    return written
 
 
-def check_inputs(job: Job[Any]) -> None:
+def _check_inputs(job: Job[Any]) -> None:
     """Hash the models and other whole files that a node reads from the store.
 
     Raises:
-        DamageError: one is not what was written.
+        DamageError: a file is not what was written.
     """
     for source in job.inputs.values():
         if source.key is not None:
@@ -130,26 +146,30 @@ def _run_parts(module: Any, job: Job[Any], specs: list[ShardSpec]) -> None:
 
 
 @contextmanager
-def diskful(job: Job[Any]) -> Generator[None]:
-    """Turns what the disk says into one clear message; finished parts stay where they are."""
+def errors_of_disk(job: Job[Any]) -> Generator[None]:
+    """Turn errors of the disk into one clear message; finished parts stay where they are.
+
+    Raises:
+        RetryError: the disk is full, read-only or broken.
+    """
     try:
         yield
     except Exception as error:
         if isinstance(error, AfterglowError) or _errno(error) not in _DISK:
             raise
-        said = error.strerror if isinstance(error, OSError) else error
+        reason = error.strerror if isinstance(error, OSError) else error
         where = getattr(error, "filename", None) or job.directory
         free = shutil.disk_usage(job.store.local).free >> 20 if job.store.local.exists() else 0
         raise RetryError(
-            f"{job.name}: {said} ({where}; {free} MiB free). "
-            "Finished parts are kept: mend the cause and run the same command again."
+            f"{job.name}: {reason} ({where}; {free} MiB free). "
+            "Finished parts are kept: repair the cause and run the same command again."
         ) from error
 
 
 def _errno(error: BaseException | None) -> int | None:
-    """What the operating system said.
+    """The error number of the operating system behind an exception.
 
-    Libraries written in Rust say it in words; torch fails once more while it handles the error.
+    Libraries written in Rust put it into words; torch fails once more while it handles the error.
     """
     while error is not None:
         if isinstance(error, OSError):

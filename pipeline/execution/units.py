@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 _ITEM = re.compile(r"(\d+)(?:-(\d+))?")
 
 
-def units(planned: Iterable[Planned], store: Store, at_most: int) -> list[list[str]]:
+def find_units(planned: Iterable[Planned], store: Store, at_most: int) -> list[list[str]]:
     """Arguments of the commands that complete the nodes in `planned`, none for committed ones.
 
     A node that reads what is not committed has none either: in a recipe with several rounds a stage

@@ -74,15 +74,15 @@ class Planned:
         )
 
 
-def named(planned: list[Planned], targets: list[str], *, alone: bool) -> list[Planned]:
-    """Those of `planned` that `targets` stand for: a stage means all of its nodes.
+def select(planned: list[Planned], targets: list[str], *, exact: bool) -> list[Planned]:
+    """The entries of `planned` that `targets` name; a stage names all of its nodes.
 
     Args:
-        planned: What `targets` selected.
+        planned: What `targets` and all they need resolve to.
         targets: Names of stages and nodes.
-        alone: A name that is both (`teacher-logits`: the stage and its main set) means the node.
+        exact: A name that is both (`teacher-logits`: the stage and its main set) means the node.
     """
-    both = {p.node.stage.name for p in planned if not p.node.variant} if alone else set[str]()
+    both = {p.node.stage.name for p in planned if not p.node.variant} if exact else set[str]()
     stages = set(targets) - both
     return [p for p in planned if p.node.name in targets or p.node.stage.name in stages]
 

@@ -1,17 +1,20 @@
 """The processes that train one model together; most often it is one.
 
 The loop asks a `Group` for everything in which several processes differ from one. `Group` itself is
-the single process: nothing is exchanged, and nothing of torch.distributed is imported.
+the single process: nothing is exchanged, and no torch is imported.
 `stages.training.distributed` has the other kind.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import torch
-from torch import Tensor
-from transformers import PreTrainedModel
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
 T = TypeVar("T")
 

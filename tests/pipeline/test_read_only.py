@@ -39,7 +39,7 @@ def test_what_is_done_is_found(archive: Path, verb: str) -> None:
 
 
 def test_a_set_is_checked(archive: Path) -> None:
-    assert corpus("run", "corpus", "--check", store=archive).result["mended"] == []
+    assert corpus("run", "corpus", "--check", store=archive).result["repaired"] == []
 
 
 def test_what_is_missing_cannot_be_made_and_leaves_nothing(archive: Path) -> None:

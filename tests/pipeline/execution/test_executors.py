@@ -1,8 +1,8 @@
-"""Places of local workers, and what is tried again."""
+"""Slots of local workers, and what is tried again."""
 
 import pytest
 
-from pipeline.execution.executors import Place, Units, complete, gpus_of_worker, places
+from pipeline.execution.executors import Units, WorkerSlot, complete, gpus_of_worker, worker_slots
 from stages.config import GenerateRun, ScoreRun, Workers
 from storage.errors import ConfigError
 
@@ -55,21 +55,26 @@ def test_nothing_to_do_needs_no_executor() -> None:
 
 def test_cores_are_shared_out_and_gpus_are_not() -> None:
     four = Workers(workers=4)
-    assert [place.cores for place in places(four, range(8), [])] == [(0, 1), (2, 3), (4, 5), (6, 7)]
-    assert [place.cores for place in places(four, [1, 3], [])] == [(1,), (3,), (1,), (3,)]
-    assert [place.cores for place in places(Workers(workers=2, cpus=3), range(6), [])] == [
+    assert [slot.cores for slot in worker_slots(four, range(8), [])] == [
+        (0, 1),
+        (2, 3),
+        (4, 5),
+        (6, 7),
+    ]
+    assert [slot.cores for slot in worker_slots(four, [1, 3], [])] == [(1,), (3,), (1,), (3,)]
+    assert [slot.cores for slot in worker_slots(Workers(workers=2, cpus=3), range(6), [])] == [
         (0, 1, 2),
         (3, 4, 5),
     ]
     pairs = GenerateRun(workers=2, tensor_parallel=2)
-    assert [p.gpus for p in places(pairs, [0], list("abcd"))] == [("a", "b"), ("c", "d")]
-    assert [p.gpus for p in places(pairs, [0], [])] == [(), ()]
+    assert [p.gpus for p in worker_slots(pairs, [0], list("abcd"))] == [("a", "b"), ("c", "d")]
+    assert [p.gpus for p in worker_slots(pairs, [0], [])] == [(), ()]
 
 
 @pytest.mark.parametrize("run", [ScoreRun(workers=3), ScoreRun(workers=1, gpus=0.5)])
 def test_gpus_that_are_not_there_are_refused(run: Workers) -> None:
     with pytest.raises(ConfigError, match="this machine shows 2; lower `workers` or `gpus`"):
-        places(run, [0], ["0", "1"])
+        worker_slots(run, [0], ["0", "1"])
 
 
 def test_a_worker_takes_what_its_engine_needs() -> None:
@@ -78,9 +83,9 @@ def test_a_worker_takes_what_its_engine_needs() -> None:
     assert gpus_of_worker(ScoreRun(), 0.0) == 0.0
 
 
-def test_a_place_leaves_what_the_user_has_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slot_leaves_what_the_user_has_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert Place((0, 1), ("3",)).environment()["OMP_NUM_THREADS"] == "2"
-    assert Place((0, 1), ("3",)).environment()["CUDA_VISIBLE_DEVICES"] == "3"
+    assert WorkerSlot((0, 1), ("3",)).environment()["OMP_NUM_THREADS"] == "2"
+    assert WorkerSlot((0, 1), ("3",)).environment()["CUDA_VISIBLE_DEVICES"] == "3"
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    assert Place((0, 1), ()).environment()["OMP_NUM_THREADS"] == "7"
+    assert WorkerSlot((0, 1), ()).environment()["OMP_NUM_THREADS"] == "7"

@@ -39,10 +39,10 @@ def test_just_the_damaged_part_is_made_again(made: Path, damage: str) -> None:
         path.write_bytes(whole[:-50])
     else:
         path.write_bytes(whole[:500] + bytes([whole[500] ^ 16]) + whole[501:])
-    assert corpus(store=made.parent).result["mended"] == []  # nobody looked
+    assert corpus(store=made.parent).result["repaired"] == []  # nobody looked
     outcome = corpus("--check", store=made.parent)
     assert outcome.code == 0, outcome.err
-    assert outcome.result["mended"] == [path.name]
+    assert outcome.result["repaired"] == [path.name]
     assert "2 of 3 parts are done" not in outcome.err
     assert "making damaged parts again: 1" in outcome.err
     assert path.read_bytes() == whole
