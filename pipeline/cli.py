@@ -9,6 +9,8 @@ import json
 import logging
 import os
 import sys
+import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,27 +34,28 @@ def main(argv: list[str] | None = None) -> int:
         result = getattr(verbs, f"cmd_{options.verb}")(options)
     except AfterglowError as error:
         _print_result(getattr(error, "result", None))
-        return _report(error, error.exit_code)
+        return _report(str(error), error.exit_code)
     except KeyboardInterrupt:
-        error = RetryError("interrupted; finished parts and checkpoints are kept, run it again")
-        return _report(error, error.exit_code)
-    except Exception as error:
+        return _report(
+            "interrupted; finished parts and checkpoints are kept, run the same command again",
+            RetryError.exit_code,
+        )
+    except Exception:
         if "TORCHELASTIC_ERROR_FILE" not in os.environ:
             raise
-        return _report(error, 1)
+        return _report(traceback.format_exc(), 1)
     if first:
         _print_result(result)
     return 0
 
 
-def _report(error: Exception, code: int) -> int:
-    """Log why the command failed; of several processes, torchelastic's launcher logs one error."""
-    if "TORCHELASTIC_ERROR_FILE" in os.environ:
-        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
-
-        get_error_handler().record_exception(error)
+def _report(message: str, code: int) -> int:
+    """Log why the command failed; under torchelastic, leave it to the launcher, which logs once."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file is None:
+        log.error("%s", message)
     else:
-        log.error("%s", error)
+        Path(file).write_text(json.dumps({"message": message, "timestamp": int(time.time())}))
     return code
 
 

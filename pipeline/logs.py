@@ -32,14 +32,5 @@ def configure(level: str = "info") -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
-    _ours(level.upper())
-
-
-def hush() -> None:
-    """Errors only: another process of the same run says the rest."""
-    _ours("ERROR")
-
-
-def _ours(level: str) -> None:
     for name in ("pipeline", "stages", "storage"):
-        logging.getLogger(name).setLevel(level)
+        logging.getLogger(name).setLevel(level.upper())

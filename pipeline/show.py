@@ -12,10 +12,8 @@ from pipeline.planning.plan import Planned
 from storage.files.place import Place
 from storage.store import Store
 
-_UNKNOWN = "not known"
-"""In place of a key that depends on a model or file which is not on this machine yet."""
-
 Lines = tuple[list[str], list[dict[str, object]]]
+"""A table for people, and one JSON object a node for programs."""
 
 
 def plan_lines(recipe: Recipe, store: Store, planned: Iterable[Planned]) -> Lines:
@@ -23,22 +21,17 @@ def plan_lines(recipe: Recipe, store: Store, planned: Iterable[Planned]) -> Line
     rows = [["node", "key", "state", "reads", "tokens up to", "bytes about"]]
     result: list[dict[str, object]] = []
     for chosen in planned:
-        size = estimate(chosen.node)
+        name, size = chosen.node.name, estimate(chosen.node)
         done = chosen.manifest(store) is not None
-        state = "done" if done else "to do"
-        key = chosen.key[:12] if chosen.key else _UNKNOWN
-        tokens = "-" if size is None else _count(size.tokens)
-        volume = "-" if size is None else _count(size.bytes, "B")
-        rows.append([chosen.node.name, key, state, _reads(chosen), tokens, volume])
-        result.append(
-            {
-                "node": chosen.node.name,
-                "key": chosen.key,
-                "done": done,
-                "tokens": size.tokens if size else None,
-                "bytes": size.bytes if size else None,
-            }
-        )
+        sources = [ref.source for ref in chosen.node.inputs.values()]
+        names = [source.name if isinstance(source, Node) else source.path for source in sources]
+        if chosen.node.stage.name == "report":
+            names = [f"{len(sources)} evaluations"]
+        tokens, volume = ("-", "-") if size is None else (_count(size.tokens), _bytes(size.bytes))
+        state, reads = "done" if done else "to do", ", ".join(names) or "-"
+        rows.append([name, _short(chosen.key), state, reads, tokens, volume])
+        expected = {"tokens": size and size.tokens, "bytes": size and size.bytes}
+        result.append({"node": name, "key": chosen.key, "done": done, **expected})
     return _table(rows), result
 
 
@@ -48,27 +41,20 @@ def status_lines(store: Store, planned: Iterable[Planned]) -> Lines:
     result: list[dict[str, object]] = []
     for chosen in planned:
         manifest = chosen.manifest(store)
-        name, key = chosen.node.name, (chosen.key or _UNKNOWN)[:12]
-        if manifest is None:
-            rows.append([name, key, _progress(chosen, store), "-", "-", "-", "-"])
-            result.append({"node": name, "key": chosen.key, "done": False})
-            continue
-        totals = manifest.totals
-        seconds = float(ledger.cost(chosen.directory(store)).get("seconds", 0.0))
-        rows.append(
-            [
-                name,
-                key,
-                "done",
-                _count(totals.sequences),
-                _count(totals.tokens),
-                _count(totals.bytes, "B"),
-                f"{seconds:.1f}",
-            ]
-        )
-        result.append(
-            {"node": name, "key": chosen.key, "done": True, "seconds": seconds, **asdict(totals)}
-        )
+        name, state, sizes, cost = chosen.node.name, "to do", ["-"] * 4, dict[str, object]()
+        if manifest is not None:
+            totals = manifest.totals
+            seconds = float(ledger.cost(chosen.directory(store)).get("seconds", 0.0))
+            state, cost = "done", {"seconds": seconds, **asdict(totals)}
+            sizes = [_count(totals.sequences), _count(totals.tokens), _bytes(totals.bytes)]
+            sizes.append(f"{seconds:.1f}")
+        elif chosen.key is not None:
+            directory = chosen.directory(store)
+            parts = {file.name.split("-")[1] for file in directory.glob("part-*-*.parquet")}
+            if parts or directory.is_dir():
+                state = f"{len(parts)} parts" if parts else "started"
+        rows.append([name, _short(chosen.key), state, *sizes])
+        result.append({"node": name, "key": chosen.key, "done": manifest is not None, **cost})
     return _table(rows), result
 
 
@@ -114,22 +100,13 @@ def _upstream_hint(line: str, chosen: Planned, missing: set[str]) -> str:
     return line
 
 
-def _progress(chosen: Planned, store: Store) -> str:
-    """Finished parts of a set that is not committed yet."""
-    if chosen.key is None:
-        return "to do"
-    directory = chosen.directory(store)
-    parts = {file.name.split("-")[1] for file in directory.glob("part-*-*.parquet")}
-    return f"{len(parts)} parts" if parts else "started" if directory.is_dir() else "to do"
+def _short(key: str | None) -> str:
+    """A key depends on models and files, of which one may not be on this machine yet."""
+    return key[:12] if key else "not known"
 
 
-def _reads(chosen: Planned) -> str:
-    """Names of the nodes, paths of the models from outside; all evaluations as one."""
-    if chosen.node.stage.name == "report":
-        return f"{len(chosen.inputs)} evaluations"
-    sources = (ref.source for ref in chosen.node.inputs.values())
-    names = [source.name if isinstance(source, Node) else source.path for source in sources]
-    return ", ".join(names) or "-"
+def _bytes(value: float) -> str:
+    return _count(value, "B")
 
 
 def _count(value: float, unit: str = "") -> str:

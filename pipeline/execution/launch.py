@@ -13,10 +13,14 @@ import signal
 import sys
 import uuid
 from collections.abc import Mapping
-from typing import Any, cast
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline import logs
 from storage.errors import RetryError
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 log = logging.getLogger(__name__)
 
@@ -53,33 +57,30 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _explain(failures: Mapping[int, Any]) -> int:
-    """Log the failure that caused the others (`ProcessFailure` by rank); returns its exit code.
+def _explain(failures: "Mapping[int, ProcessFailure]") -> int:
+    """Log the failure that caused the others (they are given by rank); returns its exit code.
 
     A process that loses another ends with exit code 75, and torchelastic sends SIGTERM to those
     that still run; so any other error or signal comes first.
     """
-    again = RetryError.exit_code
 
     def order(rank: int) -> tuple[bool, bool, int]:
-        code: int = failures[rank].exitcode
-        return code in (again, -signal.SIGTERM), code < 0, failures[rank].timestamp
+        code = failures[rank].exitcode
+        return code in (RetryError.exit_code, -signal.SIGTERM), code < 0, failures[rank].timestamp
 
     rank = min(failures, key=order)
-    code, recorded = failures[rank].exitcode, failures[rank].error_file_data["message"]
-    if code < 0:
+    first = failures[rank]
+    if first.exitcode < 0:
         log.error(
             "process %d was killed by signal %d; finished checkpoints are kept, run the same "
             "command again",
             rank,
-            -code,
+            -first.exitcode,
         )
-        return again
-    if isinstance(recorded, dict):  # else it ended without an exception, and has said why
-        found = cast("dict[str, Any]", recorded)
-        expected = found["message"].partition(": ")[2]  # less the name of the class
-        log.error("%s", found["extraInfo"]["py_callstack"] if code == 1 else expected)
-    return code
+        return RetryError.exit_code
+    if Path(first.error_file).is_file():  # else it has printed why, as for a wrong argument
+        log.error("%s", first.message)
+    return first.exitcode
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """`run.executor = "ray"`: every unit of work is a task of a Ray cluster.
 
 The cluster is the one that `RAY_ADDRESS` names or that was started on this machine; without either
-Ray starts one here. Tasks ask for the cores and GPUs of `run`. Ray puts a task that lost its worker
-or node elsewhere; what the lost one had finished is in the store. So the store must be the same
-everywhere (a shared file system, or an object store), as must the working directory if the recipe
-names files relative to it, and the package must be installed on every node.
+Ray starts one here. Tasks ask for the cores and GPUs of `run`. Ray moves a task that lost its
+worker or node; what the task had finished is in the store. So every node needs the same store (a
+shared file system or an object store), the package, and the same working directory if the recipe
+names files relative to it.
 """
 
 import contextlib
@@ -15,7 +15,6 @@ import runpy
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from pipeline.execution.executors import Executor, Units, gpus_of_worker
 from stages.config import Workers
@@ -39,44 +38,42 @@ def cluster(recipe: str) -> Executor:
         raise ConfigError(
             '`executor = "ray"` needs Ray: install `afterglow[ray]` here and on every node'
         ) from error
-    return lambda units, run: _run(ray, recipe, units, run)
 
+    def run_units(units: Units, run: Workers) -> list[int]:
+        if not ray.is_initialized():
+            ray.init(logging_level=logging.WARNING)
+        total, nodes = ray.cluster_resources(), sum(node["Alive"] for node in ray.nodes())
+        cpus, gpus = total.get("CPU", 0), total.get("GPU", 0)
+        log.info(
+            "ray: %d units over %d nodes with %g cores and %g GPUs", len(units), nodes, cpus, gpus
+        )
+        # A worker that held an engine is not used again: engines leave threads and memory behind.
+        task = ray.remote(
+            num_cpus=run.cpus or 1,
+            num_gpus=gpus_of_worker(run, gpus),
+            max_calls=1,
+            max_retries=_LOST,
+        )(work)
+        tasks = [task.remote(unit, recipe, str(Path.cwd())) for unit in units]
+        codes: list[int] = []
+        try:
+            for one in tasks:
+                try:
+                    codes.append(ray.get(one))
+                except ray.exceptions.RayError as error:  # its nodes were lost too often
+                    log.warning("ray: %s", str(error).strip().splitlines()[0])
+                    codes.append(RetryError.exit_code)
+        except BaseException:
+            for one in tasks:
+                ray.cancel(one, force=False)
+            raise
+        return codes
 
-def _run(ray: Any, recipe: str, units: Units, run: Workers) -> list[int]:
-    """Exit codes of the units; 75 for those whose nodes were lost too often."""
-    if not ray.is_initialized():
-        ray.init(logging_level=logging.WARNING)
-    there = ray.cluster_resources()
-    gpus = gpus_of_worker(run, there.get("GPU", 0.0))
-    alive = sum(node["Alive"] for node in ray.nodes())
-    log.info(
-        "ray: %d units over %d nodes with %g cores and %g GPUs",
-        len(units),
-        alive,
-        there.get("CPU", 0),
-        there.get("GPU", 0),
-    )
-    # A worker that has held an engine is not used again: engines leave threads and memory behind.
-    task = ray.remote(num_cpus=run.cpus or 1, num_gpus=gpus, max_calls=1, max_retries=_LOST)(work)
-    tasks = [task.remote(unit, recipe, str(Path.cwd())) for unit in units]
-    try:
-        return [_code(ray, one) for one in tasks]
-    except BaseException:
-        for one in tasks:
-            ray.cancel(one, force=False)
-        raise
-
-
-def _code(ray: Any, task: Any) -> int:
-    try:
-        return ray.get(task)
-    except ray.exceptions.RayError as error:
-        log.warning("ray: %s", str(error).strip().splitlines()[0])
-        return RetryError.exit_code
+    return run_units
 
 
 def work(unit: list[str], recipe: str, directory: str) -> int:
-    """What a task does: one unit, in the working directory of the one who asked.
+    """The task: run one unit with `python -m pipeline`, in the asker's working directory.
 
     Args:
         unit: Arguments of `afterglow`, without those that select the recipe.

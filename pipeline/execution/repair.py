@@ -1,9 +1,9 @@
 """Makes damaged parts of committed sets again, under the same key and the same name.
 
 A set never changes, so a part that is made again must be the very file that the manifest names: its
-name holds its hash, and the new file takes the place of the damaged one in one rename. Stages whose
-engine is deterministic (all on the CPU; what draws tokens on a GPU may not be) give that file. If
-another comes out, it is thrown away, the damaged one stays, and the user is told.
+name holds its hash, and the new file replaces the damaged one in one rename. Stages whose engine is
+deterministic give that file (all on the CPU; a GPU that draws tokens may not). If another file
+comes out, it is removed, the damaged one stays, and the user is told.
 """
 
 import logging
@@ -14,7 +14,7 @@ from pipeline.execution.runner import missing
 from pipeline.execution.units import format_shards
 from pipeline.planning.plan import Planned
 from storage.errors import DataError
-from storage.files.place import Place, place
+from storage.files.place import place
 from storage.intact import check_files
 from storage.manifest import Manifest, Part
 from storage.shard import verify_part
@@ -38,23 +38,31 @@ def complete(planned: list[Planned], store: Store, chain: Chain) -> list[Planned
         StageFailed: a stage failed for another reason, or found the same damage again.
         DataError: the damage cannot be repaired.
     """
-    todo = missing(planned, store)
-    repaired: set[str] = set()
+    todo = left = missing(planned, store)
+    attempted: set[str] = set()
     while True:
         try:
-            chain.run(missing(todo, store))
+            chain.run(left)
         except StageFailed as error:
-            if error.damaged is None or error.damaged in repaired:
+            if error.damaged is None or error.damaged in attempted:
                 raise
-            repaired.add(error.damaged)
-            if not _repair_file(place(error.damaged), planned, store, chain):
+            attempted.add(error.damaged)
+            path = place(error.damaged)
+            for chosen in planned:
+                manifest = chosen.manifest(store)
+                if manifest is not None and chosen.directory(store) == path.parent:
+                    parts = [part for part in manifest.parts if part.file == path.name]
+                    if _repair(chosen, manifest, parts, store, chain):
+                        break
+            else:
                 raise
+            left = missing(todo, store)
         else:
             return todo
 
 
 def check(planned: Iterable[Planned], store: Store, chain: Chain) -> list[str]:
-    """Read every committed set of the plan whole, and make what is damaged again.
+    """Read every committed set of the plan in full, and make what is damaged again.
 
     Returns:
         Names of the files that were repaired.
@@ -65,44 +73,25 @@ def check(planned: Iterable[Planned], store: Store, chain: Chain) -> list[str]:
     repaired: list[str] = []
     for chosen in planned:
         manifest = chosen.manifest(store)
-        if manifest is None:
-            continue
-        directory = chosen.directory(store)
-        check_files(directory)
-        damaged = _damaged(directory, manifest.parts)
-        if damaged:
-            _repair(chosen, manifest, damaged, store, chain)
-            repaired += [part.file for part in damaged]
+        if manifest is not None:
+            check_files(chosen.directory(store))
+            repaired += _repair(chosen, manifest, manifest.parts, store, chain)
     return repaired
 
 
-def _repair_file(path: Place, planned: list[Planned], store: Store, chain: Chain) -> bool:
-    """Whether the file was a damaged part of a set of the plan, and is whole again."""
-    for chosen in planned:
-        manifest = chosen.manifest(store)
-        if manifest is None or chosen.directory(store) != path.parent:
-            continue
-        parts = [part for part in manifest.parts if part.file == path.name]
-        if damaged := _damaged(path.parent, parts):
-            _repair(chosen, manifest, damaged, store, chain)
-            return True
-    return False
-
-
-def _damaged(directory: Place, parts: Iterable[Part]) -> list[Part]:
-    out: list[Part] = []
+def _repair(
+    chosen: Planned, manifest: Manifest, parts: Iterable[Part], store: Store, chain: Chain
+) -> list[str]:
+    """Make those of `parts` again that are damaged; returns their files."""
+    name, directory = chosen.node.name, chosen.directory(store)
+    damaged: list[Part] = []
     for part in parts:
         problems = verify_part(directory, part)
         for problem in problems:
             log.warning("%s", problem)
-        out += [part] if problems else []
-    return out
-
-
-def _repair(
-    chosen: Planned, manifest: Manifest, damaged: list[Part], store: Store, chain: Chain
-) -> None:
-    name, directory = chosen.node.name, chosen.directory(store)
+        damaged += [part] if problems else []
+    if not damaged:
+        return []
     indices = sorted(part.index for part in damaged)
     log.info("%s: making damaged parts again: %s", name, format_shards(indices))
     chain.make_parts(name, indices)
@@ -118,3 +107,4 @@ def _repair(
             f"this machine or engine does not repeat what made it. Remove {directory} and all that "
             "was made from it, then run the same command; or restore the file from a copy."
         )
+    return [part.file for part in damaged]

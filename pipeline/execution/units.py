@@ -1,8 +1,8 @@
 """Units of work: the commands that a scheduler may run side by side to complete a stage.
 
-Airflow, Dagster, Slurm and the Ray executor all ask for the same thing: what is left to do of a
-stage, cut into at most so many pieces. A unit is a list of arguments of `afterglow`; units of a
-stage do not depend on each other, and a sharded stage is committed after the last of them.
+Airflow, Dagster, Slurm and the Ray executor all ask for what is left to do of a stage, split into
+at most n units. A unit is a list of arguments of `afterglow`; the units of a stage do not depend on
+each other, and a sharded stage is committed after the last of them.
 """
 
 import importlib
@@ -23,10 +23,10 @@ _ITEM = re.compile(r"(\d+)(?:-(\d+))?")
 
 
 def find_units(planned: Iterable[Planned], store: Store, at_most: int) -> list[list[str]]:
-    """Arguments of the commands that complete the nodes in `planned`, none for committed ones.
+    """Arguments of the commands that complete the nodes in `planned`.
 
-    A node that reads what is not committed has none either: in a recipe with several rounds a stage
-    comes around once more when the round before has ended.
+    Committed nodes have none. Nor have nodes that read sets which are not committed yet: a recipe
+    with several rounds runs a stage again when the round before has ended.
 
     Args:
         planned: Nodes of one stage.
@@ -35,27 +35,24 @@ def find_units(planned: Iterable[Planned], store: Store, at_most: int) -> list[l
     """
     out: list[list[str]] = []
     for chosen in planned:
+        name, stage = chosen.node.name, chosen.node.stage
         if chosen.manifest(store) is not None:
             continue
         if waiting := chosen.waits_for(store):
-            log.info("%s waits for %s: ask again after it", chosen.node.name, ", ".join(waiting))
-            continue
-        if not chosen.node.stage.sharded:
-            out.append(["run", chosen.node.name, "--here"])
-            continue
-        missing = missing_parts(chosen, store)
-        out += [
-            ["run", chosen.node.name, "--shard", format_shards(share)]
-            for share in _shares(missing, at_most)
-        ]
+            log.info("%s waits for %s: ask again after it", name, ", ".join(waiting))
+        elif not stage.sharded:
+            out.append(["run", name, "--here"])
+        else:
+            job = chosen.job(store)
+            specs: list[ShardSpec] = importlib.import_module(stage.module).plan(job)
+            left = [spec.index for spec in specs if find_part(job.directory, spec.index) is None]
+            count = min(at_most, len(left))
+            edges = [len(left) * unit // count for unit in range(count + 1)] if count else []
+            out += [
+                ["run", name, "--shard", format_shards(left[low:high])]
+                for low, high in pairwise(edges)
+            ]
     return out
-
-
-def missing_parts(planned: Planned, store: Store) -> list[int]:
-    """Indices of the parts of a sharded node that are not there yet."""
-    job = planned.job(store)
-    specs: list[ShardSpec] = importlib.import_module(planned.node.stage.module).plan(job)
-    return [spec.index for spec in specs if find_part(job.directory, spec.index) is None]
 
 
 def parse_shards(text: str) -> list[int]:
@@ -84,10 +81,3 @@ def format_shards(indices: list[int]) -> str:
         members = [index for _, index in run]
         runs.append(f"{members[0]}-{members[-1]}" if len(members) > 1 else str(members[0]))
     return ",".join(runs)
-
-
-def _shares(indices: list[int], at_most: int) -> list[list[int]]:
-    """Contiguous shares of nearly equal size, none empty."""
-    count = min(at_most, len(indices))
-    edges = [len(indices) * share // count for share in range(count + 1)] if count else [0]
-    return [indices[low:high] for low, high in pairwise(edges)]

@@ -1,11 +1,10 @@
 """Takes in a set that was made elsewhere: `afterglow adopt`.
 
-Nothing is believed: every part is hashed and decoded, the key is computed again, and no path leads
-out of the directory. The files are copied under the names and in the order of a writer of our own,
-so that a half-adopted set is one that is not there yet.
+Nothing is trusted: every part is hashed and decoded, the key is computed again, and no path may
+leave the directory. The files are copied under our own names and in the order of our own writers,
+so that a set that is adopted in part does not exist yet.
 """
 
-import logging
 import shutil
 from pathlib import Path
 
@@ -21,40 +20,62 @@ from storage.sets import verify_set
 from storage.shard import find_part, read_meta, verify_part
 from storage.store import Store
 
-log = logging.getLogger(__name__)
-
 
 def adopt_set(source: Path, store: Store) -> Manifest:
     """Register a committed set that lies outside the store.
 
     Args:
-        source: Directory with a `manifest.json`: out of another store, or downloaded.
+        source: Directory with a `manifest.json`: from another store, or downloaded.
         store: Where it is to go.
 
     Raises:
-        DataError: it is damaged, its key is not that of its payload, or it reaches outside.
-        RetryError: the disk refused.
+        DataError: it is damaged, its key is not that of its payload, or a path leaves it.
+        RetryError: the disk is full or read-only.
     """
     manifest = read_manifest(source)
-    _check_key(source, manifest)
-    names = [*(part.file for part in manifest.parts), *(file.path for file in manifest.files)]
-    _check_inside(source, names)
+    computed = fingerprint.digest(manifest.payload)
+    if computed != manifest.key or manifest.payload.get("stage") != manifest.stage:
+        raise DataError(
+            f"{source}: its key is {manifest.key[:12]} ({manifest.stage}), but that of its payload "
+            f"is {computed[:12]} ({manifest.payload.get('stage')}). Somebody changed the manifest; "
+            "get the set from its origin."
+        )
+    sizes = {part.file: part.bytes for part in manifest.parts}
+    sizes |= {file.path: file.bytes for file in manifest.files}
+    _check_inside(source, list(sizes))
     _refuse(source, verify_set(source))
-    _refuse(source, _foreign_parts(source, manifest))
-    known = store.manifest(manifest.stage, manifest.key)
-    if known is not None:
-        return _same(known, manifest, store)
+    parts = [source / part.file for part in manifest.parts]
+    keys = {path: read_meta(path).key for path in parts}
+    foreign = [
+        f"{path}: belongs to set {key[:12]}, not {manifest.key[:12]}"
+        for path, key in keys.items()
+        if key != manifest.key
+    ]
+    _refuse(source, foreign)
+    written = store.manifest(manifest.stage, manifest.key)
     directory = store.path(manifest.stage, manifest.key)
-    extra = [name for name in (PROVENANCE, RESOLVED) if (source / name).is_file()]
-    _check_inside(source, extra)
-    for name in dict.fromkeys([*names, *extra]):
-        _copy(source / name, directory / name)
-    _refuse(directory, _problems_of_copies(directory, manifest))
-    return _same(write_manifest(directory, manifest), manifest, store)
+    if written is None:
+        extra = [name for name in (PROVENANCE, RESOLVED) if (source / name).is_file()]
+        _check_inside(source, extra)
+        for name in dict.fromkeys([*sizes, *extra]):
+            _copy(source / name, directory / name)
+        wrong = [
+            f"{directory / name}: {found} bytes, not {size}"
+            for name, size in sizes.items()
+            if (found := size_of(directory / name)) != size
+        ]
+        _refuse(directory, wrong)
+        written = write_manifest(directory, manifest)
+    if written.digest != manifest.digest:  # two runs under one key may differ in their bytes
+        raise DataError(
+            f"{directory}: holds another run of the same set, which was left unchanged. To replace "
+            "it, remove it first."
+        )
+    return written
 
 
 def adopt_parts(source: Path, planned: list[Planned], store: Store) -> Manifest:
-    """Register a bare directory of parts as the set of the recipe's that they belong to.
+    """Register a directory of parts without a manifest as the planned set that they belong to.
 
     Args:
         source: Directory of parts without a manifest.
@@ -63,7 +84,7 @@ def adopt_parts(source: Path, planned: list[Planned], store: Store) -> Manifest:
 
     Raises:
         DataError: there are none, one is damaged, or they belong to no set of the plan.
-        RetryError: some of the set's parts are still missing; what was there has been taken in.
+        RetryError: parts of the set are missing; those that were there have been copied.
     """
     paths = sorted(source.glob("part-*.parquet"))
     if not paths:
@@ -78,41 +99,19 @@ def adopt_parts(source: Path, planned: list[Planned], store: Store) -> Manifest:
             "recipe they were made with (`afterglow plan` prints its keys)."
         )
     directory = chosen[0].directory(store)
-    if store.manifest(chosen[0].node.stage.name, next(iter(keys))) is not None:
-        raise DataError(f"{directory}: is finished already; nothing was adopted")
-    _refuse(source, _bare_problems(source, paths))
+    if chosen[0].manifest(store) is not None:
+        raise DataError(f"{directory}: is committed already; nothing was adopted")
+    problems: list[str] = []
+    for path in paths:
+        part = find_part(source, int(path.name.split("-")[1]))
+        problems += [f"{path}: damaged"] if part is None else verify_part(source, part)
+    _refuse(source, problems)
     if (source / RANKS).is_file():
         _check_inside(source, [RANKS])
         _copy(source / RANKS, directory / RANKS)
     for path in paths:
         _copy(path, directory / path.name)
     return runner.commit(chosen[0], store)
-
-
-def _bare_problems(source: Path, paths: list[Path]) -> list[str]:
-    problems: list[str] = []
-    for path in paths:
-        part = find_part(source, int(path.name.split("-")[1]))
-        problems += [f"{path}: damaged"] if part is None else verify_part(source, part)
-    return problems
-
-
-def _check_key(source: Path, manifest: Manifest) -> None:
-    computed = fingerprint.digest(manifest.payload)
-    if computed != manifest.key or manifest.payload.get("stage") != manifest.stage:
-        raise DataError(
-            f"{source}: its key is {manifest.key[:12]} ({manifest.stage}), but that of its payload "
-            f"is {computed[:12]} ({manifest.payload.get('stage')}). Somebody changed the manifest; "
-            "get the set from its origin."
-        )
-
-
-def _foreign_parts(source: Path, manifest: Manifest) -> list[str]:
-    return [
-        f"{source / part.file}: belongs to set {key[:12]}, not {manifest.key[:12]}"
-        for part in manifest.parts
-        if (key := read_meta(source / part.file).key) != manifest.key
-    ]
 
 
 def _check_inside(source: Path, names: list[str]) -> None:
@@ -124,26 +123,6 @@ def _check_inside(source: Path, names: list[str]) -> None:
             raise DataError(
                 f"{path}: a link. A set is adopted from plain files; copy them with `cp -L` first."
             )
-
-
-def _problems_of_copies(directory: Place, manifest: Manifest) -> list[str]:
-    sizes = [(part.file, part.bytes) for part in manifest.parts]
-    sizes += [(file.path, file.bytes) for file in manifest.files]
-    return [
-        f"{directory / name}: {found} bytes, not {size}"
-        for name, size in sizes
-        if (found := size_of(directory / name)) != size
-    ]
-
-
-def _same(found: Manifest, expected: Manifest, store: Store) -> Manifest:
-    """A key stands for one meaning, and two runs of it may differ in their bytes."""
-    if found.digest != expected.digest:
-        raise DataError(
-            f"{store.path(found.stage, found.key)}: holds another making of the same set; it is "
-            "left as it is. Remove it first if the other one is to take its place."
-        )
-    return found
 
 
 def _copy(source: Path, target: Place) -> None:

@@ -1,10 +1,9 @@
 """Sets as a repository on the Hub: `afterglow publish`.
 
-The repository is first a list of (path in it, source), so that what a dry run writes is what an
-upload sends. Provenance stays at home: it names machines, users and paths.
+The content of the repository is collected first, so that a dry run writes what an upload sends.
+`provenance.json` is not published: it names machines, users and paths.
 """
 
-import logging
 import re
 import shutil
 from pathlib import Path
@@ -16,12 +15,8 @@ from storage.files.write import disk_errors
 from storage.manifest import FILE_NAME, Manifest, read_manifest
 from storage.sets import verify_set
 
-log = logging.getLogger(__name__)
-
 Content = dict[str, Path | bytes]
 """By path in the repository: a file, or its bytes."""
-
-_REPOSITORY = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
 
 def contents(name: str, directories: list[Path], licence: str) -> tuple[str, Content]:
@@ -36,12 +31,16 @@ def contents(name: str, directories: list[Path], licence: str) -> tuple[str, Con
         Type of the repository (`dataset` or `model`), and its files.
 
     Raises:
-        UsageError: not the form of a name, or sets that do not go together.
+        UsageError: `name` is malformed, or the sets do not belong in one repository.
         DataError: a set is damaged.
     """
-    if not _REPOSITORY.fullmatch(name):
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         raise UsageError(f"--repo {name}: give owner and name, as in someone/addition-records")
-    manifests = {directory: _sound(directory) for directory in directories}
+    manifests: dict[Path, Manifest] = {}
+    for directory in directories:
+        if problems := verify_set(directory):
+            raise DataError(f"{directory}: not published. {'; '.join(problems)}")
+        manifests[directory] = read_manifest(directory)
     if all(manifest.parts for manifest in manifests.values()):
         return "dataset", _dataset(name, manifests, licence)
     (directory, manifest), *others = manifests.items()
@@ -54,27 +53,17 @@ def contents(name: str, directories: list[Path], licence: str) -> tuple[str, Con
     return "model", {"README.md": card.encode(), **_files("", directory, manifest)}
 
 
-def _sound(directory: Path) -> Manifest:
-    problems = verify_set(directory)
-    if problems:
-        raise DataError(f"{directory}: not published. {'; '.join(problems)}")
-    return read_manifest(directory)
-
-
 def _dataset(name: str, manifests: dict[Path, Manifest], licence: str) -> Content:
-    by_folder = {_folder(path, manifests): found for path, found in manifests.items()}
-    card = dataset_card(name, licence, by_folder)
-    out: Content = {"README.md": card.encode()}
+    """A folder for each set: named like its node, with digits of the key where two share that."""
+    nodes = [manifest.name for manifest in manifests.values()]
+    by_folder: dict[str, Manifest] = {}
+    files: Content = {}
     for path, manifest in manifests.items():
-        out |= _files(f"{_folder(path, manifests)}/", path, manifest)
-    return out
-
-
-def _folder(directory: Path, manifests: dict[Path, Manifest]) -> str:
-    """Name of the node, with digits of the key where two sets share it."""
-    manifest = manifests[directory]
-    shared = sum(manifest.name == other.name for other in manifests.values()) > 1
-    return f"{manifest.name}-{manifest.key[:12]}" if shared else manifest.name
+        shared = nodes.count(manifest.name) > 1
+        folder = f"{manifest.name}-{manifest.key[:12]}" if shared else manifest.name
+        by_folder[folder] = manifest
+        files |= _files(f"{folder}/", path, manifest)
+    return {"README.md": dataset_card(name, licence, by_folder).encode(), **files}
 
 
 def _files(prefix: str, directory: Path, manifest: Manifest) -> Content:
@@ -88,8 +77,8 @@ def write(content: Content, directory: Path) -> None:
     """The repository as a directory.
 
     Raises:
-        UsageError: the directory is there and not empty.
-        RetryError: the disk refused.
+        UsageError: the directory is not empty.
+        RetryError: the disk is full or read-only.
     """
     if directory.exists() and any(directory.iterdir()):
         raise UsageError(f"{directory}: is not empty; give another directory with --into")
@@ -111,7 +100,7 @@ def upload(name: str, kind: str, content: Content, *, private: bool) -> str:
     """
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
-    from huggingface_hub.utils import httpx  # whatever it is called in this version
+    from huggingface_hub.utils import httpx  # under the name of this version
 
     operations = [
         CommitOperationAdd(path_in_repo=path, path_or_fileobj=source)
@@ -126,6 +115,6 @@ def upload(name: str, kind: str, content: Content, *, private: bool) -> str:
     except (httpx.HTTPError, HfHubHTTPError, LocalTokenNotFoundError, OSError) as error:
         raise RetryError(
             f"{name}: not published ({error}). Check the network and `hf auth login`, then run the "
-            "same again; what was sent already is not sent twice."
+            "same command again; files that were sent are not sent twice."
         ) from error
     return str(done.commit_url)

@@ -1,7 +1,7 @@
-"""What a store holds for nothing, and its removal: `afterglow gc`.
+"""Finds and removes files of a store that nothing uses: `afterglow gc`.
 
-Committed sets are never touched, whatever recipe they belong to. The rest is a stray when nothing
-has written to it for longer than an age limit, which is what keeps live writers safe: a writer of
+Committed sets are never removed, whatever recipe they belong to. Anything else is a stray when
+nothing has written to it for longer than an age limit. The limit protects live writers: a writer on
 this or any other machine changes its file all the time. A time in the future counts as now.
 """
 
@@ -9,7 +9,7 @@ import logging
 import re
 import shutil
 import stat
-from collections.abc import Container, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,18 +21,19 @@ log = logging.getLogger(__name__)
 _STAGES = "|".join(re.escape(stage.name) for stage in STAGES)
 _SET = re.compile(rf"({_STAGES})-[0-9a-f]{{12}}")
 _WORK = ".work"
+_DEAD = "temporary file of a dead writer"
 
 
 @dataclass(frozen=True)
 class Stray:
-    """A file or directory that nothing refers to."""
+    """A file or directory that nothing uses."""
 
     path: Path
     bytes: int
     why: str
 
 
-def find_strays(root: Path, planned: Container[str], before: float) -> list[Stray]:
+def find_strays(root: Path, planned: Collection[str], before: float) -> list[Stray]:
     """All strays of a store.
 
     Args:
@@ -43,26 +44,35 @@ def find_strays(root: Path, planned: Container[str], before: float) -> list[Stra
     Raises:
         DataError: a manifest is damaged: what its set is made of is unknown.
     """
-    out = [_stray(path, "temporary file of a dead writer") for path in _temporary(root, before)]
-    for directory in sorted(path for path in root.glob("*-*") if _is_set(path)):
+    out = [_stray(path, _DEAD) for path in _temporary(root, before)]
+    for directory in sorted(root.glob("*-*")):
+        name = directory.name
+        if not _SET.fullmatch(name) or not directory.is_dir() or directory.is_symlink():
+            continue
+        work = directory / _WORK
         if (directory / FILE_NAME).exists():
-            out += _in_committed(directory, before)
-        elif directory.name in planned or directory.name.rpartition("-")[0] in planned:
-            out += [_stray(path, "temporary file") for path in _deep(directory, before)]
-        elif _newest(directory) < before:
+            listed = {part.file for part in read_manifest(directory).parts}
+            for path in sorted(directory.glob("part-*")):
+                if path.name not in listed and _written(path) < before:
+                    out.append(_stray(path, "part that the manifest does not name"))
+            if work.is_dir() and _newest(work) < before:
+                out.append(_stray(work, "checkpoint of a finished set"))
+            out += [_stray(path, _DEAD) for path in _temporary(directory, before)]
+        elif {name, name.rpartition("-")[0]}.isdisjoint(planned) and _newest(directory) < before:
             out.append(_stray(directory, "unfinished set that the recipe does not plan"))
         else:
-            out += [_stray(path, "temporary file") for path in _deep(directory, before)]
+            strays = [*_temporary(directory, before), *_temporary(work, before)]
+            out += [_stray(path, "temporary file") for path in strays]
     return out
 
 
 def remove(strays: list[Stray]) -> int:
-    """Remove strays; a set that was committed since is kept. Returns the bytes that went."""
+    """Remove strays, but no set that was committed since; returns the bytes that were freed."""
     gone = 0
     for stray in strays:
         if stray.path.is_dir():
             if (stray.path / FILE_NAME).exists():
-                log.warning("%s: was finished in the meantime, and is kept", stray.path)
+                log.warning("%s: was committed in the meantime, and is kept", stray.path)
                 continue
             shutil.rmtree(stray.path)
         else:
@@ -71,34 +81,11 @@ def remove(strays: list[Stray]) -> int:
     return gone
 
 
-def _is_set(path: Path) -> bool:
-    return _SET.fullmatch(path.name) is not None and path.is_dir() and not path.is_symlink()
-
-
-def _in_committed(directory: Path, before: float) -> Iterator[Stray]:
-    manifest = read_manifest(directory)
-    listed = {part.file for part in manifest.parts}
-    for path in sorted(directory.glob("part-*")):
-        if path.name not in listed and _written(path) < before:
-            yield _stray(path, "part that the manifest does not name")
-    work = directory / _WORK
-    if work.is_dir() and _newest(work) < before:
-        yield _stray(work, "checkpoint of a finished set")
-    for path in _temporary(directory, before):
-        yield _stray(path, "temporary file of a dead writer")
-
-
 def _temporary(directory: Path, before: float) -> Iterator[Path]:
-    """Files right in `directory` under the name of a temporary file."""
+    """Files directly in `directory` that are named like temporary files."""
     for path in sorted(directory.glob(".*.tmp")):
         if path.is_file() and not path.is_symlink() and _written(path) < before:
             yield path
-
-
-def _deep(directory: Path, before: float) -> Iterator[Path]:
-    """The same in `directory` and its workspace."""
-    yield from _temporary(directory, before)
-    yield from _temporary(directory / _WORK, before)
 
 
 def _stray(path: Path, why: str) -> Stray:
@@ -120,7 +107,7 @@ def _newest(path: Path) -> float:
 def _written(path: Path) -> float:
     try:
         return path.lstat().st_mtime
-    except FileNotFoundError:  # gone since it was listed: somebody is at work here
+    except FileNotFoundError:  # removed since it was listed: a writer is active
         return float("inf")
 
 

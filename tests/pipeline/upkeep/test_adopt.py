@@ -101,7 +101,7 @@ def test_another_making_of_the_same_set_is_left_alone(
     source, manifest = made
     adopt_set(source, store)
     rewrite(source, {"meta": {"made": "later"}})
-    with pytest.raises(DataError, match="another making of the same set"):
+    with pytest.raises(DataError, match="another run of the same set"):
         adopt_set(source, store)
     assert read_manifest(store.path(manifest.stage, manifest.key)) == manifest
 
