@@ -11,7 +11,7 @@ from pipeline.execution.chain import Chain
 from pipeline.planning.config import Recipe
 from pipeline.planning.document import replace_block, surroundings
 from pipeline.planning.nodes import build, select
-from pipeline.planning.plan import Planned, resolve
+from pipeline.planning.plan import resolve
 from stages.reporting.table import format_table, legend, read_rows, summarise
 from storage.files.place import Place
 from storage.store import Store
@@ -44,13 +44,13 @@ def run_seeds(
     if into is not None:
         surroundings(into)  # an error now, not after the work
     reports: list[Place] = []
-    sets: dict[Place, Planned] = {}
+    sets: set[Place] = set()
     for seed in range(recipe.seed, recipe.seed + seeds):
         log.info("%s: seed %d", recipe.name, seed)
         seeded = recipe.model_copy(update={"seed": seed})
         planned = resolve(select(build(seeded), ["report"]), store, ready=True)
         Chain(seeded, [*arguments, "--set", f"seed={seed}"]).run(runner.missing(planned, store))
-        sets |= {one.directory(store): one for one in planned}
+        sets |= {one.directory(store) for one in planned}
         reports.append(planned[-1].directory(store))
     rows = summarise([read_rows(report) for report in reports])
     headline = f"{seeds} seeds, mean +- standard deviation" if seeds > 1 else "one seed"
