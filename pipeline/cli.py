@@ -55,7 +55,10 @@ def _report(message: str, code: int) -> int:
     if file is None:
         log.error("%s", message)
     else:
-        Path(file).write_text(json.dumps({"message": message, "timestamp": int(time.time())}))
+        from storage.files.write import replace_file
+
+        found = {"message": message, "timestamp": int(time.time()), "exit_code": code}
+        replace_file(Path(file), json.dumps(found).encode())  # SIGTERM may come at any time
     return code
 
 

@@ -53,34 +53,33 @@ def main(argv: list[str]) -> int:
         log.error("interrupted; finished checkpoints are kept, run the same command again")
         return RetryError.exit_code
     except ChildFailedError as error:
-        return _explain(error.failures)
+        return explain(error.failures)
     return 0
 
 
-def _explain(failures: "Mapping[int, ProcessFailure]") -> int:
+def explain(failures: "Mapping[int, ProcessFailure]") -> int:
     """Log the failure that caused the others (they are given by rank); returns its exit code.
 
     A process that loses another ends with exit code 75, and torchelastic sends SIGTERM to those
-    that still run; so any other error or signal comes first.
+    that still run, which may have recorded an error already. So any other code comes first.
     """
-
-    def order(rank: int) -> tuple[bool, bool, int]:
-        code = failures[rank].exitcode
-        return code in (RetryError.exit_code, -signal.SIGTERM), code < 0, failures[rank].timestamp
-
-    rank = min(failures, key=order)
-    first = failures[rank]
-    if first.exitcode < 0:
+    codes: dict[int, int] = {
+        rank: failure.error_file_data.get("exit_code", failure.exitcode)
+        for rank, failure in failures.items()
+    }
+    later = (RetryError.exit_code, -signal.SIGTERM)
+    rank = min(codes, key=lambda rank: (codes[rank] in later, codes[rank] < 0))
+    if codes[rank] < 0:
         log.error(
             "process %d was killed by signal %d; finished checkpoints are kept, run the same "
             "command again",
             rank,
-            -first.exitcode,
+            -codes[rank],
         )
         return RetryError.exit_code
-    if Path(first.error_file).is_file():  # else it has printed why, as for a wrong argument
-        log.error("%s", first.message)
-    return first.exitcode
+    if Path(failures[rank].error_file).is_file():  # else it printed why: a wrong argument
+        log.error("%s", failures[rank].message)
+    return codes[rank]
 
 
 if __name__ == "__main__":
