@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from dataclasses import asdict
 
 from pipeline import ledger
-from pipeline.planning.config import Recipe
 from pipeline.planning.estimate import estimate
 from pipeline.planning.fingerprint import difference
 from pipeline.planning.nodes import Node
@@ -16,7 +15,7 @@ Lines = tuple[list[str], list[dict[str, object]]]
 """A table for people, and one JSON object a node for programs."""
 
 
-def plan_lines(recipe: Recipe, store: Store, planned: Iterable[Planned]) -> Lines:
+def plan_lines(store: Store, planned: Iterable[Planned]) -> Lines:
     """One line a node: state, key, what it reads, expected tokens and bytes."""
     rows = [["node", "key", "state", "reads", "tokens up to", "bytes about"]]
     result: list[dict[str, object]] = []

@@ -115,7 +115,7 @@ def cmd_run(options: argparse.Namespace) -> Result:
 def cmd_plan(options: argparse.Namespace) -> Result:
     """Print nodes, keys and sizes."""
     opened = open_plan(options, ready=False)
-    return _print("plan", show.plan_lines(opened.recipe, opened.store, opened.planned))
+    return _print("plan", show.plan_lines(opened.store, opened.planned))
 
 
 def cmd_units(options: argparse.Namespace) -> Result:

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from types import FrameType
 
-from pipeline.execution.executors import Units, complete, local
 from pipeline.execution.ray_executor import cluster
-from pipeline.execution.units import format_shards
+from pipeline.execution.units import Units, complete, format_shards, local
 from pipeline.ledger import to_toml
 from pipeline.planning.config import Recipe
 from pipeline.planning.plan import Planned
@@ -93,12 +92,17 @@ class Chain:
 
         SIGTERM is passed on, and waited for. A process that was killed counts as exit code 75.
         """
+        # Idle OpenMP threads that spin cost small models most of their speed as soon as anything
+        # else runs on the machine. Libraries' progress bars belong on a terminal only.
+        settings = {"OMP_WAIT_POLICY": "PASSIVE"}
+        if not sys.stderr.isatty():
+            settings["TQDM_DISABLE"] = "1"
         module = ["pipeline"] if processes == 1 else ["pipeline.execution.launch", str(processes)]
         process = subprocess.Popen(
             [sys.executable, "-m", *module, verb, *names, *options, *self.arguments],
             stdout=subprocess.PIPE,
             text=True,
-            env=_environment(),
+            env=settings | os.environ,
         )
 
         def pass_on(signum: int, _frame: FrameType | None) -> None:
@@ -129,15 +133,3 @@ def _batch_key(planned: Planned) -> tuple[str, Workers | None, int]:
     run = getattr(planned.node.config, "run", None)
     workers = run if isinstance(run, Workers) and run.spread else None
     return planned.node.stage.name, workers, processes_wanted(planned)
-
-
-def _environment() -> dict[str, str]:
-    """Environment of a stage; what the user has set stays.
-
-    Idle OpenMP threads that spin cost small models most of their speed as soon as anything else
-    runs on the machine. Libraries' progress bars belong on a terminal only.
-    """
-    settings = {"OMP_WAIT_POLICY": "PASSIVE"}
-    if not sys.stderr.isatty():
-        settings["TQDM_DISABLE"] = "1"
-    return settings | os.environ

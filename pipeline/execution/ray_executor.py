@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from pipeline.execution.executors import Executor, Units, gpus_of_worker
+from pipeline.execution.units import Executor, Units, gpus_of_worker
 from stages.config import Workers
 from storage.errors import ConfigError, RetryError
 
