@@ -8,7 +8,6 @@ from pipeline.planning.estimate import estimate
 from pipeline.planning.fingerprint import difference
 from pipeline.planning.nodes import Node
 from pipeline.planning.plan import Planned
-from storage.files.place import Place
 from storage.store import Store
 
 Lines = tuple[list[str], list[dict[str, object]]]
@@ -58,36 +57,33 @@ def status_lines(store: Store, planned: Iterable[Planned]) -> Lines:
 
 
 def explain_lines(store: Store, planned: Iterable[Planned]) -> Lines:
-    """For every missing set, the fields in which it differs from the nearest one there is."""
+    """For every missing set, the fields in which it differs from the nearest one there is.
+
+    The nearest is the committed set of the same stage that differs in the fewest fields.
+    """
     lines: list[str] = []
     result: list[dict[str, object]] = []
     missing = {p.node.name for p in planned if p.manifest(store) is None}
     for chosen in planned:
-        name = chosen.node.name
+        name, stage = chosen.node.name, chosen.node.stage.name
         if name not in missing:
             lines.append(f"{name}: done, {chosen.directory(store).name}")
             result.append({"node": name, "done": True})
             continue
-        nearest = _nearest(chosen, store)
+        fields = {
+            path.name: difference(manifest.payload, chosen.payload)
+            for path, manifest in store.sets(stage)
+        }
+        nearest = min(fields, key=lambda path: len(fields[path]), default=None)
+        because: list[str] = []
         if nearest is None:
-            lines.append(f"{name}: to do; there is no {chosen.node.stage.name} set yet")
-            result.append({"node": name, "done": False, "nearest": None, "because": []})
-            continue
-        path, fields = nearest
-        lines.append(f"{name}: to do; the nearest set is {path.name}, which differs in")
-        because = [_upstream_hint(line, chosen, missing) for line in fields]
-        lines += [f"    {line}" for line in because]
-        result.append({"node": name, "done": False, "nearest": path.name, "because": because})
+            lines.append(f"{name}: to do; there is no {stage} set yet")
+        else:
+            lines.append(f"{name}: to do; the nearest set is {nearest}, which differs in")
+            because = [_upstream_hint(line, chosen, missing) for line in fields[nearest]]
+            lines += [f"    {line}" for line in because]
+        result.append({"node": name, "done": False, "nearest": nearest, "because": because})
     return lines, result
-
-
-def _nearest(chosen: Planned, store: Store) -> tuple[Place, list[str]] | None:
-    """The committed set of the same stage whose payload differs in the fewest fields."""
-    candidates = [
-        (path, difference(manifest.payload, chosen.payload))
-        for path, manifest in store.sets(chosen.node.stage.name)
-    ]
-    return min(candidates, key=lambda found: len(found[1])) if candidates else None
 
 
 def _upstream_hint(line: str, chosen: Planned, missing: set[str]) -> str:

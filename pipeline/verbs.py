@@ -5,6 +5,7 @@ import logging
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,8 +115,7 @@ def cmd_run(options: argparse.Namespace) -> Result:
 
 def cmd_plan(options: argparse.Namespace) -> Result:
     """Print nodes, keys and sizes."""
-    opened = open_plan(options, ready=False)
-    return _print("plan", show.plan_lines(opened.store, opened.planned))
+    return _show(options, show.plan_lines)
 
 
 def cmd_units(options: argparse.Namespace) -> Result:
@@ -152,14 +152,12 @@ def cmd_commit(options: argparse.Namespace) -> Result:
 
 def cmd_status(options: argparse.Namespace) -> Result:
     """Print what is done, how large it is and what it cost."""
-    opened = open_plan(options, ready=False)
-    return _print("status", show.status_lines(opened.store, opened.planned))
+    return _show(options, show.status_lines)
 
 
 def cmd_explain(options: argparse.Namespace) -> Result:
     """Print why sets are missing."""
-    opened = open_plan(options, ready=False)
-    return _print("explain", show.explain_lines(opened.store, opened.planned))
+    return _show(options, show.explain_lines)
 
 
 def cmd_config(options: argparse.Namespace) -> Result:
@@ -265,10 +263,14 @@ def cmd_publish(options: argparse.Namespace) -> Result:
     return {**result, "into": None, "url": url}
 
 
-def _print(verb: str, lines: show.Lines) -> Result:
-    rows, found = lines
-    sys.stdout.write("\n".join(rows) + "\n")
-    return {"verb": verb, "nodes": found}
+def _show(
+    options: argparse.Namespace, describe: Callable[[Store, list[Planned]], show.Lines]
+) -> Result:
+    """Print one of the tables over the plan."""
+    opened = open_plan(options, ready=False)
+    lines, found = describe(opened.store, opened.planned)
+    sys.stdout.write("\n".join(lines) + "\n")
+    return {"verb": options.verb, "nodes": found}
 
 
 def _names(planned: list[Planned]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Which of several processes this one is, as `torchrun` tells it. Imports no torch."""
+"""The rank of this process among those that torchrun started. Imports no torch."""
 
 import os
 from dataclasses import dataclass
@@ -10,10 +10,10 @@ _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 @dataclass(frozen=True)
 class Ranks:
-    """The place of a process among those that do one stage together."""
+    """Rank of a process among those that run one stage together."""
 
     rank: int = 0
-    """Over all machines."""
+    """Number of this process over all machines."""
     size: int = 1
     """Number of processes."""
     local: int = 0
@@ -21,15 +21,15 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this process writes, and speaks, for all."""
+        """Whether this is rank 0, which writes the set and logs for all."""
         return self.rank == 0
 
 
 def here() -> Ranks:
-    """The place of this process; alone unless a launcher has set all of torchrun's variables.
+    """The rank of this process; 0 of 1 unless a launcher has set all of torchrun's variables.
 
     Raises:
-        ConfigError: the variables are no numbers that fit together.
+        ConfigError: the variables are not numbers, or contradict each other.
     """
     if not all(name in os.environ for name in _NEEDED):
         return Ranks()
@@ -38,6 +38,6 @@ def here() -> Ranks:
     if not (0 <= rank < size and local >= 0):
         raise ConfigError(
             f"{', '.join(f'{name}={text}' for name, text in found.items())}: the launcher's "
-            "variables do not fit together. Start the processes with torchrun, or clear them."
+            "variables do not fit together. Start the processes with torchrun, or unset them."
         )
     return Ranks(rank, size, local)
