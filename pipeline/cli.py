@@ -11,7 +11,6 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 
 from pipeline import logs
@@ -84,9 +83,27 @@ def _parser() -> argparse.ArgumentParser:
     ) -> argparse.ArgumentParser:
         sub = verbs.add_parser(name, help=summary, description=summary)
         if recipe:
-            _add_recipe(sub)
+            sub.add_argument("--recipe", help="recipe that comes with the package (default: demo)")
+            sub.add_argument(
+                "--config",
+                action="append",
+                default=[],
+                type=Path,
+                metavar="FILE",
+                help="TOML; repeatable",
+            )
+            sub.add_argument(
+                "--set",
+                action="append",
+                default=[],
+                metavar="KEY=VALUE",
+                dest="overrides",
+                help="override one field, e.g. train.learning_rate=1e-4; repeatable",
+            )
         if targets is not None:
-            sub.add_argument("targets", nargs=targets, metavar="STAGE", help=_TARGET)
+            sub.add_argument(
+                "targets", nargs=targets, metavar="STAGE", help="stage, or node as in `status`"
+            )
         return sub
 
     run = verb("run", "complete the named stages and all that they need", "+")
@@ -118,14 +135,6 @@ def _parser() -> argparse.ArgumentParser:
     seeds.add_argument(
         "--into", type=Path, metavar="FILE", help="put the table into this Markdown file's block"
     )
-    _add_upkeep(verb)
-    return parser
-
-
-_TARGET = "stage, or node as in `status`"
-
-
-def _add_upkeep(verb: Callable[..., argparse.ArgumentParser]) -> None:
     verify = verb(
         "verify", "check every hash of sets, or whose tokens or records they hold", recipe=False
     )
@@ -172,6 +181,7 @@ def _add_upkeep(verb: Callable[..., argparse.ArgumentParser]) -> None:
     publish.add_argument(
         "--into", type=Path, metavar="DIRECTORY", help="of the dry run (OWNER--NAME)"
     )
+    return parser
 
 
 def _place(text: str) -> object:
@@ -179,18 +189,3 @@ def _place(text: str) -> object:
     from storage.files.place import place
 
     return place(text)
-
-
-def _add_recipe(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--recipe", help="recipe that comes with the package (default: demo)")
-    parser.add_argument(
-        "--config", action="append", default=[], type=Path, metavar="FILE", help="TOML; repeatable"
-    )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="overrides",
-        help="override one field, e.g. train.learning_rate=1e-4; repeatable",
-    )

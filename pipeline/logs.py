@@ -15,14 +15,9 @@ class _Human(logging.Formatter):
 
 class _Json(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return json.dumps(
-            {
-                "time": record.created,
-                "level": record.levelname.lower(),
-                "logger": record.name,
-                "message": record.getMessage(),
-            }
-        )
+        level, message = record.levelname.lower(), record.getMessage()
+        found = {"time": record.created, "level": level, "logger": record.name, "message": message}
+        return json.dumps(found)
 
 
 def configure(level: str = "info") -> None:

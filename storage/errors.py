@@ -1,6 +1,6 @@
 """What can go wrong, and the exit code each kind ends the process with.
 
-Every message says what happened, where, and how to mend it. The classes also inherit the standard
+Every message says what happened, where, and how to fix it. The classes also inherit the standard
 class they stand for, so `except ValueError` in a user's script works as expected.
 """
 
@@ -27,7 +27,7 @@ class DamageError(DataError):
     """A stored file is not what was written.
 
     Attributes:
-        result: What the command's last line says, so that a caller can mend it: the path.
+        result: Printed as the command's last line, so that a caller can repair the file.
     """
 
     def __init__(self, path: object, message: str) -> None:
@@ -42,7 +42,7 @@ class EngineError(AfterglowError, RuntimeError):
 
 
 class RetryError(AfterglowError, OSError):
-    """The machine got in the way (disk full, file vanished); run again once that is mended."""
+    """The machine got in the way (disk full, file vanished); run again once that is fixed."""
 
     exit_code = 75
 

@@ -64,7 +64,7 @@ log = logging.getLogger("setup")
 
 
 class SetupError(Exception):
-    """Set-up cannot go on; the message says how to mend it."""
+    """Set-up cannot go on; the message says how to fix it."""
 
     def __init__(self, message: str, code: int) -> None:
         """Keep the exit code beside the message."""

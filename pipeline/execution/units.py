@@ -207,10 +207,6 @@ def local(arguments: list[str]) -> Executor:
         arguments: Those that select the recipe.
     """
 
-    def failed_for_good(worker: subprocess.Popen[bytes]) -> bool:
-        code = worker.poll() or 0
-        return code > 0 and code != RetryError.exit_code
-
     def run_units(units: Units, run: Workers) -> list[int]:
         workers: list[subprocess.Popen[bytes]] = []
         slots = worker_slots(run, sorted(os.sched_getaffinity(0)), visible_gpus())
@@ -223,7 +219,8 @@ def local(arguments: list[str]) -> Executor:
                 workers.append(worker)
                 os.sched_setaffinity(worker.pid, slot.cores)
             while any(worker.poll() is None for worker in workers):
-                if any(failed_for_good(worker) for worker in workers):
+                codes = [worker.returncode or 0 for worker in workers]
+                if any(code > 0 and code != RetryError.exit_code for code in codes):
                     break
                 time.sleep(_POLL_SECONDS)
         finally:

@@ -76,7 +76,7 @@ def disk_errors(path: Place) -> Generator[None]:
     except OSError as error:
         raise RetryError(
             f"{path}: cannot write ({error.strerror or error}). Finished parts are kept; free "
-            "space or mend the disk, and run again."
+            "space or repair the disk, and run again."
         ) from error
 
 
