@@ -24,6 +24,7 @@ from stages.config import Objective, Record, Student
 from stages.job import Job
 from stages.models.model import load_model
 from stages.objectives.temper import build_objective
+from stages.training.fit import record_loss
 from stages.training.loop import Task, train
 from storage.manifest import read_manifest
 from storage.store import Store
@@ -101,7 +102,7 @@ def _measure(
             model=model.train(),
             source=trained,
             steps=steps,
-            objective=build_objective(config.objective),
+            loss=record_loss(build_objective(config.objective), config, torch.device("cpu")),
             data=read_manifest(directory),
             tokenizer_from=scratch,
             dtype=torch.float32,

@@ -12,7 +12,7 @@ from stages.models.descent import tokenizer_directory
 from stages.models.model import load_tokenizer, pick_device
 from stages.objectives.likelihood import CrossEntropy
 from stages.training.distributed import current
-from stages.training.fit import data_stream, fit
+from stages.training.fit import data_stream, fit, record_loss
 from stages.training.loop import Task
 from stages.training.microbatches import step_count
 from storage.manifest import Manifest, read_manifest
@@ -42,7 +42,7 @@ def run(job: Job[Pretrain]) -> Manifest:
                 model=model,
                 source=source,
                 steps=0 if config.init_only else step_count(config, source.steps_per_epoch),
-                objective=CrossEntropy(),
+                loss=record_loss(CrossEntropy(), config, model.device),
                 data=read_manifest(corpus),
                 tokenizer_from=tokenizer_from,
                 dtype=dtype,

@@ -17,7 +17,7 @@ from stages.models.identity import check_tokenizer, local_directory, tokenizer_h
 from stages.models.model import load_model, pick_device
 from stages.objectives.likelihood import CrossEntropy
 from stages.training.distributed import current
-from stages.training.fit import data_stream, fit
+from stages.training.fit import data_stream, fit, record_loss
 from stages.training.loop import Task
 from stages.training.microbatches import step_count
 from storage.manifest import Manifest, read_manifest
@@ -50,7 +50,7 @@ def run(job: Job[Sft]) -> Manifest:
                 model=model,
                 source=source,
                 steps=step_count(config, source.steps_per_epoch),
-                objective=CrossEntropy(),
+                loss=record_loss(CrossEntropy(), config, model.device),
                 data=data,
                 tokenizer_from=tokenizer_directory(source_set, base),
                 dtype=dtype,

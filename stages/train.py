@@ -43,15 +43,18 @@ from stages.models.identity import (
 )
 from stages.models.model import context_length, load_model, load_tokenizer, pick_device
 from stages.objectives.contract import FULL, guarantee
-from stages.objectives.full_teacher import FullTeacher
+from stages.objectives.full_teacher import FullTeacher, FullTeacherLoss
 from stages.objectives.objective import Guarantee
+from stages.objectives.position_loss import PositionLoss
 from stages.objectives.temper import build_objective
 from stages.training.agreement import check_agreement
 from stages.training.distributed import current
-from stages.training.fit import data_stream, fit
+from stages.training.fit import data_stream, fit, record_loss
 from stages.training.live import LiveSource
 from stages.training.loop import Task
 from stages.training.microbatches import Source, step_count
+from stages.weights.rates import read_rates
+from stages.weights.step import Weighting
 from storage.errors import ConfigError
 from storage.files.place import Place
 from storage.manifest import Manifest, read_manifest
@@ -72,6 +75,8 @@ class _Checked:
     """Model to start from; None: from scratch."""
     tokenizer_from: Path
     dtype: torch.dtype
+    weighting: Weighting | None
+    """How much each position counts; None: all the same."""
 
     @property
     def digests(self) -> DigestCache:
@@ -99,8 +104,8 @@ def run(job: Job[Student]) -> Manifest:
                 model=model,
                 source=source,
                 steps=step_count(config, source.steps_per_epoch),
-                objective=build_objective(config.objective, known.data.meta.get("record")),
-                teacher=teacher if config.reads_all else None,
+                loss=_loss(known, teacher, model.device),
+                weighting=known.weighting,
                 data=known.data,
                 tokenizer_from=known.tokenizer_from,
                 dtype=known.dtype,
@@ -111,6 +116,7 @@ def run(job: Job[Student]) -> Manifest:
                     "agreement": agreed,
                     "live": config.data == "live",
                     "full": config.reads_all,
+                    **_described(config),
                 },
             )
         )
@@ -150,7 +156,10 @@ def _check(job: Job[Student]) -> _Checked:
         # From scratch: ids are the data's, and nothing but the teacher suggests a precision.
         tokenizer_from = tokenizer_directory(directory, None)
         dtype = str((data.teacher or {}).get("dtype") or "float32")
-    return _Checked(job, directory, data, promise, init, tokenizer_from, getattr(torch, dtype))
+    weighting = _weighting(job, directory)
+    return _Checked(
+        job, directory, data, promise, init, tokenizer_from, getattr(torch, dtype), weighting
+    )
 
 
 def _passes(config: Student, data: Manifest) -> float | None:
@@ -175,6 +184,39 @@ def _check_descent(job: Job[Student], init: Path, directory: Place, data: Manife
     made_here = manifest_of_model(init)
     expected = made_here.teacher if made_here else None
     check_teacher(expected, data.teacher, str(init), job.config.consistency)
+
+
+def _described(config: Student) -> dict[str, object]:
+    """The weights as the manifest holds them; nothing where there are none."""
+    if not config.weights:
+        return {}
+    tables = [weight.model_dump() for weight in config.weights]
+    return {"weights": tables, "normalise": config.normalise}
+
+
+def _weighting(job: Job[Student], directory: Place) -> Weighting | None:
+    """The weights of the run, with the pass rates of the set where one of them reads these."""
+    config = job.config
+    if not config.weights:
+        return None
+    rates = None
+    if any(weight.reads_rates for weight in config.weights):
+        if config.data == "live":
+            raise ConfigError(
+                f'{job.name}: data = "live" has no pass rates, since its responses have no '
+                "outcome: leave out the weights that read them, or train on stored records"
+            )
+        rates = read_rates(directory)
+    return Weighting(config.weights, config.normalise, job.seed, rates)
+
+
+def _loss(known: _Checked, teacher: FullTeacher | None, device: torch.device) -> PositionLoss:
+    """From records by the objective, or from the whole distribution of the live teacher."""
+    config = known.job.config
+    if teacher is not None and config.reads_all:
+        return FullTeacherLoss(teacher, config.objective.temperature, config.run.rows_per_chunk)
+    objective = build_objective(config.objective, known.data.meta.get("record"))
+    return record_loss(objective, config, device)
 
 
 def _limits(config: Student) -> Drift | None:

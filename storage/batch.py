@@ -112,14 +112,18 @@ class Batch:
             Batches that together hold every sequence with at least one position once, longest
             sequences first (so that running out of memory shows at once).
         """
+        return [self.select(row_n) for row_n in self.microbatch_rows(token_budget)]
+
+    def microbatch_rows(self, token_budget: int) -> "list[Ints]":
+        """The sequences that each of `microbatches` holds."""
         lengths_N = self.lengths
         order = np.argsort(-lengths_N, kind="stable")
         order = order[np.diff(self.tok_off)[order] > 0]
-        out: list[Batch] = []
+        out: list[Ints] = []
         start = 0
         while start < len(order):
             count = max(1, token_budget // int(lengths_N[order[start]]))
-            out.append(self.select(order[start : start + count]))
+            out.append(order[start : start + count])
             start += count
         return out
 

@@ -5,12 +5,14 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, SerializeAsAny, model_validator
 
+import stages.weights.catalogue  # noqa: F401  (makes all weights known)
 from stages.config.merge import merge
 from stages.config.objectives import Drift
 from stages.config.stage import StageTable
 from stages.objectives.objective import Objective
 from stages.objectives.reverse_kl import ReverseKL
 from stages.table import BY_CONTENT, Fraction, Named, Positive, Table
+from stages.weights.base import Weight
 
 
 class TrainRun(Table):
@@ -122,6 +124,11 @@ class Student(Training):
     """`data = "live"`: whether the objective reads a record of the teacher, drawn like those of
     the set, or its `full` distribution (`forward_kl` only): what records are estimates of."""
     objective: SerializeAsAny[Objective] = ReverseKL()
+    weights: tuple[SerializeAsAny[Weight], ...] = ()
+    """How much each position counts in the loss; several multiply."""
+    normalise: Literal["weights", "count"] = "weights"
+    """With `weights`: divide the weighted sum of the losses of a step by the sum of the weights,
+    or by the number of positions."""
     rounds: Positive = 1
     """Times that rollouts, scoring and training follow each other: from the second on, the student
     as it is writes rollouts of its own to the prompts that follow, and goes on from there with a
@@ -176,8 +183,11 @@ class Student(Training):
         return self.data == "live" and self.live == "full"
 
     def unused(self) -> frozenset[str]:
-        """How a live teacher is read, where there is none. Each round is a set of its own."""
-        return frozenset({"rounds"} if self.data == "live" else {"rounds", "live"})
+        """How a live teacher is read, where there is none, and weights, where there are none. Each
+        round is a set of its own.
+        """
+        unused = {"rounds"} if self.data == "live" else {"rounds", "live"}
+        return frozenset(unused if self.weights else unused | {"weights", "normalise"})
 
 
 class Train(Student):

@@ -7,7 +7,6 @@ what a biased record is off by stays.
 """
 
 import math
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -15,10 +14,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from stages.models.model import lm_head, response_hidden
-from stages.objectives.full_teacher import FullTeacher, full_forward_kl
-from stages.objectives.head_loss import head_loss
+from stages.objectives.full_teacher import FullTeacher, FullTeacherLoss
+from stages.objectives.head_loss import RecordLoss
 from stages.objectives.objective import ObjectiveFunction
-from stages.objectives.tensors import TorchRecords
+from stages.objectives.position_loss import PositionLoss
 from stages.training.microbatches import microbatches
 from storage.batch import Batch
 from storage.files.place import Place
@@ -26,9 +25,6 @@ from storage.stream import Stream
 
 ROWS_PER_CHUNK = 512
 """Positions whose logits exist at the same time."""
-
-Loss = Callable[[Tensor, Batch, TorchRecords, int], Tensor]
-"""Hidden states, sequences, records and positions of the step -> share of the mean loss."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +63,10 @@ def compare_gradients(
     angles: list[float] = []
     ratios: list[float] = []
     positions = 0
-    losses = _on_records(setting.model, objective), _on_all(setting, objective.temperature)
+    losses = (
+        RecordLoss(objective, ROWS_PER_CHUNK),
+        FullTeacherLoss(setting.teacher, objective.temperature, ROWS_PER_CHUNK),
+    )
     with closing(
         Stream(directory, seed=seed, batch_size=setting.batch_size, split="holdout")
     ) as batches:
@@ -86,40 +85,12 @@ def compare_gradients(
     }
 
 
-def _on_records(model: PreTrainedModel, objective: ObjectiveFunction) -> Loss:
-    def loss(hidden_TD: Tensor, _: Batch, records: TorchRecords, positions: int) -> Tensor:
-        return head_loss(
-            hidden_TD,
-            lm_head(model),
-            records,
-            objective,
-            rows_per_chunk=ROWS_PER_CHUNK,
-            normaliser=positions,
-        )[0]
-
-    return loss
-
-
-def _on_all(setting: Measured, temperature: float) -> Loss:
-    def loss(hidden_TD: Tensor, part: Batch, _: TorchRecords, positions: int) -> Tensor:
-        return full_forward_kl(
-            hidden_TD,
-            lm_head(setting.model),
-            part,
-            setting.teacher,
-            temperature=temperature,
-            rows_per_chunk=ROWS_PER_CHUNK,
-            normaliser=positions,
-        )[0]
-
-    return loss
-
-
-def _gradient(setting: Measured, batch: Batch, loss: Loss) -> list[Tensor]:
+def _gradient(setting: Measured, batch: Batch, loss: PositionLoss) -> list[Tensor]:
     """Gradient of the mean loss over `batch`, parameter by parameter."""
     model = setting.model
     for part, records in microbatches(batch, setting.tokens_per_batch, model.device):
-        loss(response_hidden(model, part), part, records, batch.tokens).backward()
+        hidden_TD = response_hidden(model, part)
+        loss(hidden_TD, lm_head(model), part, records, None, batch.tokens)[0].backward()
     found = [weight.grad for weight in model.parameters() if weight.grad is not None]
     model.zero_grad(set_to_none=True)
     return found

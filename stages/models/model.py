@@ -110,24 +110,39 @@ class Head:
     scale: float = 1.0
     """Factor before the softcap (Cohere, Granite, Falcon-H1)."""
 
-    def logits(self, hidden_RD: Tensor) -> Tensor:
-        """[R, V] float32 logits.
+    def logits(self, hidden_RD: Tensor, out_RV: Tensor | None = None) -> Tensor:
+        """[R, V] logits in float32 (float64 for a float64 head).
 
         Products of 16-bit types are accumulated and kept in float32 on a GPU. A CPU rounds them to
         the type of the weight: use `in_float32` first where that matters.
+
+        Args:
+            hidden_RD: Final hidden states.
+            out_RV: Memory for the result, used where the matmul can write to it; without gradients.
         """
-        hidden_RD = hidden_RD.to(self.weight.dtype)
-        if hidden_RD.is_cuda and self.weight.dtype in (torch.bfloat16, torch.float16):
-            z_RV = torch.mm(hidden_RD, self.weight.T, out_dtype=torch.float32)
+        hidden_RD, exact = hidden_RD.to(self.weight.dtype), self.accumulate
+        if hidden_RD.is_cuda and self.weight.dtype != exact:
+            z_RV = torch.mm(hidden_RD, self.weight.T, out_dtype=exact)
+        elif out_RV is None:
+            z_RV = (hidden_RD @ self.weight.T).to(exact)
+        elif self.weight.dtype == exact:
+            z_RV = torch.mm(hidden_RD, self.weight.T, out=out_RV)
         else:
-            z_RV = (hidden_RD @ self.weight.T).float()
+            z_RV = out_RV.copy_(torch.mm(hidden_RD, self.weight.T))
         if self.bias is not None:
-            z_RV = z_RV + self.bias
+            z_RV.add_(self.bias)
         if self.scale != 1.0:
-            z_RV = z_RV * self.scale
+            z_RV.mul_(self.scale)
         if self.softcap is not None:
-            z_RV = torch.tanh(z_RV / self.softcap) * self.softcap
+            z_RV.div_(self.softcap).tanh_()
+            # Autograd needs the result of the tanh.
+            z_RV = z_RV * self.softcap if z_RV.requires_grad else z_RV.mul_(self.softcap)
         return z_RV
+
+    @property
+    def accumulate(self) -> torch.dtype:
+        """Type of the logits, and of what is summed over positions."""
+        return torch.promote_types(self.weight.dtype, torch.float32)
 
     def in_float32(self) -> "Head":
         """The same head with detached float32 weights; a copy where they are of another type."""

@@ -11,7 +11,7 @@ teacher, W rows of the student's head (V plus padding).
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from stages.models.model import (
     real_vocab_size,
     response_hidden,
 )
+from stages.objectives.tensors import TorchRecords
 from stages.scoring.score import scoring_head
 
 
@@ -62,50 +63,56 @@ class FullTeacher:
         return (z_CV / temperature).log_softmax(dim=-1)
 
 
-def full_forward_kl(
-    hidden_TD: Tensor,
-    head: Head,
-    batch: Tokens,
-    teacher: FullTeacher,
-    *,
-    temperature: float,
-    rows_per_chunk: int,
-    normaliser: float,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """KL(p || q) over the whole vocabulary, summed over positions and divided by `normaliser`.
+@dataclass(frozen=True)
+class FullTeacherLoss:
+    """KL(p || q) over the whole vocabulary, at every position; a `PositionLoss`.
 
-    Args:
-        hidden_TD: The student's final hidden states at the positions of `batch`.
-        head: The student's head.
-        batch: Sequences of the same T positions.
-        teacher: On the student's device.
-        temperature: Divides the logits of both.
-        rows_per_chunk: Positions whose logits exist at the same time; does not change the result.
-        normaliser: Positions of the whole optimiser step.
-
-    Returns:
-        As `head_loss.head_loss`: the loss, and detached [T] tensors `loss`, `logq` and
-        `cross_entropy`.
+    Its statistics are `loss`, `logq` and `cross_entropy`.
     """
-    teacher_TD = teacher.hidden(batch)
-    tok_T = torch.from_numpy(batch.tok.astype("int64")).to(hidden_TD.device)
-    parts: list[_Terms] = []
-    for start in range(0, len(tok_T), rows_per_chunk):
-        chunk = slice(start, start + rows_per_chunk)
-        logp_CV = teacher.logp(teacher_TD[chunk], temperature)
-        parts.append(
-            checkpoint(
-                _forward_kl, hidden_TD[chunk], head, tok_T[chunk], logp_CV, temperature,
-                use_reentrant=False,
-            )
-        )  # fmt: skip
-    terms = _Terms(*(torch.cat(column) for column in zip(*parts, strict=True)))
-    loss = terms.loss_T.sum() / normaliser
-    return loss, {
-        "loss": terms.loss_T.detach(),
-        "logq": terms.logq_T.detach(),
-        "cross_entropy": terms.cross_T.detach(),
-    }
+
+    teacher: FullTeacher
+    """On the student's device."""
+    temperature: float
+    """Divides the logits of both."""
+    rows_per_chunk: int
+    """Positions whose logits exist at the same time; does not change the result."""
+
+    def at(self, progress: float) -> Self:
+        """Itself: the loss is the same throughout training."""
+        return self
+
+    def __call__(
+        self,
+        hidden_TD: Tensor,
+        head: Head,
+        part: Tokens,
+        records: TorchRecords,
+        weight_T: Tensor | None,
+        normaliser: float,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """As `PositionLoss`; of `records` only the realised tokens are read."""
+        teacher_TD, tok_T = self.teacher.hidden(part), records.tok_T
+        if weight_T is not None:
+            kept_T = weight_T != 0
+            hidden_TD, teacher_TD, tok_T = hidden_TD[kept_T], teacher_TD[kept_T], tok_T[kept_T]
+            weight_T = weight_T[kept_T]
+        parts: list[_Terms] = []
+        for start in range(0, max(1, len(tok_T)), self.rows_per_chunk):
+            chunk = slice(start, start + self.rows_per_chunk)
+            logp_CV = self.teacher.logp(teacher_TD[chunk], self.temperature)
+            parts.append(
+                checkpoint(
+                    _forward_kl, hidden_TD[chunk], head, tok_T[chunk], logp_CV, self.temperature,
+                    use_reentrant=False,
+                )
+            )  # fmt: skip
+        terms = _Terms(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        loss_T = terms.loss_T if weight_T is None else terms.loss_T * weight_T
+        return loss_T.sum() / normaliser, {
+            "loss": terms.loss_T.detach(),
+            "logq": terms.logq_T.detach(),
+            "cross_entropy": terms.cross_T.detach(),
+        }
 
 
 class _Terms(NamedTuple):

@@ -14,6 +14,7 @@ in the forward pass; the backward pass scales what is there. Memory: one chunk o
 gradients. A [T, V] tensor never exists, and nothing of the size of a chunk is made beside the
 logits: logits, their exponentials and dlogits follow each other in one buffer, which all chunks
 share. (Fresh memory of that size costs a CPU as much in page faults as the exponential does.)
+Positions of weight zero are left out before any of this.
 
 Numerics: the matmuls run in the type of the forward pass (bfloat16 under autocast), everything
 between logits and dlogits is float32 (float64 for float64 models), and the gradient of the head is
@@ -24,7 +25,7 @@ V vocabulary.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,8 +34,49 @@ from torch.autograd.function import once_differentiable
 
 from stages.models.model import Head
 from stages.objectives.objective import ObjectiveFunction
-from stages.objectives.softmax import TORCH, Reduced, SoftmaxKernels
+from stages.objectives.softmax import TORCH, SoftmaxKernels
 from stages.objectives.tensors import TorchRecords
+from storage.batch import Batch
+
+
+@dataclass(frozen=True)
+class RecordLoss:
+    """The position loss of an objective that reads stored records."""
+
+    objective: ObjectiveFunction
+    rows_per_chunk: int
+    """Positions whose logits exist at the same time; does not change the result."""
+    kernels: SoftmaxKernels = TORCH
+
+    @property
+    def temperature(self) -> float:
+        """The objective's."""
+        return self.objective.temperature
+
+    def at(self, progress: float) -> "RecordLoss":
+        """With the objective of this share of training."""
+        return replace(self, objective=self.objective.at(progress))
+
+    def __call__(
+        self,
+        hidden_TD: Tensor,
+        head: Head,
+        part: Batch,
+        records: TorchRecords,
+        weight_T: Tensor | None,
+        normaliser: float,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """`head_loss` of the objective; `part` is not read."""
+        return head_loss(
+            hidden_TD,
+            head,
+            records,
+            self.objective,
+            rows_per_chunk=self.rows_per_chunk,
+            normaliser=normaliser,
+            weight_T=weight_T,
+            kernels=self.kernels,
+        )
 
 
 def head_loss(
@@ -45,9 +87,10 @@ def head_loss(
     *,
     rows_per_chunk: int,
     normaliser: float | Tensor,
+    weight_T: Tensor | None = None,
     kernels: SoftmaxKernels = TORCH,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Sum of the objective over positions, divided by `normaliser`, and statistics.
+    """Weighted sum of the objective over positions, divided by `normaliser`, and statistics.
 
     Args:
         hidden_TD: Final hidden states, one step before each realised token.
@@ -57,27 +100,33 @@ def head_loss(
         rows_per_chunk: Positions whose logits exist at the same time; does not change the result.
         normaliser: Valid tokens of the whole optimiser step, over all micro-batches and devices,
             so that summing the losses of micro-batches gives the mean over its tokens.
+        weight_T: Factor on the loss of each position, held constant; None weighs all 1. No logits
+            are computed at positions of weight zero.
         kernels: Implementation of the passes over the logits.
 
     Returns:
-        The scalar loss, and detached [T] tensors: `loss` and `logq` (student log-probability of the
-        realised token at the objective's temperature) besides the objective's own.
+        The scalar loss, and detached statistics of the K positions whose weight is not zero, [K]
+        each: `loss` (before the weight) and `logq` (student log-probability of the realised token
+        at the objective's temperature) besides the objective's own.
 
     Raises:
         ValueError: hidden states and records differ in number of positions.
     """
     _check_rows(hidden_TD, records)
+    if weight_T is not None:
+        kept_T = weight_T != 0
+        hidden_TD, records, weight_T = hidden_TD[kept_T], records.where(kept_T), weight_T[kept_T]
     gradients = _Gradients.wanted(hidden_TD, head)
     with torch.no_grad():
-        run = _Pass(hidden_TD.detach(), head, records, objective.temperature)
-        total, stats = run.loss(objective, rows_per_chunk, gradients, kernels)
+        run = _Pass(hidden_TD.detach(), head, records, objective.temperature, rows_per_chunk)
+        total, stats = run.loss(objective, weight_T, gradients, kernels)
     loss = _WithGradients.apply(total, hidden_TD, head.weight, head.bias, gradients)
     return loss / normaliser, stats
 
 
 @dataclass(frozen=True)
 class HeadStatistics:
-    """What evaluation asks of a student at stored positions; nothing carries a gradient."""
+    """The student's distribution at T stored positions; nothing carries a gradient."""
 
     logq_E: Tensor
     """Log-probability of each stored id."""
@@ -103,10 +152,11 @@ def head_statistics(
     """The student's distribution at stored ids, its mode and its entropy; arguments as above."""
     _check_rows(hidden_TD, records)
     parts: list[tuple[Tensor, ...]] = []
-    run = _Pass(hidden_TD, head, records, temperature)
-    for chunk, _, logits_CV, _ in run.chunks(rows_per_chunk):
+    for chunk, _, logits_CV in _Pass(
+        hidden_TD, head, records, temperature, rows_per_chunk
+    ).chunks():
         top_C = logits_CV.argmax(dim=-1)
-        softmax = _Softmax.of(logits_CV, chunk)
+        softmax = _Softmax(logits_CV, chunk, TORCH)
         q_CV = softmax.probabilities()
         best_C = q_CV.gather(1, top_C[:, None]).squeeze(1)
         entropy_C = torch.special.entr(q_CV).sum(dim=-1)
@@ -144,177 +194,136 @@ class _Gradients:
     def __bool__(self) -> bool:
         return any(grad is not None for grad in (self.hidden_TD, self.weight_VD, self.bias_V))
 
+    def add(
+        self, dlogits_CV: Tensor, hidden_CD: Tensor, weight_VD: Tensor, positions: slice
+    ) -> None:
+        """Take in one chunk; products run in the type of `weight_VD`."""
+        if self.bias_V is not None:
+            self.bias_V += dlogits_CV.sum(dim=0)
+        dlogits_CV = dlogits_CV.to(weight_VD.dtype)
+        with torch.autocast(hidden_CD.device.type, enabled=False):
+            if self.hidden_TD is not None:
+                self.hidden_TD[positions] = dlogits_CV @ weight_VD
+            if self.weight_VD is None:
+                return
+            if weight_VD.dtype == self.weight_VD.dtype:
+                self.weight_VD.addmm_(dlogits_CV.T, hidden_CD)
+            else:
+                self.weight_VD += dlogits_CV.T @ hidden_CD
+
 
 class _Pass:
     """One walk over the chunks of a batch, with everything that is the same for all of them."""
 
     def __init__(
-        self, hidden_TD: Tensor, head: Head, records: TorchRecords, temperature: float
+        self,
+        hidden_TD: Tensor,
+        head: Head,
+        records: TorchRecords,
+        temperature: float,
+        rows_per_chunk: int,
     ) -> None:
         kind = hidden_TD.device.type
         autocast = torch.is_autocast_enabled(kind)
-        self.compute = torch.get_autocast_dtype(kind) if autocast else hidden_TD.dtype
-        self.accumulate = torch.promote_types(self.compute, torch.float32)
-        self.hidden_TD, self.head, self.records = hidden_TD, head, records
-        self.temperature = temperature
-        self.weight_VD = head.weight.detach().to(self.compute)
-        self.bias_V = None if head.bias is None else head.bias.detach().to(self.accumulate)
-        self._buffer: Tensor | None = None
+        compute = torch.get_autocast_dtype(kind) if autocast else hidden_TD.dtype
+        self.head = replace(head, weight=head.weight.detach().to(compute))
+        if head.bias is not None:
+            bias_V = head.bias.detach().to(self.head.accumulate)
+            self.head = replace(self.head, bias=bias_V)
+        self.hidden_TD, self.records, self.temperature = hidden_TD, records, temperature
+        self.rows_per_chunk = rows_per_chunk
 
-    def chunks(
-        self, rows_per_chunk: int
-    ) -> Iterator[tuple[TorchRecords, Tensor, Tensor, Tensor | None]]:
-        """Per chunk: records, hidden states, final logits, and the slope of the softcap."""
-        for start in range(0, len(self.records), rows_per_chunk):
-            stop = min(start + rows_per_chunk, len(self.records))
-            hidden_CD = self.hidden_TD[start:stop].to(self.compute)
-            logits_CV, slope_CV = self._finish(self._linear(hidden_CD))
-            yield self.records.rows(start, stop), hidden_CD, logits_CV, slope_CV
-
-    def _linear(self, hidden_CD: Tensor) -> Tensor:
-        """Products of 16-bit types leave a GPU unrounded; a CPU rounds them to 16 bits."""
-        with torch.autocast(hidden_CD.device.type, enabled=False):
-            if self.compute == self.accumulate:
-                logits_CV = self._room(len(hidden_CD))
-                torch.mm(hidden_CD, self.weight_VD.T, out=logits_CV)
-            elif hidden_CD.is_cuda:
-                logits_CV = torch.mm(hidden_CD, self.weight_VD.T, out_dtype=self.accumulate)
-            else:
-                logits_CV = self._room(len(hidden_CD))
-                logits_CV.copy_(torch.mm(hidden_CD, self.weight_VD.T))
-        return logits_CV if self.bias_V is None else logits_CV.add_(self.bias_V)
-
-    def _room(self, rows: int) -> Tensor:
-        """Memory for the logits of a chunk, the same for all; the first chunk is the longest."""
-        if self._buffer is None:
-            shape = (rows, self.weight_VD.shape[0])
-            self._buffer = self.weight_VD.new_empty(shape, dtype=self.accumulate)
-        return self._buffer[:rows]
-
-    def _finish(self, logits_CV: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Scale, softcap and temperature, in that order and in place."""
-        slope_CV = None
-        if self.head.scale != 1.0:
-            logits_CV.mul_(self.head.scale)
-        if self.head.softcap is not None:
-            logits_CV.div_(self.head.softcap).tanh_()
-            slope_CV = 1.0 - logits_CV.square()
-            logits_CV.mul_(self.head.softcap)
-        if self.temperature != 1.0:
-            logits_CV.div_(self.temperature)
-        return logits_CV, slope_CV
+    def chunks(self) -> Iterator[tuple[TorchRecords, Tensor, Tensor]]:
+        """Per chunk: records, hidden states and final logits, which share their memory."""
+        weight_VD, dtype = self.head.weight, self.head.accumulate
+        longest = min(self.rows_per_chunk, len(self.records))
+        buffer_CV = weight_VD.new_empty((longest, len(weight_VD)), dtype=dtype)
+        for start in range(0, len(self.records), self.rows_per_chunk):
+            stop = min(start + self.rows_per_chunk, len(self.records))
+            hidden_CD = self.hidden_TD[start:stop].to(weight_VD.dtype)
+            with torch.autocast(hidden_CD.device.type, enabled=False):
+                logits_CV = self.head.logits(hidden_CD, buffer_CV[: stop - start])
+            if self.temperature != 1.0:
+                logits_CV.div_(self.temperature)
+            yield self.records.rows(start, stop), hidden_CD, logits_CV
 
     def loss(
         self,
         objective: ObjectiveFunction,
-        rows_per_chunk: int,
+        weight_T: Tensor | None,
         gradients: _Gradients,
         kernels: SoftmaxKernels,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Summed loss and the statistics of all positions; adds into `gradients`."""
-        total = self.hidden_TD.new_zeros((), dtype=self.accumulate)
+        total = self.hidden_TD.new_zeros((), dtype=self.head.accumulate)
         stats: list[dict[str, Tensor]] = []
         start = 0
-        for chunk, hidden_CD, logits_CV, slope_CV in self.chunks(rows_per_chunk):
-            softmax = _Softmax.of(logits_CV, chunk, kernels)
-            logq_E, logq_C = softmax.logq_E, softmax.logq_C
-            loss_C, grad_E, grad_C, own = _differentiate(objective, logq_E, logq_C, chunk)
-            total += loss_C.sum()
-            stats.append({"loss": loss_C, "logq": logq_C, **own})
-            if gradients:
-                inner = self.head.scale / self.temperature
-                dlogits_CV = softmax.backward(grad_E * inner, grad_C * inner)
-                if slope_CV is not None:
-                    dlogits_CV.mul_(slope_CV)
-                self._into_head(gradients, dlogits_CV, hidden_CD, start)
+        for chunk, hidden_CD, logits_CV in self.chunks():
+            positions = slice(start, start + len(chunk))
             start += len(chunk)
-        return total, _concatenate(stats)
+            slope_CV = self._slope(logits_CV) if gradients else None
+            softmax = _Softmax(logits_CV, chunk, kernels)
+            with torch.enable_grad():
+                leaf_E = softmax.logq_E.detach().requires_grad_()
+                leaf_C = softmax.logq_C.detach().requires_grad_()
+                terms = objective(leaf_E, leaf_C, chunk)
+                loss_C = terms.loss_T
+                if weight_T is not None:
+                    loss_C = loss_C * weight_T[positions]
+                grad_E, grad_C = torch.autograd.grad(
+                    loss_C.sum(), (leaf_E, leaf_C), allow_unused=True, materialize_grads=True
+                )
+            total += loss_C.detach().sum()
+            stats.append({"loss": terms.loss_T.detach(), "logq": softmax.logq_C, **terms.stats})
+            if not gradients:
+                continue
+            inner = self.head.scale / self.temperature
+            dlogits_CV = softmax.backward(grad_E * inner, grad_C * inner)
+            if slope_CV is not None:
+                dlogits_CV.mul_(slope_CV)
+            gradients.add(dlogits_CV, hidden_CD, self.head.weight, positions)
+        names = stats[0] if stats else {}
+        return total, {name: torch.cat([part[name] for part in stats]) for name in names}
 
-    def _into_head(
-        self, gradients: _Gradients, dlogits_CV: Tensor, hidden_CD: Tensor, start: int
-    ) -> None:
-        """Add one chunk to the gradients of hidden states and head."""
-        if gradients.bias_V is not None:
-            gradients.bias_V += dlogits_CV.sum(dim=0)
-        dlogits_CV = dlogits_CV.to(self.compute)
-        with torch.autocast(hidden_CD.device.type, enabled=False):
-            if gradients.hidden_TD is not None:
-                gradients.hidden_TD[start : start + len(hidden_CD)] = dlogits_CV @ self.weight_VD
-            if gradients.weight_VD is None:
-                return
-            if self.compute == gradients.weight_VD.dtype:
-                gradients.weight_VD.addmm_(dlogits_CV.T, hidden_CD)
-            else:
-                gradients.weight_VD += dlogits_CV.T @ hidden_CD
+    def _slope(self, logits_CV: Tensor) -> Tensor | None:
+        """Derivative of the softcap at finished logits: 1 - tanh^2; None without a softcap."""
+        if self.head.softcap is None:
+            return None
+        return 1.0 - (logits_CV * (self.temperature / self.head.softcap)).square_()
 
 
-@dataclass(frozen=True)
 class _Softmax:
-    """Log-probabilities at the ids of a chunk, and what their derivatives need of the rest."""
+    """Log-probabilities at the ids of a chunk, and what their derivatives need of the rest.
 
-    chunk: TorchRecords
-    kernels: SoftmaxKernels
-    logits_CV: Tensor
-    """As `kernels.reduce` left them."""
-    reduced: Reduced
-    logq_E: Tensor
-    """At the entries."""
-    logq_C: Tensor
-    """At the realised tokens."""
-    at_E: Tensor
-    """Places of the entries in the flattened logits."""
-    at_C: Tensor
-    """Places of the realised tokens."""
+    Reads the ids, then overwrites `logits_CV`, in every step.
+    """
 
-    @classmethod
-    def of(
-        cls, logits_CV: Tensor, chunk: TorchRecords, kernels: SoftmaxKernels = TORCH
-    ) -> "_Softmax":
-        """Reads the ids, then overwrites `logits_CV`."""
+    def __init__(self, logits_CV: Tensor, chunk: TorchRecords, kernels: SoftmaxKernels) -> None:
+        self._logits_CV, self._chunk, self._kernels = logits_CV, chunk, kernels
         flat, width = logits_CV.view(-1), logits_CV.shape[1]
-        at_E = chunk.row_E * width + chunk.ids_E
-        at_C = torch.arange(len(chunk), device=flat.device) * width + chunk.tok_T
-        z_E, z_C = flat[at_E], flat[at_C]
-        reduced = kernels.reduce(logits_CV)
-        logq_E, logq_C = z_E - reduced.log_z_C[chunk.row_E], z_C - reduced.log_z_C
-        return cls(chunk, kernels, logits_CV, reduced, logq_E, logq_C, at_E, at_C)
+        self._at_E = chunk.row_E * width + chunk.ids_E
+        self._at_C = torch.arange(len(chunk), device=flat.device) * width + chunk.tok_T
+        z_E, z_C = flat[self._at_E], flat[self._at_C]
+        log_z_C, self._carry_C = kernels.reduce(logits_CV)
+        self.logq_E, self.logq_C = z_E - log_z_C[chunk.row_E], z_C - log_z_C
 
     def probabilities(self) -> Tensor:
-        """The whole distribution [C, V]; overwrites the logits."""
-        ones_C = torch.ones_like(self.reduced.log_z_C)
-        return self.kernels.scale(self.logits_CV, self.reduced, ones_C)
+        """The whole distribution [C, V]."""
+        ones_C = torch.ones_like(self._carry_C)
+        return self._kernels.scale(self._logits_CV, self._carry_C, ones_C)
 
     def backward(self, grad_E: Tensor, grad_C: Tensor) -> Tensor:
-        """Derivatives by the logits from those by logq; overwrites the logits.
+        """Derivatives by the logits from those by logq.
 
         Ids are distinct within a position, so each of the two additions touches a cell once and the
         result does not depend on the order a device works in.
         """
-        mass_C = self.chunk.sum_entries(grad_E) + grad_C
-        dlogits_CV = self.kernels.scale(self.logits_CV, self.reduced, -mass_C)
+        mass_C = self._chunk.sum_entries(grad_E) + grad_C
+        dlogits_CV = self._kernels.scale(self._logits_CV, self._carry_C, -mass_C)
         flat = dlogits_CV.view(-1)
-        flat.index_add_(0, self.at_E, grad_E)
-        flat.index_add_(0, self.at_C, grad_C)
+        flat.index_add_(0, self._at_E, grad_E)
+        flat.index_add_(0, self._at_C, grad_C)
         return dlogits_CV
-
-
-def _differentiate(
-    objective: ObjectiveFunction, logq_E: Tensor, logq_C: Tensor, chunk: TorchRecords
-) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-    """Loss per position, its derivatives by both arguments, and the objective's statistics."""
-    with torch.enable_grad():
-        leaf_E, leaf_C = logq_E.detach().requires_grad_(), logq_C.detach().requires_grad_()
-        terms = objective(leaf_E, leaf_C, chunk)
-        grad_E, grad_C = torch.autograd.grad(
-            terms.loss_T.sum(), (leaf_E, leaf_C), allow_unused=True, materialize_grads=True
-        )
-    return terms.loss_T.detach(), grad_E, grad_C, dict(terms.stats)
-
-
-def _concatenate(stats: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    if not stats:
-        return {}
-    return {name: torch.cat([part[name] for part in stats]) for name in stats[0]}
 
 
 def _check_rows(hidden_TD: Tensor, records: TorchRecords) -> None:

@@ -13,8 +13,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stages.objectives.softmax import Reduced
-
 BLOCK = 4096
 """Logits a program holds at a time."""
 
@@ -22,23 +20,23 @@ BLOCK = 4096
 class TritonKernels:
     """One program per row reduces it; one per block of a row leaves the gradient."""
 
-    def reduce(self, logits_CV: Tensor) -> Reduced:
-        """logsumexp of each row, read once; `logits_CV` is left as it is."""
+    def reduce(self, logits_CV: Tensor) -> tuple[Tensor, Tensor]:
+        """logsumexp of each row, read once and carried; `logits_CV` is left as it is."""
         rows, width = logits_CV.shape
         log_z_C = logits_CV.new_empty(rows)
         block = min(BLOCK, triton.next_power_of_2(width))
         if rows:
             _reduce[(rows,)](logits_CV, log_z_C, width, logits_CV.stride(0), BLOCK=block)
-        return Reduced(log_z_C, log_z_C)
+        return log_z_C, log_z_C
 
-    def scale(self, logits_CV: Tensor, reduced: Reduced, factor_C: Tensor) -> Tensor:
+    def scale(self, logits_CV: Tensor, carry_C: Tensor, factor_C: Tensor) -> Tensor:
         """exp(logit - logsumexp) times a factor per row, in place."""
         rows, width = logits_CV.shape
         block = min(BLOCK, triton.next_power_of_2(width))
         if rows:
             _scale[(rows, triton.cdiv(width, block))](
                 logits_CV,
-                reduced.log_z_C,
+                carry_C,
                 factor_C.contiguous(),
                 width,
                 logits_CV.stride(0),

@@ -19,7 +19,7 @@ concatenated over positions; entry_off[t]:entry_off[t + 1] are those of position
 symbols (the entries, then one rest per position).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -110,6 +110,19 @@ class TorchRecords:
             ent_T=cut(self.ent_T),
             lz_T=cut(self.lz_T),
         )
+
+    def where(self, kept_T: Tensor) -> "TorchRecords":
+        """The positions at which the bool `kept_T` is set, with their entries."""
+        kept_E = kept_T[self.row_E]
+        change: dict[str, Tensor | None] = {}
+        for field in fields(self):
+            value: Tensor | None = getattr(self, field.name)
+            if value is not None and field.name != "entry_off":
+                change[field.name] = value[kept_E if field.name.endswith("_E") else kept_T]
+        counts_K = self.entry_off.diff()[kept_T.cpu()]
+        change["entry_off"] = torch.cat([counts_K.new_zeros(1), counts_K.cumsum(0)])
+        change["row_E"] = (kept_T.cumsum(0) - 1)[self.row_E[kept_E]]
+        return replace(self, **change)
 
     def sum_entries(self, values_E: Tensor) -> Tensor:
         """Sum of an entry quantity over each position: [E] -> [T], differentiable."""

@@ -60,7 +60,8 @@ def log_probs(
             ).logq_T
 
     with torch.no_grad():
-        parts = cut(batch.select(range(group.rank, len(batch), group.size)), _BUDGET)
+        share = batch.select(range(group.rank, len(batch), group.size))
+        parts = [part for part, _ in cut(share, _BUDGET)]
         for part in parts:
             records = TorchRecords.from_batch(part, device)
             assert records.ref_lp_T is not None, "the caller looks first"

@@ -2,13 +2,15 @@
 
 One optimiser step = one global batch of `batch_size` sequences, in as many micro-batches as the
 token budget asks for. Every micro-batch loss is divided by the positions of the *whole* step, so
-how the step is cut changes nothing. One forward pass; the logits never exist as a whole
-(`head_loss`). Weights and optimiser are float32; on bfloat16 the passes run under autocast.
+how the step is cut changes nothing. Where positions have weights, the sum of the weights takes the
+place of the number of positions; it is known at the end of the step, which then scales the
+gradient. One forward pass; the logits never exist as a whole (`head_loss`). Parameters and
+optimiser are float32; on bfloat16 the passes run under autocast.
 """
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,18 +22,25 @@ from transformers import PreTrainedModel
 from stages.config import Drift, Training
 from stages.job import Job
 from stages.models.model import lm_head, response_hidden
-from stages.objectives.full_teacher import FullTeacher, full_forward_kl
-from stages.objectives.head_loss import head_loss
-from stages.objectives.objective import ObjectiveFunction
-from stages.objectives.softmax import softmax_kernels
+from stages.objectives.head_loss import head_statistics
+from stages.objectives.position_loss import PositionLoss
 from stages.objectives.tensors import TorchRecords
 from stages.training import checkpoint, remote_checkpoint, reshard, sharded_checkpoint
 from stages.training.distributed import current
 from stages.training.drift import Guard, ratio_sums
 from stages.training.metrics import METRICS, Line, Metrics, describe
 from stages.training.microbatches import Source, cut
-from stages.training.optim import adamw, clip_gradients, progress, rate_at, set_rate
+from stages.training.optim import (
+    adamw,
+    clip_gradients,
+    progress,
+    rate_at,
+    scale_gradients,
+    set_rate,
+)
 from stages.training.window import Window
+from stages.weights.base import Student
+from stages.weights.step import StepWeights, Weighting
 from storage.batch import Batch
 from storage.errors import DataError, EngineError
 from storage.manifest import Manifest
@@ -51,16 +60,15 @@ class Task:
     """One batch per step; of several processes, each gets its own share."""
     steps: int
     """Optimiser steps; with 0 the model stays as it is."""
-    objective: ObjectiveFunction
-    """Reads the records of `source`, unless there is a `teacher`."""
+    loss: PositionLoss
     data: Manifest
     """Of the set that is read; a checkpoint belongs to its digest."""
     tokenizer_from: Path
     """Directory whose tokenizer files are saved with the model."""
     dtype: torch.dtype
     """Of the saved weights; with bfloat16 the passes run under autocast."""
-    teacher: FullTeacher | None = None
-    """Its full distribution replaces the records: forward KL at the objective's temperature."""
+    weighting: Weighting | None = None
+    """How much each position counts; None: all the same."""
     limits: Drift | None = None
     """On the drift from the policy that wrote the data; None where that policy does not matter."""
     meta: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -112,10 +120,10 @@ def train(task: Task, work: Path) -> Outcome:
             rate = rate_at(step, task.steps, config)
 
             # -------------------------------------------------------------- one optimiser step
-            objective = task.objective.at(progress(step, task.steps))
-            loss = _forward_backward(task, objective, batch, window, guard)
+            loss = task.loss.at(progress(step, task.steps))
+            mean = _forward_backward(task, loss, step, batch, window, guard)
             norm = clip_gradients(model.parameters(), config.grad_clip)
-            _require_finite(task, objective, step, batch, loss, norm)
+            _require_finite(task, loss, step, batch, mean, norm)
             set_rate(optimiser, rate)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
@@ -139,7 +147,7 @@ def train(task: Task, work: Path) -> Outcome:
 
 
 def _forward_backward(
-    task: Task, objective: ObjectiveFunction, batch: Batch, window: Window, guard: Guard
+    task: Task, loss: PositionLoss, step: int, batch: Batch, window: Window, guard: Guard
 ) -> Tensor:
     """Accumulate the gradient of the mean loss over the positions of the step.
 
@@ -147,16 +155,17 @@ def _forward_backward(
 
     Args:
         task: What is trained.
-        objective: What to minimise in this step.
+        loss: What to minimise in this step.
+        step: Number of the step, from 0.
         batch: The share of this process in the step.
         window, guard: Collect the statistics.
 
     Returns:
         The share of this process in the mean loss.
     """
-    model, run, group = task.model, task.config.run, current()
-    device = model.device
-    parts = cut(batch, run.tokens_per_microbatch)
+    model, group, device = task.model, current(), task.model.device
+    pairs = cut(batch, task.config.run.tokens_per_microbatch)
+    parts = [part for part, _ in pairs]
     shares = group.all_gather((batch.tokens, len(parts)))
     tokens, passes = sum(share[0] for share in shares), max(share[1] for share in shares)
     if tokens == 0:
@@ -164,64 +173,107 @@ def _forward_backward(
             f"{task.name}: sequences {_some(_ids(batch))} have no response token left "
             "to train on. Raise `max_length` above the length of the prompts."
         )
+    # Which positions have the highest entropy, say, is known once the student has read them all:
+    # with several micro-batches in a pass of its own, else from the hidden states of the only one.
+    weights = None
+    if task.weighting is not None:
+        weights = StepWeights(task.weighting, step, batch, pairs)
+        if not task.weighting.compares_student:
+            weights.compare([None] * len(parts), group)
+        elif passes > 1:
+            weights.compare(_read_student(task, loss, parts, passes), group)
     total = torch.zeros((), device=device)
-    for part in parts:
+    for number, part in enumerate(parts):
         records = TorchRecords.from_batch(part, device)
-        with torch.autocast(device.type, torch.bfloat16, task.dtype == torch.bfloat16):
+        weight_T = None
+        with _autocast(task):
             hidden_TD = group.unsharded(model, partial(response_hidden, model, part))
-            if task.teacher is None:
-                loss, stats = head_loss(
-                    hidden_TD,
-                    lm_head(model),
-                    records,
-                    objective,
-                    rows_per_chunk=run.rows_per_chunk,
-                    normaliser=tokens,
-                    kernels=softmax_kernels(run.softmax, device),
-                )
-            else:
-                loss, stats = full_forward_kl(
-                    hidden_TD,
-                    lm_head(model),
-                    part,
-                    task.teacher,
-                    temperature=objective.temperature,
-                    rows_per_chunk=run.rows_per_chunk,
-                    normaliser=tokens,
-                )
-        loss.backward()
-        total += loss.detach()
+            if weights is not None:
+                student = None
+                if not weights.compared or weights.weighting.reads_student_alone:
+                    student = _student(task, loss, hidden_TD, records)
+                if not weights.compared:
+                    weights.compare([student], group)
+                exact = torch.promote_types(hidden_TD.dtype, torch.float32)
+                weight_T = torch.from_numpy(weights.of(number, student)).to(device, exact)
+            share, stats = loss(hidden_TD, lm_head(model), part, records, weight_T, tokens)
+        share.backward()
+        total += share.detach()
         drift = None
         if task.limits is not None and records.ref_lp_T is not None:
-            drift = ratio_sums(stats["logq"], records.ref_lp_T)
-        window.add(stats, drift, len(part.prompt) + len(part.tok))
+            kept_T = slice(None) if weight_T is None else weight_T != 0
+            drift = ratio_sums(stats["logq"], records.ref_lp_T[kept_T])
+        window.add(stats, drift, len(part.prompt) + len(part.tok), weight_T)
         guard.add(drift)
     for _ in range(passes - len(parts)):
-        group.zero_loss(model).backward()
+        nothing = group.zero_loss(model)
+        if weights is not None and not weights.compared:
+            weights.compare([], group)
+        nothing.backward()
+    if weights is not None:
+        sum_w = weights.total(task.name, group)
+        if weights.weighting.normalise == "weights":
+            scale_gradients(model.parameters(), tokens / sum_w)
+            total *= tokens / sum_w
     return total
 
 
+def _autocast(task: Task) -> torch.autocast:
+    return torch.autocast(
+        task.model.device.type, torch.bfloat16, enabled=task.dtype == torch.bfloat16
+    )
+
+
+@torch.no_grad()
+def _read_student(task: Task, loss: PositionLoss, parts: list[Batch], passes: int) -> list[Student]:
+    """The student's distribution at all positions of this process: a forward pass of its own."""
+    model, group = task.model, current()
+
+    def read(part: Batch) -> Student:
+        records = TorchRecords.from_batch(part, model.device)
+        return _student(task, loss, response_hidden(model, part), records)
+
+    with _autocast(task):
+        found = [group.unsharded(model, partial(read, part)) for part in parts]
+        for _ in range(passes - len(parts)):
+            group.zero_loss(model)
+    return found
+
+
+def _student(task: Task, loss: PositionLoss, hidden_TD: Tensor, records: TorchRecords) -> Student:
+    """What weights may read of the student."""
+    found = head_statistics(
+        hidden_TD.detach(),
+        lm_head(task.model),
+        records,
+        rows_per_chunk=task.config.run.rows_per_chunk,
+        temperature=loss.temperature,
+    )
+    columns = (found.logq_E, found.logq_T, found.confidence_T, found.entropy_T)
+    return Student(*(column.cpu().numpy() for column in columns))
+
+
 def _require_finite(
-    task: Task, objective: ObjectiveFunction, step: int, batch: Batch, loss: Tensor, norm: Tensor
+    task: Task, loss: PositionLoss, step: int, batch: Batch, mean: Tensor, norm: Tensor
 ) -> None:
     """Stop before the optimiser corrupts the weights; all processes raise the same error."""
-    if all(current().all_gather(bool(torch.isfinite(loss) & torch.isfinite(norm)))):
+    if all(current().all_gather(bool(torch.isfinite(mean) & torch.isfinite(norm)))):
         return
-    guilty = _not_finite_alone(task, objective, batch)
+    guilty = _not_finite_alone(replace(task, weighting=None), loss, batch)
     which = (
         f"caused by sequences {_some(guilty)}"
         if guilty
         else f"though no sequence of {_some(_ids(batch))} is at fault alone"
     )
-    mean = sum(current().all_gather(loss.item()))
+    whole = sum(current().all_gather(mean.item()))
     raise EngineError(
-        f"{task.name}: step {step + 1}: loss {mean:g}, gradient norm {norm.item():g}, "
+        f"{task.name}: step {step + 1}: loss {whole:g}, gradient norm {norm.item():g}, "
         f"{which}. The step was not taken. Look at these sequences in the data; if nothing is "
         "wrong with them, lower `learning_rate`, warm up longer, or train in float32."
     )
 
 
-def _not_finite_alone(task: Task, objective: ObjectiveFunction, batch: Batch) -> list[int]:
+def _not_finite_alone(task: Task, loss: PositionLoss, batch: Batch) -> list[int]:
     """Ids of the sequences of the step whose own loss or gradient is not finite."""
     guilty: list[int] = []
     for rank, count in enumerate(current().all_gather(len(batch))):
@@ -230,9 +282,9 @@ def _not_finite_alone(task: Task, objective: ObjectiveFunction, batch: Batch) ->
             if not any(current().all_gather(one.tokens)):
                 continue
             task.model.zero_grad(set_to_none=True)
-            loss = _forward_backward(task, objective, one, Window(), Guard(task.name, None))
+            mean = _forward_backward(task, loss, 0, one, Window(), Guard(task.name, None))
             norm = clip_gradients(task.model.parameters(), 1.0)
-            if not all(current().all_gather(bool(torch.isfinite(loss) & torch.isfinite(norm)))):
+            if not all(current().all_gather(bool(torch.isfinite(mean) & torch.isfinite(norm)))):
                 guilty += _ids(one)
     return guilty
 

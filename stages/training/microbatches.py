@@ -3,11 +3,12 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from stages.config import Training
 from stages.objectives.tensors import TorchRecords
-from storage.batch import Batch
+from storage.batch import Batch, Ints
 
 
 class Source(Protocol):
@@ -39,18 +40,19 @@ def step_count(config: Training, steps_per_epoch: float) -> int:
     return max(1, round(config.epochs * steps_per_epoch))
 
 
-def cut(batch: Batch, token_budget: int) -> list[Batch]:
-    """Groups of sequences of similar length that fit the budget once padded.
+def cut(batch: Batch, token_budget: int) -> list[tuple[Batch, Ints]]:
+    """Groups of sequences of similar length that fit the budget once padded, and which they are.
 
-    A batch that fits as a whole is passed on without a copy; one without positions gives none.
+    A batch that fits is passed on without a copy. An empty batch yields no micro-batches.
     """
-    fits = len(batch) * int(batch.lengths.max(initial=0)) <= token_budget
-    return [batch] if fits and batch.tokens else batch.microbatches(token_budget)
+    if batch.tokens and len(batch) * int(batch.lengths.max()) <= token_budget:
+        return [(batch, np.arange(len(batch)))]
+    return [(batch.select(row_n), row_n) for row_n in batch.microbatch_rows(token_budget)]
 
 
 def microbatches(
     batch: Batch, token_budget: int, device: torch.device
 ) -> Iterator[tuple[Batch, TorchRecords]]:
     """The groups of `cut`, one at a time with its records."""
-    for part in cut(batch, token_budget):
+    for part, _ in cut(batch, token_budget):
         yield part, TorchRecords.from_batch(part, device)

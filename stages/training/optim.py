@@ -69,6 +69,14 @@ def rate_at(step: int, steps: int, config: Training) -> float:
     return config.learning_rate * share
 
 
+@torch.no_grad()
+def scale_gradients(parameters: Iterable[nn.Parameter], factor: float) -> None:
+    """Multiply all gradients, whole or sharded, by `factor`."""
+    for weight in parameters:
+        if weight.grad is not None:
+            weight.grad.mul_(factor)
+
+
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> torch.Tensor:
     """Scale all gradients so that their joint norm is at most `limit`; returns the norm before.
 

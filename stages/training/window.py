@@ -19,7 +19,8 @@ class _Sums:
     """What one process has summed."""
 
     sums: dict[str, Any]
-    positions: int
+    positions: float
+    """Their number, or the sum of their weights."""
     tokens: int
     waited: float
 
@@ -33,22 +34,36 @@ class Window:
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._positions = 0
+        self._positions: float = 0
         self._start_clock()
 
-    def add(self, stats: Mapping[str, Tensor], drift: Tensor | None, tokens: int) -> None:
+    def add(
+        self,
+        stats: Mapping[str, Tensor],
+        drift: Tensor | None,
+        tokens: int,
+        weight_T: Tensor | None = None,
+    ) -> None:
         """Take in one micro-batch.
 
         Args:
-            stats: Detached [T] tensors; `logq` is that of the realised tokens.
+            stats: Detached tensors, of all positions or of those whose weight is not zero; `logq`
+                is that of the realised tokens.
             drift: `ratio_sums` of the micro-batch, where the drawing policy is known.
             tokens: Tokens that went through the model, prompts included.
+            weight_T: Weights of the positions, where they have some: means are then weighted.
         """
-        self._positions += len(stats["logq"])
         self._tokens += tokens
-        for name, values_T in stats.items():
+        weight_K: Tensor | float = 1.0
+        if weight_T is None:
+            self._positions += len(stats["logq"])
+        else:
+            weight_K = weight_T[weight_T != 0].double()
+            self._positions += weight_K.sum().item()
+            self._accumulate("kept", torch.tensor([len(weight_K), len(weight_T)]))
+        for name, values_K in stats.items():
             if name != "logq":
-                self._accumulate(name, values_T.sum(dtype=torch.float64))
+                self._accumulate(name, (values_K * weight_K).sum(dtype=torch.float64))
         if drift is not None:
             self._accumulate("drift", drift)
 
@@ -62,15 +77,20 @@ class Window:
     def flush(self, gather: Gather = alone) -> dict[str, float]:
         """Means per position, drift, tokens per second and share of time spent waiting.
 
+        Where positions have weights, `kept` is the share whose weight is not zero; drift is that
+        of these.
+
         Args:
             gather: Exchanges the sums of all processes, `Group.gather`; means are over all of them.
         """
         own = {name: value.tolist() for name, value in self._sums.items()}
         found = gather(_Sums(own, self._positions, self._tokens, self._waited))
-        positions = max(1, sum(one.positions for one in found))
+        positions = sum(one.positions for one in found) or 1
         line: dict[str, float] = {}
         for name, value in add_named([one.sums for one in found]).items():
-            if isinstance(value, list):
+            if name == "kept":
+                line[name] = value[0] / value[1]
+            elif isinstance(value, list):
                 line |= summary(*value)
             else:
                 line[name] = value / positions

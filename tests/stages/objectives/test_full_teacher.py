@@ -13,7 +13,8 @@ from stages.config import Record, Student
 from stages.job import Input, Job
 from stages.models.facts import model_facts
 from stages.models.model import lm_head, load_model, response_hidden
-from stages.objectives.full_teacher import FullTeacher, full_forward_kl
+from stages.objectives.full_teacher import FullTeacher, FullTeacherLoss
+from stages.objectives.tensors import TorchRecords
 from stages.scoring.score import score_rows, scoring_head
 from stages.training.live import LiveSource
 from stages.training.metrics import read
@@ -90,20 +91,21 @@ def dense(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     return torch.cat(found)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize(("temperature", "rows"), [(1.0, 3), (1.0, 1000), (1.7, 3)])
 def test_value_and_gradients_are_those_of_the_dense_loss(
-    corpus: Corpus, tmp_path: Path, temperature: float, rows: int
+    corpus: Corpus, tmp_path: Path, temperature: float, rows: int, weighted: bool
 ) -> None:
     batch, student = a_batch(corpus), padded(tmp_path)
     teacher = FullTeacher.load(corpus.teacher, "float32", torch.device("cpu"))
-    loss, stats = full_forward_kl(
+    weight_T = torch.arange(batch.tokens) % 3 / 2
+    loss, stats = FullTeacherLoss(teacher, temperature, rows)(
         response_hidden(student, batch),
         lm_head(student),
         batch,
-        teacher,
-        temperature=temperature,
-        rows_per_chunk=rows,
-        normaliser=batch.tokens,
+        TorchRecords.from_batch(batch),
+        weight_T if weighted else None,
+        batch.tokens,
     )
     loss.backward()
     ours = {name: weight.grad for name, weight in student.named_parameters()}
@@ -113,13 +115,30 @@ def test_value_and_gradients_are_those_of_the_dense_loss(
         p_TV = (dense(teacher.model, batch) / temperature).softmax(-1)
     logq_TW = (dense(student, batch) / temperature).log_softmax(-1)
     expected_T = (p_TV * (p_TV.log() - logq_TW[:, :VOCABULARY])).sum(-1)
-    expected_T.mean().backward()
-    torch.testing.assert_close(stats["loss"], expected_T.detach())
-    torch.testing.assert_close(loss.detach(), expected_T.mean().detach())
-    realised = logq_TW.gather(1, torch.from_numpy(batch.tok)[:, None])[:, 0]
-    torch.testing.assert_close(stats["logq"], realised.detach())
+    kept_T = weight_T > 0 if weighted else torch.ones_like(weight_T).bool()
+    expected = (expected_T * weight_T if weighted else expected_T).mean()
+    expected.backward()
+    torch.testing.assert_close(stats["loss"], expected_T.detach()[kept_T])
+    torch.testing.assert_close(loss.detach(), expected.detach())
+    realised_T = logq_TW.gather(1, torch.from_numpy(batch.tok)[:, None])[:, 0]
+    torch.testing.assert_close(stats["logq"], realised_T.detach()[kept_T])
     for name, weight in student.named_parameters():
         torch.testing.assert_close(ours[name], weight.grad, msg=name)
+
+
+def test_a_micro_batch_without_weight_has_a_loss_of_zero(corpus: Corpus, tmp_path: Path) -> None:
+    batch, student = a_batch(corpus), padded(tmp_path)
+    teacher = FullTeacher.load(corpus.teacher, "float32", torch.device("cpu"))
+    loss, stats = FullTeacherLoss(teacher, 1.0, 8)(
+        response_hidden(student, batch),
+        lm_head(student),
+        batch,
+        TorchRecords.from_batch(batch),
+        torch.zeros(batch.tokens),
+        batch.tokens,
+    )
+    loss.backward()
+    assert (loss.item(), len(stats["loss"])) == (0.0, 0)
 
 
 def test_a_live_teacher_scores_a_corpus_as_the_stage_has(corpus: Corpus) -> None:

@@ -139,6 +139,40 @@ def test_equals_autograd_over_full_logits(
             torch.testing.assert_close(found, wanted, atol=1e-10, rtol=1e-8)
 
 
+@pytest.mark.parametrize("rows_per_chunk", [1, 4, 100])
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
+def test_weights_multiply_the_loss_and_are_held_constant(
+    objective: ObjectiveFunction, rows_per_chunk: int
+) -> None:
+    hidden_TD, head = make_model(3, 1.5, 0.5)
+    records = make_records(4)
+    weight_T = torch.linspace(0.5, 2.0, T, dtype=torch.float64)
+    weight_T[[0, 3, T - 1]] = 0.0
+    logq_TV = torch.log_softmax(full_logits(hidden_TD, head) / objective.temperature, dim=-1)
+    logq_T = logq_TV.gather(1, records.tok_T[:, None]).squeeze(1)
+    loss_T = objective(logq_TV[records.row_E, records.ids_E], logq_T, records).loss_T
+    expected = (weight_T * loss_T).sum() / 7.0
+    asking = weight_T.clone().requires_grad_()
+    loss, stats = head_loss(
+        hidden_TD,
+        head,
+        records,
+        objective,
+        rows_per_chunk=rows_per_chunk,
+        normaliser=7.0,
+        weight_T=asking,
+    )
+    torch.testing.assert_close(loss, expected)
+    kept_T = weight_T > 0
+    torch.testing.assert_close(stats["loss"], loss_T.detach()[kept_T])
+    torch.testing.assert_close(stats["logq"], logq_T.detach()[kept_T])
+    found = torch.autograd.grad(loss, [*leaves(hidden_TD, head), asking], allow_unused=True)
+    assert found[-1] is None
+    wanted = torch.autograd.grad(expected, leaves(hidden_TD, head))
+    for mine, theirs in zip(found, wanted, strict=False):
+        torch.testing.assert_close(mine, theirs, atol=1e-10, rtol=1e-8)
+
+
 @pytest.mark.parametrize(
     "objective",
     [
@@ -275,8 +309,9 @@ def test_only_wanted_gradients_are_made() -> None:
     assert not value.requires_grad
 
 
-def test_the_head_runs_once_per_chunk_and_never_over_all_positions(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(("dropped", "expected"), [([], [4, 4, 3]), ([0, 2, 3, 10], [4, 3])])
+def test_the_head_runs_once_per_chunk_of_positions_with_weight(
+    dropped: list[int], expected: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shapes: list[tuple[int, ...]] = []
     mm = torch.mm
@@ -288,11 +323,19 @@ def test_the_head_runs_once_per_chunk_and_never_over_all_positions(
 
     monkeypatch.setattr(torch, "mm", watched)
     hidden_TD, head = make_model(3, None, 1.0)
+    weight_T = torch.ones(T, dtype=torch.float64)
+    weight_T[dropped] = 0.0
     loss, _ = head_loss(
-        hidden_TD, head, make_records(4), ReverseKL(), rows_per_chunk=4, normaliser=1
+        hidden_TD,
+        head,
+        make_records(4),
+        ReverseKL(),
+        rows_per_chunk=4,
+        normaliser=1,
+        weight_T=weight_T if dropped else None,
     )
     loss.backward()
-    assert shapes == [(4, V), (4, V), (3, V)]
+    assert shapes == [(rows, V) for rows in expected]
 
 
 def test_second_backward_is_refused() -> None:

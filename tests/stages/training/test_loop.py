@@ -13,10 +13,12 @@ from torch.nn.functional import cross_entropy
 from stages.config import Drift, Objective, Training
 from stages.job import Input
 from stages.models.model import load_model
+from stages.objectives.head_loss import RecordLoss
 from stages.objectives.taid import TAID
 from stages.objectives.temper import build_objective
 from stages.training import checkpoint
 from stages.training.drift import ratio_sums, summary
+from stages.training.fit import record_loss
 from stages.training.loop import Outcome, Task, train
 from stages.training.metrics import read
 from storage.batch import Batch
@@ -54,7 +56,11 @@ def make(world: World, tmp_path: Path) -> Make:
             model=load_model(world.reference, "float32", "cpu").train(),
             source=source,
             steps=config.steps,
-            objective=build_objective(Objective.model_validate({"name": objective})),
+            loss=record_loss(
+                build_objective(Objective.model_validate({"name": objective})),
+                config,
+                torch.device("cpu"),
+            ),
             data=read_manifest(chosen.directory),
             tokenizer_from=world.reference,
             dtype=torch.float32,
@@ -92,7 +98,7 @@ def test_the_loss_falls(make: Make, objective: str) -> None:
 
 
 def test_the_objective_of_each_step_is_that_of_its_progress(make: Make) -> None:
-    task = replace(make("jsd", steps=5), objective=TAID(start=0.2))
+    task = replace(make("jsd", steps=5), loss=RecordLoss(TAID(start=0.2), 64))
     run(task)
     shares = [line["teacher_share"] for line in read(task.job.site / "metrics.jsonl")]
     assert shares == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])

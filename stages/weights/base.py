@@ -1,0 +1,171 @@
+"""What a weight is, and what it may read.
+
+Shape letters: N sequences, T positions (response tokens of these sequences), E entries (stored ids,
+those of position t are `entry_off[t]:entry_off[t + 1]`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Literal, Self, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ModelWrapValidatorHandler, model_validator
+
+from stages.table import Table
+from storage.batch import Batch, Floats, Ints
+
+Doubles = NDArray[np.float64]
+
+Reads = Literal["context", "token", "draw"]
+"""The most revealing thing a weight looks at:
+
+    context   nothing that was drawn at this position: the student's and the teacher's distribution
+              there, the ids chosen without randomness, the index in the response
+    token     the realised token or what follows from it: the rest of the response, its length, its
+              outcome
+    draw      the ids (or counts) the record drew from the teacher
+"""
+
+
+@dataclass(frozen=True)
+class Student:
+    """The student's distribution at T positions, at the temperature of the loss; no gradient."""
+
+    logq_E: Floats
+    """Log-probability of each stored id."""
+    logq_T: Floats
+    """Log-probability of the realised token."""
+    confidence_T: Floats
+    """Probability of the likeliest id."""
+    entropy_T: Floats
+    """In nats."""
+
+
+@dataclass(frozen=True)
+class PassRates:
+    """Share of right responses per prompt, in the set that is trained on."""
+
+    prompt_id_P: Ints
+    """Rising."""
+    rate_P: Doubles
+
+    def of(self, prompt_id_N: Ints) -> Doubles:
+        """The rates of prompts of the set."""
+        return self.rate_P[np.searchsorted(self.prompt_id_P, prompt_id_N)]
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Positions of whole sequences, in their order, and all that a weight may know of them."""
+
+    batch: Batch
+    """Sequences and the teacher's records of their positions."""
+    seed: int
+    """Of the run."""
+    step: int
+    """Optimiser step, from 0."""
+    student: Student | None = None
+    """For weights that say `reads_student`."""
+    rates: PassRates | None = None
+    """For weights that say `reads_rates`."""
+
+    def __len__(self) -> int:
+        return self.batch.tokens
+
+    @property
+    def length_N(self) -> Ints:
+        """Response tokens of each sequence."""
+        return np.diff(self.batch.tok_off)
+
+    @cached_property
+    def row_T(self) -> Ints:
+        """The sequence of each position: `values_N[row_T]` turns [N] into [T]."""
+        return np.repeat(np.arange(len(self.batch)), self.length_N)
+
+    @cached_property
+    def index_T(self) -> Ints:
+        """Place of each position in its response, from 0."""
+        return np.arange(len(self)) - self.batch.tok_off[self.row_T]
+
+    @property
+    def pass_rate_N(self) -> Doubles:
+        """Share of right responses to the prompt of each sequence, in the set trained on."""
+        assert self.rates is not None, "the weight says `reads_rates`"
+        return self.rates.of(self.batch.prompt_id)
+
+
+class Weight(Table):
+    """Base of all weights: reading a table of `[[train.weights]]` gives the class with its `name`.
+
+    A weight that looks at one position at a time defines `score`, which is the weight. One that
+    compares the positions of a step says `whole_step` and defines `weigh` too: it is given the
+    scores of all positions on all ranks, in the order of the step, and returns their weights.
+    Results must be finite and not negative.
+    """
+
+    name: str
+
+    known: ClassVar[dict[str, type[Weight]]] = {}
+    """Every weight by name."""
+    reads: ClassVar[Reads]
+    """What the contract asks."""
+    reason: ClassVar[str]
+    """For the contract: which positions count, and how much."""
+    reads_student: ClassVar[bool] = False
+    """Whether `score` reads `Positions.student`."""
+    reads_rates: ClassVar[bool] = False
+    """Whether `score` reads the pass rates of the prompts."""
+    whole_step: ClassVar[bool] = False
+    """Whether `weigh` needs the scores of all positions of the step."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Register a class under its `name`."""
+        name = str(cls.model_fields["name"].default)
+        if not issubclass(cls, cls.known.setdefault(name, cls)):
+            raise TypeError(f"{cls.__qualname__}: {cls.known[name]} is called `{name}` already")
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _by_name(cls, values: object, validate: ModelWrapValidatorHandler[Self]) -> Any:
+        """A table read as a `Weight` becomes the class of that name, whose options are checked."""
+        if not isinstance(values, Mapping):
+            return validate(values)
+        table = cast("Mapping[str, object]", values)
+        if cls is not Weight:
+            options = cls.model_fields.keys() - {"name"}
+            if unknown := sorted(table.keys() - options - {"name"}):
+                raise ValueError(
+                    f"the weight `{table.get('name')}` has no option `{'`, `'.join(unknown)}`; "
+                    f"its options are {', '.join(sorted(options))}"
+                )
+            return validate(values)
+        chosen = cls.known.get(str(table.get("name")))
+        if chosen is None:
+            raise ValueError(
+                f"weights.name is `{table.get('name')}`; it is one of {', '.join(cls.known)}"
+            )
+        return chosen.model_validate(table)
+
+    def score(self, at: Positions) -> Doubles:
+        """[T], or [T, k] if `weigh` wants several figures per position."""
+        raise NotImplementedError
+
+    def weigh(self, score: Doubles) -> Doubles:
+        """Weights [T] of all positions of the step from their scores."""
+        return score
+
+
+def top_share(score_T: Doubles, share: float) -> Doubles:
+    """1 at the round(share T) positions with the highest score, at least one; 0 elsewhere.
+
+    Among equal scores the position that comes first in the step is kept.
+    """
+    kept = max(1, round(share * len(score_T)))
+    weight_T = np.zeros(len(score_T))
+    weight_T[np.argsort(-score_T, kind="stable")[:kept]] = 1.0
+    return weight_T

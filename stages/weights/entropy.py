@@ -1,0 +1,37 @@
+"""The positions at which the student is least certain (the entropy score of TIP and others)."""
+
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from stages.weights.base import Doubles, Positions, Reads, Weight, top_share
+
+_QUANTUM = 2.0**-14
+"""Nats. Entropies that differ by less are ties, which the order of the step breaks: how a step is
+cut into micro-batches changes rounding, and must not change the selection."""
+
+
+class Entropy(Weight):
+    """Keep the positions of each step at which the student has the highest entropy."""
+
+    name: Literal["entropy"] = "entropy"
+    keep: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    """Share of the positions of the step, over all micro-batches and processes."""
+
+    reads: ClassVar[Reads] = "context"
+    reason: ClassVar[str] = (
+        "the positions of the step at which the student has the highest entropy, whatever token "
+        "was realised there"
+    )
+    reads_student: ClassVar[bool] = True
+    whole_step: ClassVar[bool] = True
+
+    def score(self, at: Positions) -> Doubles:
+        """Entropy in nats, rounded."""
+        assert at.student is not None, "the weight says `reads_student`"
+        return np.round(at.student.entropy_T.astype(np.float64) / _QUANTUM) * _QUANTUM
+
+    def weigh(self, score: Doubles) -> Doubles:
+        """Exactly `keep` of the step."""
+        return top_share(score, self.keep)

@@ -1,0 +1,54 @@
+"""Pass rates, counted once before training from two columns of the set that is trained on."""
+
+import numpy as np
+
+from stages.weights.base import PassRates
+from storage.batch import Ints
+from storage.errors import DataError
+from storage.files.place import Place
+from storage.manifest import read_manifest
+from storage.schema import OUTCOME
+from storage.shard import PartFile
+
+
+def read_rates(directory: Place) -> PassRates:
+    """Share of right responses of every prompt in the `train` split; one part in memory at a time.
+
+    Raises:
+        DataError: a prompt has no response that a verifier has checked, or no prompt has two.
+    """
+    counted = np.zeros((0, 3), np.int64)
+    for part in read_manifest(directory).parts:
+        if part.split != "train":
+            continue
+        with PartFile(directory / part.file, part.bytes) as file:
+            rows = [
+                file.read(group, ["prompt_id", "outcome"]) for group in range(len(part.row_groups))
+            ]
+        prompt_id_N = np.concatenate([one["prompt_id"] for one in rows])
+        outcome_N = np.concatenate([one["outcome"] for one in rows])
+        right_N, known_N = outcome_N == OUTCOME["right"], outcome_N != OUTCOME["unknown"]
+        counted = _sum_by_prompt(
+            np.concatenate([counted, np.stack([prompt_id_N, right_N, known_N], axis=1)])
+        )
+    prompt_id_P, right_P, known_P = counted.T
+    if not known_P.all():
+        raise DataError(
+            f"{directory}: {int((known_P == 0).sum())} of {len(known_P)} prompts have no response "
+            "with a known outcome, so they have no pass rate. Give the rollouts a verifier and "
+            "prompts with answers, or leave the weight out."
+        )
+    if known_P.max(initial=0) < 2:
+        raise DataError(
+            f"{directory}: every prompt has one response, so its pass rate is its outcome. Set "
+            "rollouts.n to 4 or more, or leave the weight out."
+        )
+    return PassRates(prompt_id_P, right_P / known_P)
+
+
+def _sum_by_prompt(counted_R3: Ints) -> Ints:
+    """One row [prompt, right, known] per prompt, by rising prompt."""
+    prompt_id_P, place_R = np.unique(counted_R3[:, 0], return_inverse=True)
+    sums_P2 = np.zeros((len(prompt_id_P), 2), np.int64)
+    np.add.at(sums_P2, place_R, counted_R3[:, 1:])
+    return np.concatenate([prompt_id_P[:, None], sums_P2], axis=1)

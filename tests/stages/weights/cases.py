@@ -1,0 +1,44 @@
+"""A small world whose rollouts have outcomes and several responses a prompt."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from stages.config import Record
+from storage.manifest import read_manifest
+from storage.rows import Rows
+from storage.shard import PartFile
+from tests.stages.training.cases import B_KEY, World, commit, identity, make_world
+
+SAMPLES = 4
+"""Responses that count as those of one prompt."""
+
+
+def graded_world(root: Path, *, outcomes: bool = True, samples: int = SAMPLES) -> World:
+    """`make_world`, its records with outcomes and grouped into prompts of pass rates 0 to 1."""
+    world = make_world(root)
+    directory = root / "records"
+    record = Record.stored(read_manifest(directory).meta["record"])
+    with PartFile(directory / read_manifest(directory).parts[0].file) as part:
+        rows = Rows.concat([part.read(group) for group in range(len(part.row_groups))])
+    seq_id = rows["seq_id"]
+    prompt_id = seq_id // samples
+    right = seq_id % SAMPLES < seq_id // SAMPLES % (SAMPLES + 1)
+    columns = {
+        **rows.columns,
+        "prompt_id": prompt_id,
+        "outcome": right.astype(np.int8) if outcomes else np.full(len(seq_id), -1, np.int8),
+    }
+    shutil.rmtree(directory)
+    commit(
+        directory,
+        Rows.from_columns(columns, rows.offsets),
+        key=B_KEY,
+        record=record,
+        candidates=record.candidates,
+        generator=identity(world.reference),
+        teacher=identity(world.teacher),
+        words=world.teacher,
+    )
+    return world
