@@ -14,7 +14,7 @@ serve, other token ids, another teacher than the one pi_ref descends from.
 import logging
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -42,7 +42,7 @@ from stages.models.identity import (
     tokenizer_hash,
 )
 from stages.models.model import context_length, load_model, load_tokenizer, pick_device
-from stages.objectives.contract import FULL, guarantee
+from stages.objectives.contract import FULL, guarantee, weighted
 from stages.objectives.full_teacher import FullTeacher, FullTeacherLoss
 from stages.objectives.objective import Guarantee
 from stages.objectives.position_loss import PositionLoss
@@ -53,7 +53,7 @@ from stages.training.fit import data_stream, fit, record_loss
 from stages.training.live import LiveSource
 from stages.training.loop import Task
 from stages.training.microbatches import Source, step_count
-from stages.weights.rates import read_rates
+from stages.weights.rates import has_outcomes, read_rates
 from stages.weights.step import Weighting
 from storage.errors import ConfigError
 from storage.files.place import Place
@@ -135,9 +135,11 @@ def _check(job: Job[Student]) -> _Checked:
                 "several. Set run.processes = 1, or train on stored records."
             )
     promise = (
-        FULL
+        _full(job.config)
         if job.config.reads_all
-        else guarantee(job.config.objective, data.meta, _passes(job.config, data))
+        else guarantee(
+            job.config.objective, data.meta, _passes(job.config, data), job.config.weights
+        )
     )
     log.info(
         "%s: %s on %s is %s: %s%s",
@@ -186,6 +188,12 @@ def _check_descent(job: Job[Student], init: Path, directory: Place, data: Manife
     check_teacher(expected, data.teacher, str(init), job.config.consistency)
 
 
+def _full(config: Student) -> Guarantee:
+    """Of a loss that reads the whole distribution: exact, for the weighted loss."""
+    by_token = any(weight.reads == "token" for weight in config.weights)
+    return replace(FULL, reason=FULL.reason + weighted(config.weights, by_token=by_token))
+
+
 def _described(config: Student) -> dict[str, object]:
     """The weights as the manifest holds them; nothing where there are none."""
     if not config.weights:
@@ -195,18 +203,29 @@ def _described(config: Student) -> dict[str, object]:
 
 
 def _weighting(job: Job[Student], directory: Place) -> Weighting | None:
-    """The weights of the run, with the pass rates of the set where one of them reads these."""
+    """The weights of the run, with the pass rates of the set where one of them reads these.
+
+    Raises:
+        ConfigError: weights or terms read outcomes, and there are none.
+        DataError: prompts have no pass rate.
+    """
     config = job.config
+    readers = [
+        f"weight `{one.name}`" for one in config.weights if one.reads_outcome or one.reads_rates
+    ]
+    readers += [
+        f"term `{one.name}` by `on`" for one in config.objective.losses if one.reads_outcome
+    ]
+    if readers and (config.data == "live" or not has_outcomes(directory)):
+        where = 'fresh responses (`data = "live"`)' if config.data == "live" else str(directory)
+        raise ConfigError(
+            f"{job.name}: {', '.join(readers)}: reads whether a response is right, but {where} "
+            "has no outcomes. Give the rollouts a verifier and prompts with answers, or leave "
+            "that out."
+        )
     if not config.weights:
         return None
-    rates = None
-    if any(weight.reads_rates for weight in config.weights):
-        if config.data == "live":
-            raise ConfigError(
-                f'{job.name}: data = "live" has no pass rates, since its responses have no '
-                "outcome: leave out the weights that read them, or train on stored records"
-            )
-        rates = read_rates(directory)
+    rates = read_rates(directory) if any(one.reads_rates for one in config.weights) else None
     return Weighting(config.weights, config.normalise, job.seed, rates)
 
 

@@ -3,7 +3,8 @@
 An objective trained from the wrong record does not fail, it converges to something else. So the
 configuration is held against the manifest of the data before any model is loaded, and the answer
 is printed and stored with the student. Each objective says what it is on a kind of record
-(`Objective.on`); the rules here lower that where the way the data was made or an option does so.
+(`Objective.guarantee_on`); the rules here lower that where the way the data was made, an option or
+a weight does so.
 
     exact        the objective as defined, no estimate involved
     unbiased     its expected gradient, over the draws of record and token, is that of the full loss
@@ -21,6 +22,7 @@ from typing import NamedTuple, cast
 
 import stages.objectives.catalogue  # noqa: F401  (makes all objectives known)
 from stages.objectives.objective import WEAKEST_LAST, Guarantee, Kept, Objective
+from stages.weights.base import Weight
 from storage.errors import ConfigError
 from storage.kinds import KINDS
 
@@ -47,6 +49,16 @@ class Case:
     """Of the objective, or of the mixture that it is a term of."""
     meta: Mapping[str, object]
     """Of the set's manifest."""
+    weights: tuple[Weight, ...] = ()
+    """Factors on the loss of each position."""
+
+    @property
+    def weighed_by_token(self) -> str:
+        """What chooses or weighs positions by what was realised there; empty if nothing does."""
+        names = [f"the weight `{one.name}`" for one in self.weights if one.reads == "token"]
+        if self.loss.reads_outcome:
+            names.append("`on`")
+        return ", ".join(names)
 
     @property
     def record(self) -> Mapping[str, object]:
@@ -70,28 +82,63 @@ class Case:
 
 
 def guarantee(
-    objective: Objective, meta: Mapping[str, object], passes: float | None = None
+    objective: Objective,
+    meta: Mapping[str, object],
+    passes: float | None = None,
+    weights: tuple[Weight, ...] = (),
 ) -> Guarantee:
     """What `objective` is on a set, from the `meta` of the set's manifest.
 
-    A mixture is what its weakest term is.
+    A mixture is what its weakest term is. With weights, the level is that of the weighted loss:
+    at a context where the weight does not look at what was realised, the expected gradient is the
+    weight times that of the loss; where it does, the loss is another one, and the level holds only
+    if the loss itself does not look at the realised token.
 
     Args:
         objective: The `[train.objective]` table.
         meta: `record` (the record's parameters; absent: the set holds tokens only), `sampling`
             (how the tokens were drawn; absent: they were not drawn by a model) and `full_support`.
         passes: How often training reads each sequence, where it is known.
+        weights: The `[[train.weights]]` tables.
 
     Raises:
         ConfigError: the records cannot serve the objective; the message says which would.
     """
-    cases = [Case(loss, objective.temperature, meta) for loss in objective.losses]
+    cases = [Case(loss, objective.temperature, meta, weights) for loss in objective.losses]
     weakest = max(cases, key=lambda case: WEAKEST_LAST.index(judged(case).level))
     found = judged(weakest)
     if found.level == "refused":
         raise ConfigError(_refusal(weakest, found.reason))
+    _refuse_weights_of_the_draw(cases)
     mixed = f"weakest term, {weakest.loss.label}: " if objective.name == "mixture" else ""
-    return Guarantee(found.level, mixed + found.reason, _note(cases, passes))
+    reason = (
+        mixed + found.reason + weighted(weights, by_token=any(c.weighed_by_token for c in cases))
+    )
+    return Guarantee(found.level, reason, _note(cases, passes))
+
+
+def weighted(weights: tuple[Weight, ...], *, by_token: bool) -> str:
+    """What weights and routing make of the loss that a reason speaks of; empty without them."""
+    counted = f"; weighted by {', and by '.join(one.reason for one in weights)}" if weights else ""
+    if by_token:
+        counted += ". This is another objective: what was realised decides which contexts count"
+    return counted
+
+
+def _refuse_weights_of_the_draw(cases: list[Case]) -> None:
+    """The product of two estimates from one draw does not have the product of their means.
+
+    Raises:
+        ConfigError: a weight and the loss read the same drawn ids.
+    """
+    for case in cases:
+        for weight in case.weights:
+            if weight.reads == "draw" and case.reads_draws:
+                raise ConfigError(
+                    f"train.weights: `{weight.name}` is estimated from the drawn ids that "
+                    f"{case.loss.label} reads too, so that their product is biased. Use a weight "
+                    "of what the record holds exactly, or an objective that reads no drawn ids."
+                )
 
 
 def variants() -> list[Objective]:
@@ -112,7 +159,7 @@ def on_kind(loss: Objective, kept: Kept | None) -> Guarantee:
     """What `loss` is on records of a kind, before any rule; None stands for no teacher."""
     if kept is None and loss.reads_teacher:
         return Guarantee("refused", "the set holds tokens but no teacher log-probabilities")
-    return loss.on(kept or Kept(NO_TEACHER))
+    return loss.guarantee_on(kept or Kept(NO_TEACHER))
 
 
 def judged(case: Case) -> Guarantee:
@@ -226,6 +273,16 @@ class Rule(NamedTuple):
     """What is left, or None where the rule does not apply."""
 
 
+def _weighed_by_token(case: Case) -> Guarantee | None:
+    if not case.loss.weighs_token or not case.weighed_by_token:
+        return None
+    return Guarantee(
+        "biased",
+        "the loss corrects by the realised token, and what was realised also decides how much the "
+        f"position counts ({case.weighed_by_token}): the two do not average independently",
+    )
+
+
 RULES = (
     Rule(
         "At another temperature than the record's, `forward_kl` needs log p of the drawn ids: "
@@ -256,6 +313,11 @@ RULES = (
         "They are biased on scores corrected for another teacher (`residualize`), which are no "
         "log-probabilities; `lightning` on those is the objective of arXiv 2607.28449.",
         _own_scores,
+    ),
+    Rule(
+        "They are biased with a weight that looks at what was realised (the token, the length or "
+        "the outcome of the response), and on sequences of one outcome (`on`).",
+        _weighed_by_token,
     ),
 )
 """For every objective that reads a teacher. The weakest result counts, of equals the first."""

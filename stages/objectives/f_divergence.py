@@ -59,7 +59,7 @@ class FDivergence(Objective):
 
     reads_draws = "with_logp"
 
-    def on(self, kept: Kept) -> Guarantee:
+    def guarantee_on(self, kept: Kept) -> Guarantee:
         """Unbiased with log p of the drawn ids; a bound from the head alone."""
         if kept.logp:
             return Guarantee(
@@ -136,7 +136,7 @@ class GhostKL(Objective):
 
     aims_at_forward_kl = True
 
-    def on(self, kept: Kept) -> Guarantee:
+    def guarantee_on(self, kept: Kept) -> Guarantee:
         """A bound wherever there is a head; draws are not read."""
         return OUTSIDE_IS_ONE if kept.head else NO_HEAD
 

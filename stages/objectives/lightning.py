@@ -25,7 +25,7 @@ class Lightning(Objective):
     clip: Bound = 10.0
     """Bound on |log pi_T - log pi|, as published (arXiv 2604.13010); `"none"` for no bound."""
 
-    def on(self, kept: Kept) -> Guarantee:
+    def guarantee_on(self, kept: Kept) -> Guarantee:
         """Exact as published: every record of a teacher keeps log p of the realised token."""
         return Guarantee(
             "exact",

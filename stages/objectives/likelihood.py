@@ -23,7 +23,7 @@ class CrossEntropy(Objective):
     reads_teacher = False
     aims_at_forward_kl = True
 
-    def on(self, kept: Kept) -> Guarantee:
+    def guarantee_on(self, kept: Kept) -> Guarantee:
         """Exact, even without a teacher."""
         return Guarantee("exact", "maximum likelihood of the stored tokens; no teacher is read")
 
@@ -46,7 +46,7 @@ class ForwardKL(Objective):
     reads_draws = "always"
     aims_at_forward_kl = True
 
-    def on(self, kept: Kept) -> Guarantee:
+    def guarantee_on(self, kept: Kept) -> Guarantee:
         """Unbiased where the draw is."""
         if kept.drawn:
             return Guarantee(

@@ -14,6 +14,7 @@ from pydantic import Field, SerializeAsAny, create_model, field_validator, model
 
 from stages.objectives.objective import Objective, Terms
 from stages.table import Fraction
+from storage.schema import OUTCOME
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,6 +30,9 @@ class Term(Objective):
     weight: Weight | tuple[tuple[Fraction, Weight], ...] = 1.0
     """A number, or points `[progress, weight]` over training progress from 0 to 1, with straight
     lines between them; of two points at the same progress, the second holds from there on."""
+    on: Literal["all", "right", "wrong"] = "all"
+    """Sequences the term reads, by what the verifier said of them; the loss of the term is 0 at
+    all others, which still count in the mean over the positions of the step."""
 
     @field_validator("weight")
     @classmethod
@@ -47,8 +51,13 @@ class Term(Objective):
         return values
 
     def unused(self) -> frozenset[str]:
-        """The temperature is the mixture's."""
-        return frozenset({"temperature"})
+        """The temperature is the mixture's. A term that reads all sequences need not say so."""
+        return frozenset({"temperature"} if self.on != "all" else {"temperature", "on"})
+
+    @property
+    def reads_outcome(self) -> bool:
+        """Whether only sequences of one outcome are read."""
+        return self.on != "all"
 
     @classmethod
     def of(cls, name: str) -> type[Objective]:
@@ -100,8 +109,12 @@ class Mixture(Objective):
         for number, (name, term) in enumerate(zip(names, self.terms, strict=True), start=1):
             label = f"{name}_{number}" if names.count(name) > 1 else name
             found = term.at(self._progress)(logq_E, logq_T, records)
-            loss_T = loss_T + weight_at(term.weight, self._progress) * found.loss_T
-            stats[label] = found.loss_T.detach()
+            term_T = found.loss_T
+            if term.on != "all":
+                outcome_T = term.required(records.outcome_T, "outcome")
+                term_T = term_T.masked_fill(outcome_T != OUTCOME[term.on], 0.0)
+            loss_T = loss_T + weight_at(term.weight, self._progress) * term_T
+            stats[label] = term_T.detach()
             stats |= {f"{label}_{key}": value for key, value in found.stats.items()}
         return Terms(loss_T, stats)
 

@@ -2,7 +2,7 @@
 
 A subclass of `Objective` in a file of its own is all that a new objective takes, and a line in
 `catalogue` that imports the file. Fields are the options of its table in a recipe and the class is
-found by its `name`. `on` is its row of the legality contract, `__call__` its loss.
+found by its `name`. `guarantee_on` is its row of the legality contract, `__call__` its loss.
 
 A configuration is checked before torch is loaded, so the files of objectives import torch for its
 types only; what they do with tensors are methods of `Tensor` and of `tensors.TorchRecords`.
@@ -196,11 +196,16 @@ class Objective(Choice):
         return False
 
     @property
+    def reads_outcome(self) -> bool:
+        """Whether it is a term of a mixture that reads sequences of one outcome only."""
+        return False
+
+    @property
     def cap(self) -> float | None:
         """Largest q / b that it uses; None: no limit."""
         return None
 
-    def on(self, kept: Kept) -> Guarantee:
+    def guarantee_on(self, kept: Kept) -> Guarantee:
         """What the objective is on records of rollouts with full support, at their temperature."""
         raise NotImplementedError
 

@@ -44,7 +44,7 @@ class PolicyGradient(Objective):
         """Largest importance weight."""
         return self.truncation
 
-    def on(self, kept: Kept) -> Guarantee:
+    def guarantee_on(self, kept: Kept) -> Guarantee:
         """Unbiased: every record of a teacher keeps log p of the realised token."""
         return Guarantee("unbiased", "the importance-weighted realised token alone: very noisy")
 

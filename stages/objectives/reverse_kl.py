@@ -86,7 +86,7 @@ class ReverseKL(Objective):
         """Largest importance weight."""
         return self.max_weight
 
-    def on(self, kept: Kept) -> Guarantee:
+    def guarantee_on(self, kept: Kept) -> Guarantee:
         """The bucket is a bound, the realised token makes it unbiased."""
         if self.form == "bucketed":
             return OUTSIDE_IS_ONE if kept.head else NO_HEAD

@@ -37,7 +37,7 @@ class TAID(Objective):
 
     reads_draws = "with_logp"
 
-    def on(self, kept: Kept) -> Guarantee:
+    def guarantee_on(self, kept: Kept) -> Guarantee:
         """Biased: the normaliser of the target is estimated."""
         if kept.logp:
             return Guarantee(

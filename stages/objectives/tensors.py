@@ -57,6 +57,8 @@ class TorchRecords:
     lz_T: Tensor | None = None
     """float: log sum_v p_v^(T_record / T_loss), which normalises the teacher at the second
     temperature of the record; None where it has none."""
+    outcome_T: Tensor | None = None
+    """int8: outcome of the sequence the position belongs to, as `storage.schema.OUTCOME`."""
 
     def __len__(self) -> int:
         return self.tok_T.shape[0]
@@ -85,6 +87,7 @@ class TorchRecords:
             ref_lp_T=put_if(batch.ref_lp),
             ent_T=put_if(batch.ent),
             lz_T=put_if(batch.lz),
+            outcome_T=put(np.repeat(batch.outcome, np.diff(batch.tok_off))),
         )
 
     def rows(self, start: int, stop: int) -> "TorchRecords":
@@ -109,6 +112,7 @@ class TorchRecords:
             ref_lp_T=cut(self.ref_lp_T),
             ent_T=cut(self.ent_T),
             lz_T=cut(self.lz_T),
+            outcome_T=cut(self.outcome_T),
         )
 
     def where(self, kept_T: Tensor) -> "TorchRecords":

@@ -114,9 +114,11 @@ class Weight(Table):
     reads: ClassVar[Reads]
     """What the contract asks."""
     reason: ClassVar[str]
-    """For the contract: which positions count, and how much."""
+    """For the contract: what the loss is "weighted by"."""
     reads_student: ClassVar[bool] = False
     """Whether `score` reads `Positions.student`."""
+    reads_outcome: ClassVar[bool] = False
+    """Whether `score` reads the outcome of a sequence; the set must then have some."""
     reads_rates: ClassVar[bool] = False
     """Whether `score` reads the pass rates of the prompts."""
     whole_step: ClassVar[bool] = False

@@ -21,8 +21,8 @@ class Entropy(Weight):
 
     reads: ClassVar[Reads] = "context"
     reason: ClassVar[str] = (
-        "the positions of the step at which the student has the highest entropy, whatever token "
-        "was realised there"
+        "whether the student's entropy there is among the highest of the step (that bar is a "
+        "quantile of many contexts, taken as given)"
     )
     reads_student: ClassVar[bool] = True
     whole_step: ClassVar[bool] = True

@@ -18,7 +18,7 @@ class PassRate(Weight):
 
     reads: ClassVar[Reads] = "token"
     reason: ClassVar[str] = (
-        "prompts weighted by their pass rate, in which the outcome of the sequence itself counts"
+        "the pass rate of the prompt, in which the outcome of the sequence itself counts"
     )
     reads_rates: ClassVar[bool] = True
 

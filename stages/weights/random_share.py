@@ -20,7 +20,7 @@ class Random(Weight):
     """Share of the positions of the step."""
 
     reads: ClassVar[Reads] = "context"
-    reason: ClassVar[str] = "a random share of the positions, chosen without looking at them"
+    reason: ClassVar[str] = "a fresh random choice of positions"
     whole_step: ClassVar[bool] = True
 
     def score(self, at: Positions) -> Doubles:

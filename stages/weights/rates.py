@@ -1,4 +1,4 @@
-"""Pass rates, counted once before training from two columns of the set that is trained on."""
+"""Outcomes of the set that is trained on, read before training, by column."""
 
 import numpy as np
 
@@ -44,6 +44,17 @@ def read_rates(directory: Place) -> PassRates:
             "rollouts.n to 4 or more, or leave the weight out."
         )
     return PassRates(prompt_id_P, right_P / known_P)
+
+
+def has_outcomes(directory: Place) -> bool:
+    """Whether any sequence of the `train` split has a known outcome; reads up to the first."""
+    for part in read_manifest(directory).parts:
+        if part.split == "train":
+            with PartFile(directory / part.file, part.bytes) as file:
+                for group in range(len(part.row_groups)):
+                    if (file.read(group, ["outcome"])["outcome"] != OUTCOME["unknown"]).any():
+                        return True
+    return False
 
 
 def _sum_by_prompt(counted_R3: Ints) -> Ints:

@@ -18,6 +18,7 @@ from stages.objectives.contract import (
     on_kind,
 )
 from stages.objectives.reverse_kl import ReverseKL
+from stages.weights.pass_rate import PassRate
 from storage.errors import ConfigError
 
 
@@ -171,13 +172,16 @@ def test_refusal_names_only_objectives_that_would_be_accepted() -> None:
         (3, {"name": "reverse_kl"}, {"full_support": False}),
         (4, {"name": "policy_gradient"}, {}),
         (5, {"name": "reverse_kl"}, {"record": record("sampled") | {"correction": {"folds": 5}}}),
+        (6, {"name": "reverse_kl"}, {"weights": (PassRate(),)}),
     ],
 )
 def test_every_rule_decides_some_case(rule: int, objective: dict, changes: dict) -> None:
-    case = Case(wanted(**objective), objective.get("temperature", 1.0), {**meta(), **changes})
+    weights = changes.pop("weights", ())
+    temperature = objective.get("temperature", 1.0)
+    case = Case(wanted(**objective), temperature, {**meta(), **changes}, weights)
     said = RULES[rule].judge(case)
     assert said == judged(case) != on_kind(case.loss, case.kept)
-    assert len(RULES) == 6, "a rule without a case here may be one that can never speak"
+    assert len(RULES) == 7, "a rule without a case here may be one that can never speak"
 
 
 def test_unknown_support_counts_as_truncated() -> None:

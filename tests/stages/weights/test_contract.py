@@ -1,0 +1,279 @@
+"""What weights and routing leave of the contract, proved by summing over all outcomes.
+
+At one context, over all draws of the record and all realised tokens, with an outcome of the
+sequence that depends on the token: an objective that keeps its level has the expected gradient
+
+    E[w] grad L,    L the full loss with realised tokens as often as they are weighted
+
+and one that the contract calls biased because of the weight has not. Over several contexts, the
+gradient of the step sum w l / sum w is that of the weighted mean of the full losses.
+"""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import stages.weights.catalogue  # noqa: F401  (makes all weights known)
+from stages.objectives.contract import guarantee
+from stages.objectives.likelihood import ForwardKL
+from stages.objectives.mixture import Mixture
+from stages.objectives.objective import Objective, ObjectiveFunction
+from stages.objectives.reverse_kl import ReverseKL
+from stages.objectives.tensors import TorchRecords
+from stages.weights.base import Doubles, PassRates, Positions, Reads, Student, Weight
+from stages.weights.entropy import Entropy
+from stages.weights.pass_rate import PassRate
+from stages.weights.random_share import Random
+from storage.batch import Batch
+from storage.errors import ConfigError
+from tests.stages.objectives.full_losses import FULL
+from tests.stages.objectives.test_proofs import CELLS, Z_P, Z_Q, B, Cell, evaluate
+from tests.stages.objectives.toy_records import enumerate_positions, multinomial_counts, softmax
+
+RIGHT = {0, 2, 5}
+"""Realised tokens after which the response turns out right."""
+KNOWN = dict(Weight.known)
+"""The weights that ship; tests add more."""
+KINDS = ("sampled", "counts", "counts+logp", "head_tail", "head_tail+logp", "top_k")
+
+
+class Drawn(Weight):
+    """A weight that looks at the draw: how much of it fell on the first id."""
+
+    name: Literal["drawn"] = "drawn"
+
+    reads: ClassVar[Reads] = "draw"
+    reason: ClassVar[str] = "the drawn weight of the first id"
+
+    def score(self, at: Positions) -> Doubles:
+        """Weight of id 0 in the record."""
+        row_E = np.repeat(np.arange(len(at)), np.diff(at.batch.entry_off))
+        first_E = np.where(at.batch.ids == 0, at.batch.weight, 0.0)
+        return np.bincount(row_E, weights=first_E, minlength=len(at))
+
+
+def outcome_of(records: TorchRecords) -> np.ndarray:
+    """Whether the response at each position turned out right, 0 or 1."""
+    return np.isin(records.tok_T.numpy(), list(RIGHT)).astype(np.int8)
+
+
+def positions(records: TorchRecords, logits_V: Tensor) -> list[Positions]:
+    """Each position as the only one of its sequence, beside another response that is right."""
+    logq_V = torch.log_softmax(logits_V, dim=0)
+    entropy = float(torch.special.entr(logq_V.exp()).sum())
+    found: list[Positions] = []
+    for index, outcome in enumerate(outcome_of(records)):
+        one = records.rows(index, index + 1)
+        batch = Batch(
+            seq_id=np.array([7]),
+            prompt_id=np.array([3]),
+            outcome=np.array([outcome], np.int8),
+            prompt=np.array([1]),
+            prompt_off=np.array([0, 1]),
+            tok=one.tok_T.numpy(),
+            tok_off=np.array([0, 1]),
+            ref_lp=None if one.ref_lp_T is None else one.ref_lp_T.numpy(),
+            lp=None if one.lp_T is None else one.lp_T.numpy(),
+            ent=None if one.ent_T is None else one.ent_T.numpy(),
+            entry_off=one.entry_off.numpy(),
+            ids=one.ids_E.numpy(),
+            weight=one.weight_E.numpy(),
+            logp=one.logp_E.numpy(),
+            exact=one.exact_E.numpy(),
+            rest=one.rest_T.numpy(),
+        )
+        student = Student(
+            logq_E=logq_V[one.ids_E].numpy(),
+            logq_T=logq_V[one.tok_T].numpy(),
+            confidence_T=logq_V.max().exp()[None].numpy(),
+            entropy_T=np.array([entropy], np.float32),
+        )
+        rates = PassRates(np.array([3]), np.array([(1 + outcome) / 2]))
+        found.append(Positions(batch, 5, 11, student, rates))
+    return found
+
+
+def scores(weight: Weight, records: TorchRecords, logits_V: Tensor) -> np.ndarray:
+    return np.concatenate([weight.score(at) for at in positions(records, logits_V)])
+
+
+@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("kind", ["counts+logp", "head_tail"])
+def test_a_weight_looks_at_what_it_says(name: str, kind: str) -> None:
+    """Nothing realised at all, or nothing of the draw."""
+    weight = KNOWN[name].model_validate({"name": name})
+    for _, records, _ in CELLS[f"forward_kl-{kind}-as recorded"].outcomes():
+        found_T = scores(weight, records, torch.from_numpy(Z_Q))
+        if weight.reads == "context":
+            assert np.ptp(found_T) == 0.0
+        for token in range(int(records.tok_T.max()) + 1):
+            same_T = found_T[records.tok_T.numpy() == token]
+            assert weight.reads == "draw" or np.ptp(same_T) == 0.0
+        assert weight.reads == "context" or np.ptp(found_T) > 0.0
+
+
+def full(cell: Cell, logits_V: Tensor, b_V: np.ndarray) -> tuple[float, Tensor]:
+    """Value and gradient of the full loss, with the realised token drawn from `b_V`."""
+    logits_V = logits_V.clone().requires_grad_()
+    logq_V = torch.log_softmax(logits_V / cell.wanted, dim=0)
+    p_V = torch.from_numpy(cell.teacher(cell.wanted))
+    loss = FULL[cell.row](logq_V, p_V, torch.from_numpy(b_V))
+    return loss.item(), torch.autograd.grad(loss, logits_V)[0]
+
+
+@pytest.mark.parametrize(
+    "weight", [Random(), Entropy(), PassRate(a=0.5, b=0.5)], ids=lambda w: w.name
+)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("row", FULL)
+def test_the_level_of_a_weighted_objective_is_true(row: str, kind: str, weight: Weight) -> None:
+    cell = CELLS[f"{row}-{kind}-as recorded"]
+    if cell.level == "refused":
+        return
+    found = guarantee(cell.objective, cell.meta, None, (weight,))
+    assert weight.reason in found.reason
+    logits_V = torch.from_numpy(Z_Q)
+    errors: list[float] = []
+    for _, records, chance_T in cell.outcomes():
+        # A selection has chosen this context, whatever its score.
+        chosen_T = np.full(len(records), 0.7)
+        w_T = chosen_T if weight.whole_step else scores(weight, records, logits_V)
+        weighted_T = chance_T * torch.from_numpy(w_T)
+        mean = weighted_T.sum()
+        value, grad_V = evaluate(cell.function, records, weighted_T, logits_V)
+        if cell.level in ("exact", "unbiased"):
+            b_V = np.bincount(records.tok_T.numpy(), weights=(weighted_T / mean).numpy())
+            expected, expected_V = full(cell, logits_V, b_V)
+        else:  # whatever it is, the weight does not change what it is an estimate of
+            expected, expected_V = evaluate(cell.function, records, chance_T, logits_V)
+        errors += [
+            abs(value - float(mean) * expected),
+            float((grad_V - mean * expected_V).abs().max()),
+        ]
+    if found.level == cell.level:
+        assert max(errors) < 1e-10
+    else:
+        assert (found.level, weight.reads) == ("biased", "token")
+        assert "This is another objective" in found.reason
+        assert max(errors) > 1e-3
+
+
+def test_a_weight_of_the_draw_is_refused_where_the_loss_reads_it_too() -> None:
+    """And rightly: its product with the loss has another mean than the product of the means."""
+    cell = CELLS["forward_kl-counts-as recorded"]
+    with pytest.raises(
+        ConfigError, match="`drawn` is estimated from the drawn ids that forward_kl"
+    ):
+        guarantee(cell.objective, cell.meta, None, (Drawn(),))
+    logits_V = torch.from_numpy(Z_Q)
+    _, records, chance_T = cell.outcomes()[0]
+    w_T = torch.from_numpy(scores(Drawn(), records, logits_V))
+    _, grad_V = evaluate(cell.function, records, chance_T * w_T, logits_V)
+    _, full_V = full(cell, logits_V, B)
+    assert float((grad_V - (chance_T * w_T).sum() * full_V).abs().max()) > 1e-3
+
+    reads_none = CELLS["lightning-counts-as recorded"]
+    assert guarantee(reads_none.objective, reads_none.meta, None, (Drawn(),)).level == "exact"
+
+
+@pytest.mark.parametrize(("on", "chosen"), [("right", RIGHT), ("wrong", set(range(8)) - RIGHT)])
+def test_a_routed_term_reads_sequences_of_its_outcome(on: str, chosen: set[int]) -> None:
+    """Forward KL counts each context as often as it ends so; corrected reverse KL is biased."""
+    logits_V = torch.from_numpy(Z_Q)
+    for name, row in (("forward_kl", "forward_kl"), ("reverse_kl", "reverse_kl/corrected")):
+        cell = CELLS[f"{row}-head_tail-as recorded"]
+        mixture = Objective.model_validate(
+            {"name": "mixture", "terms": [{"name": name, "on": on, "weight": 0.5}]}
+        )
+        found = guarantee(mixture, cell.meta)
+        _, records, chance_T = cell.outcomes()[0]
+        records = replace(records, outcome_T=torch.from_numpy(outcome_of(records)))
+        value, grad_V = evaluate(mixture, records, chance_T, logits_V)
+        share = B[sorted(chosen)].sum()
+        expected, expected_V = full(cell, logits_V, B)
+        gap = float((grad_V - 0.5 * share * expected_V).abs().max())
+        assert "another objective" in found.reason
+        if name == "forward_kl":
+            assert found.level == "unbiased"
+            assert value == pytest.approx(0.5 * share * expected, abs=1e-10)
+            assert gap < 1e-10
+        else:
+            assert found.level == "biased"
+            assert gap > 1e-3
+
+
+def test_terms_of_all_sequences_are_what_they_were() -> None:
+    cell = CELLS["reverse_kl/corrected-head_tail-as recorded"]
+    terms: list[dict[str, Any]] = [{"name": "reverse_kl", "on": "all"}, {"name": "jsd"}]
+    mixture = Mixture.model_validate({"terms": terms})
+    plain = Mixture.model_validate({"terms": [{"name": "reverse_kl"}, {"name": "jsd"}]})
+    assert guarantee(mixture, cell.meta) == guarantee(plain, cell.meta)
+
+
+# ---------------------------------------------------------------------------------------------
+# A step of several contexts: sum w l / sum w
+
+
+CONTEXTS = [
+    (softmax(Z_P), B, torch.from_numpy(0.3 * Z_Q)),
+    (softmax(Z_P[::-1].copy()), B[::-1].copy(), torch.from_numpy(Z_Q)),
+    (softmax(0.5 * Z_P), softmax(Z_Q), torch.from_numpy(Z_P)),
+    (softmax(1.2 * Z_Q), softmax(Z_P), torch.from_numpy(2.0 * Z_P)),
+]
+"""Teacher, policy that wrote the token, and the student's logits."""
+
+
+def step_gradients(function: ObjectiveFunction) -> list[tuple[Tensor, Tensor]]:
+    """Per context: expected gradient of the records, and gradient of the full loss."""
+    found: list[tuple[Tensor, Tensor]] = []
+    for p_V, b_V, logits_V in CONTEXTS:
+        records, chance_T = enumerate_positions(p_V, b_V, multinomial_counts(p_V, 2))
+        _, grad_V = evaluate(function, records, chance_T, logits_V)
+        leaf_V = logits_V.clone().requires_grad_()
+        row = "forward_kl" if isinstance(function, ForwardKL) else "reverse_kl/corrected"
+        loss = FULL[row](torch.log_softmax(leaf_V, 0), torch.from_numpy(p_V), torch.from_numpy(b_V))
+        found.append((grad_V, torch.autograd.grad(loss, leaf_V)[0]))
+    return found
+
+
+@pytest.mark.parametrize("function", [ForwardKL(), ReverseKL()], ids=lambda f: f.name)
+def test_a_random_share_has_the_gradient_of_all_positions(function: ObjectiveFunction) -> None:
+    """Over all orders that the random scores can put the positions in."""
+    gradients = step_gradients(function)
+    orders = list(itertools.permutations(range(len(CONTEXTS))))
+    total = [torch.zeros_like(grad_V) for grad_V, _ in gradients]
+    for order in orders:
+        w_T = Random(keep=0.5).weigh(np.array(order, np.float64))
+        assert w_T.sum() == 2
+        for index, (grad_V, _) in enumerate(gradients):
+            total[index] += w_T[index] / w_T.sum() * grad_V / len(orders)
+    for found_V, (_, full_V) in zip(total, gradients, strict=True):
+        torch.testing.assert_close(found_V, full_V / len(CONTEXTS), atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("function", [ForwardKL(), ReverseKL()], ids=lambda f: f.name)
+def test_the_most_uncertain_share_has_the_gradient_of_their_mean(
+    function: ObjectiveFunction,
+) -> None:
+    entropies = [
+        float(torch.special.entr(logits_V.softmax(0)).sum()) for _, _, logits_V in CONTEXTS
+    ]
+    w_T = Entropy(keep=0.5).weigh(np.array(entropies))
+    kept = sorted(np.argsort(entropies)[-2:].tolist())
+    assert np.flatnonzero(w_T).tolist() == kept
+    for index, (grad_V, full_V) in enumerate(step_gradients(function)):
+        expected_V = full_V / 2 if index in kept else torch.zeros_like(full_V)
+        torch.testing.assert_close(w_T[index] / w_T.sum() * grad_V, expected_V, atol=1e-10, rtol=0)
+
+
+@pytest.fixture(autouse=True)
+def only_shipped_weights_stay_known() -> Iterator[None]:
+    """Weights that tests define are found by name like any other; they do not outlive the file."""
+    yield
+    Weight.known.pop("drawn", None)
