@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 AFTERGLOW := $(BIN)/afterglow
 SOURCE = $(if $(CONFIG),$(addprefix --config ,$(CONFIG)),--recipe $(RECIPE))
 CODE := benchmarks dags pipeline stages storage tests tools
-STAGES := corpus pretrain sft-data sft rollouts teacher-logits residualize train evaluate report
+STAGES := $(shell awk -F'"' '/^    Stage.$$/ { getline; print $$2 }' pipeline/graph.py)
 
 # A dozen short processes import large libraries: without cached bytecode each pays seconds to compile
 # them. One folder holds the cache, so that the sources stay clean.
@@ -28,17 +28,7 @@ export PYTHONPYCACHEPREFIX := $(CURDIR)/.pycache
 .DEFAULT_GOAL := help
 .PHONY: help env lock clean distclean test test-schedulers test-faults soak lint types $(STAGES) demo demo-live repro-rskd status explain bench
 
-## Stages (each first completes what it depends on; what is done already is not done again)
-# corpus          tokenise text into sequences
-# pretrain        train small models from scratch (the demo's teacher and base)
-# sft-data        the teacher answers the SFT prompts
-# sft             fine-tune the student on the answers: the reference policy
-# rollouts        the reference policy answers the OPD prompts
-# teacher-logits  the teacher scores every position once
-# residualize     correct the records of a teacher that the student did not learn from
-# train           train the students, then print the table of `report`
-# evaluate        judge every model
-# report          one table over everything
+## Stages (each first completes what it depends on and is not yet done; `train` prints the report too)
 $(STAGES): env
 	@$(AFTERGLOW) run $(if $(filter train,$@),train report,$@) $(SOURCE) $(ARGS)
 
@@ -127,6 +117,9 @@ distclean: clean
 # VENV=path       where the environment lies (default: .venv)
 # DEVICE=cpu      build of torch and vLLM, cpu or cuda (default: cuda where there is an NVIDIA GPU)
 help:
-	@awk '/^## / { print ""; print substr($$0, 4); listing = 1; next } \
-	      listing && /^# / { print "  " substr($$0, 3); next } \
-	      { listing = 0 }' Makefile
+	@awk -F'"' '/^    Stage.$$/ { getline; name = $$2; getline; \
+	                stages = stages sprintf("  %-15s %s\n", name, $$2) } \
+	      /^## / { print ""; print substr($$0, 4); listing = 1 } \
+	      /^## Stages/ { printf "%s", stages } \
+	      listing && /^# / { print "  " substr($$0, 3) } \
+	      !/^#/ { listing = 0 }' pipeline/graph.py Makefile

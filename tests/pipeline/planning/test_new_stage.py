@@ -1,0 +1,208 @@
+"""A new stage takes a module, a table and an entry of the graph; everything else follows."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storage.manifest import read_manifest
+from storage.shard import read_rows
+
+ROOT = Path(__file__).resolve().parents[3]
+
+ENTRY = """\
+    Stage(
+        "curate",
+        "keep short rollouts",
+        table="curate.Curate",
+        reads={"sequences": ("rollouts",)},
+        refines="rollouts",
+        sharded=True,
+    ),
+"""
+
+TABLE = '''\
+"""Table of `curate`."""
+
+from stages.config.stage import StageTable
+
+
+class Curate(StageTable):
+    """Rollouts are sorted out before the teacher sees them."""
+
+    max_tokens: int = 1024
+    """Longest response that is kept."""
+
+    def expected(self, count, read):
+        """At most all of them."""
+        return read
+'''
+
+MODULE = '''\
+"""`curate`: keep the rollouts that are short enough."""
+
+from contextlib import nullcontext
+from dataclasses import replace
+
+import numpy as np
+
+from stages.job import ShardSpec
+from stages.models.tokenizer import copy_tokenizer
+from storage.manifest import read_manifest
+from storage.sets import commit_parts
+from storage.shard import PartWriter, read_meta, read_rows
+
+
+def plan(job):
+    parts = read_manifest(job.inputs["sequences"].directory).parts
+    return [ShardSpec(i, 0, part.sequences, part.split) for i, part in enumerate(parts)]
+
+
+def open_engine(job):
+    return nullcontext()
+
+
+def run_shard(job, spec, engine):
+    directory = job.inputs["sequences"].directory
+    source = directory / read_manifest(directory).parts[spec.index].file
+    meta = replace(read_meta(source), stage=job.stage, key=job.key)
+    with PartWriter(job.directory, spec.index, meta, spec.split) as writer:
+        for rows in read_rows(source):
+            short = rows.lengths("position") <= job.config.max_tokens
+            writer.write(rows.take(np.flatnonzero(short)))
+    return writer.part
+
+
+def commit(job):
+    directory = job.inputs["sequences"].directory
+    source = read_manifest(directory)
+    tokenizer = copy_tokenizer(directory / "tokenizer", job.directory / "tokenizer")
+    handed_on = {name: getattr(source, name) for name in ("teacher", "tokenizer", "meta")}
+    identity = job.identity("sequences", **handed_on)
+    return commit_parts(job.directory, identity, len(source.parts), files=tokenizer)
+'''
+
+RECIPE = """\
+[teacher]
+path = "pretrain:teacher"
+dtype = "float32"
+[student]
+path = "pretrain:base"
+dtype = "float32"
+[corpus]
+task = "addition"
+count = 96
+sequence_length = 48
+holdout = 0.0
+tokenizer = { kind = "characters" }
+[pretrain.teacher]
+steps = 2
+batch_size = 8
+architecture = { hidden_size = 32, layers = 1, heads = 1, max_positions = 64 }
+[pretrain.base]
+init_only = true
+architecture = { hidden_size = 32, layers = 1, heads = 1, max_positions = 64 }
+[rollouts]
+prompts = { task = "addition", limit = 48 }
+sampling = { max_tokens = 16 }
+verifier = { kind = "exact_match" }
+holdout = 0.34
+run = { engine = "transformers" }
+[curate]
+max_tokens = 8
+[teacher-logits]
+consistency = "warn"
+[train]
+steps = 2
+batch_size = 8
+rounds = 2
+consistency = "warn"
+"""
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source tree with a stage between `rollouts` and `teacher-logits`: three files differ."""
+    tree = tmp_path_factory.mktemp("tree")
+    graph = (ROOT / "pipeline/graph.py").read_text()
+    before = '    Stage(\n        "teacher-logits",\n'
+    assert graph.count(before) == 1
+    own = {
+        "pipeline/graph.py": graph.replace(before, ENTRY + before),
+        "stages/config/curate.py": TABLE,
+        "stages/curate.py": MODULE,
+    }
+    for folder in ("pipeline", "stages", "stages/config"):
+        (tree / folder).mkdir(parents=True)
+        for path in (ROOT / folder).iterdir():
+            place = tree / folder / path.name
+            if place.relative_to(tree).as_posix() not in {*own, "stages/config"}:
+                place.symlink_to(path)
+    for name in ("storage", "Makefile"):
+        (tree / name).symlink_to(ROOT / name)
+    for name, text in {**own, "recipe.toml": RECIPE}.items():
+        (tree / name).write_text(text)
+    return tree
+
+
+def afterglow(tree: Path, *arguments: str) -> dict[str, Any]:
+    """What the command of this tree says on its last line."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", *arguments, "--config", "recipe.toml"],
+        cwd=tree,
+        env={**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+ROUND = ("rollouts", "curate", "teacher-logits", "train")
+
+
+def test_two_rounds_run_through_a_new_stage(tree: Path) -> None:
+    planned = {node["node"]: node for node in afterglow(tree, "plan", "train")["nodes"]}
+    assert list(planned)[-8:] == [
+        "rollouts", "curate", "teacher-logits", "train.reverse_kl",
+        *(f"{stage}.reverse_kl-2" for stage in ROUND),
+    ]  # fmt: skip
+    for name in list(planned)[-8:]:
+        assert planned[name]["tokens"] == (None if name.startswith("train") else 48 * 16)
+
+    afterglow(tree, "run", "--here", *planned)
+    made = {}
+    for path in (tree / "store").glob("*/manifest.json"):
+        manifest = read_manifest(path.parent)
+        made[manifest.name] = (path.parent, manifest)
+    assert set(made) == set(planned)
+    for suffix in ("", ".reverse_kl-2"):
+        (_, rollouts), (_, kept) = made[f"rollouts{suffix}"], made[f"curate{suffix}"]
+        directory, scored = made[f"teacher-logits{suffix}"]
+        inputs: Any = scored.payload["inputs"]
+        assert inputs["sequences"]["key"] == kept.key
+        assert 0 < scored.totals.sequences == kept.totals.sequences < rollouts.totals.sequences
+        for part in scored.parts:
+            for rows in read_rows(directory / part.file):
+                assert (rows.lengths("position") <= 8).all()
+
+
+def test_make_and_the_edges_of_schedulers_follow(tree: Path) -> None:
+    def output(*command: str) -> str:
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
+        env = {**clean, "PYTHONPATH": str(tree)}
+        return subprocess.run(
+            command, cwd=tree, env=env, check=True, capture_output=True, text=True
+        ).stdout
+
+    assert "afterglow run curate " in output("make", "-n", "curate")
+    assert "curate          keep short rollouts" in output("make", "help")
+    program = "from pipeline.graph import *; print({s.name: s.needs for s in STAGES})"
+    needs = eval(output(sys.executable, "-c", program))
+    assert needs["curate"] == ("rollouts",)
+    for reader in ("teacher-logits", "train"):
+        assert "curate" in needs[reader]
