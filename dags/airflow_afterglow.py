@@ -33,14 +33,15 @@ from airflow.sdk.exceptions import (
 )
 
 from pipeline import command
-from pipeline.graph import STAGES, Stage, downstream
+from pipeline.graph import BY_NAME, STAGES, Stage, downstream
 
 UNITS = command.setting("UNITS", "8")
 GPU_POOL = command.setting("GPU_POOL", "default_pool")
 RETRY_SECONDS = float(command.setting("RETRY_SECONDS", "60"))
 STUDENTS = [Path(name) for name in shlex.split(command.setting("STUDENTS", ""))]
 
-RECORDS = "teacher-logits"
+RECORDS = BY_NAME["train"].reads["data"][0]
+"""The stage whose sets students train on unless they say otherwise."""
 ASSETS = {stage.name: Asset(f"afterglow://{stage.name}") for stage in STAGES}
 """The committed sets of each stage; the event's `extra` holds their directories by node."""
 

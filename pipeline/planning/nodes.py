@@ -308,7 +308,7 @@ class _Builder:
             if name == "teacher" and not table.teacher:
                 continue
             inputs = {"model": model, **shared}
-            if (table.gradient or table.record_bytes) and (data := _records_of(model)):
+            if (table.gradient or table.record_bytes) and (data := _records_of(model, stage)):
                 inputs["data"] = data
             self._add(stage, name, heading, table, inputs)
 
@@ -347,14 +347,12 @@ def _depends_on_policy(node: Node) -> bool:
     )
 
 
-def _records_of(model: Ref) -> Ref | None:
+def _records_of(model: Ref, evaluate: Stage) -> Ref | None:
     """The records a student learnt from; None where it read none, or they were live."""
-    if not isinstance(model.source, Node):
-        return None
-    data = model.source.inputs.get("data")
-    if data is None or isinstance(data.source, External):
-        return data
-    return data if data.source.stage.name == "teacher-logits" else None
+    data = model.source.inputs.get("data") if isinstance(model.source, Node) else None
+    if data and isinstance(data.source, Node):
+        return data if data.source.stage.name in evaluate.sources("data") else None
+    return data
 
 
 def select(nodes: list[Node], targets: list[str]) -> list[Node]:

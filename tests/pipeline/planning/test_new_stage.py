@@ -51,7 +51,6 @@ from dataclasses import replace
 import numpy as np
 
 from stages.job import ShardSpec
-from stages.models.tokenizer import copy_tokenizer
 from storage.manifest import read_manifest
 from storage.sets import commit_parts
 from storage.shard import PartWriter, read_meta, read_rows
@@ -78,12 +77,10 @@ def run_shard(job, spec, engine):
 
 
 def commit(job):
-    directory = job.inputs["sequences"].directory
-    source = read_manifest(directory)
-    tokenizer = copy_tokenizer(directory / "tokenizer", job.directory / "tokenizer")
+    source = read_manifest(job.inputs["sequences"].directory)
     handed_on = {name: getattr(source, name) for name in ("teacher", "tokenizer", "meta")}
     identity = job.identity("sequences", **handed_on)
-    return commit_parts(job.directory, identity, len(source.parts), files=tokenizer)
+    return commit_parts(job.directory, identity, len(source.parts))
 '''
 
 RECIPE = """\
