@@ -40,7 +40,7 @@ def test_definitions_need_their_scheduler_and_the_graph_only(path: Path) -> None
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_definitions_hold_no_stage_logic(path: Path) -> None:
-    """A stage is named where the graph cannot say it: which records students wait for."""
+    """A stage is named where the graph cannot say it: which one trains the students."""
     words = [n.value for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant)]
     named = [word for word in words if word in BY_NAME]
-    assert named == (["teacher-logits"] if path.stem == "airflow_afterglow" else [])
+    assert named == (["train"] if path.stem == "airflow_afterglow" else [])
