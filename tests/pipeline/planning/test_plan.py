@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.graph import BY_NAME
+from pipeline.planning import plan
 from pipeline.planning.config import load_recipe
 from pipeline.planning.estimate import bytes_per_position
 from pipeline.planning.nodes import build, select
-from pipeline.planning.plan import Planned, named, resolve
+from pipeline.planning.plan import Planned, resolve
 from stages.config import Record, TeacherLogits
 from storage.errors import ConfigError
 from storage.store import Store
@@ -150,14 +151,14 @@ def test_a_student_reads_the_record_set_it_names(tmp_path: Path) -> None:
 def test_a_stage_means_all_its_sets_unless_one_node_is_asked_for(tmp_path: Path) -> None:
     chosen = list(planned(tmp_path, SYSTEMATIC).values())
 
-    def names(*targets: str, alone: bool) -> list[str]:
-        return [p.node.name for p in named(chosen, list(targets), alone=alone)]
+    def names(*targets: str, exact: bool) -> list[str]:
+        return [p.node.name for p in plan.select(chosen, list(targets), exact=exact)]
 
     both = ["teacher-logits", "teacher-logits.systematic"]
-    assert names("teacher-logits", alone=False) == both
-    assert names("teacher-logits", alone=True) == ["teacher-logits"]
-    assert names("teacher-logits.systematic", alone=True) == ["teacher-logits.systematic"]
-    assert len(names("train", alone=True)) == len(names("train", alone=False)) == 3
+    assert names("teacher-logits", exact=False) == both
+    assert names("teacher-logits", exact=True) == ["teacher-logits"]
+    assert names("teacher-logits.systematic", exact=True) == ["teacher-logits.systematic"]
+    assert len(names("train", exact=True)) == len(names("train", exact=False)) == 3
 
 
 SCRATCH = """
