@@ -29,13 +29,13 @@ from benchmarks.peers import (
     tensors,
 )
 from benchmarks.records import Sequences, counts_of, meta_of, write_part
-from stages.config import Record
+from stages.config import Counts
 from storage.batch import Batch
 from storage.codec import stored, to_batch
 from storage.manifest import SetMeta
 from storage.shard import PartFile
 
-_RECORD = Record(kind="counts", sampler="multinomial")
+_RECORD = Counts(sampler="multinomial")
 _OURS = "open"
 
 

@@ -33,7 +33,7 @@ from benchmarks.harness import (
 )
 from benchmarks.records import Sequences, counts_of, drawn, meta_of, write_part
 from benchmarks.sources import Synthetic
-from stages.config import Record
+from stages.config import Counts, HeadTail, Record
 from stages.objectives.tensors import TorchRecords
 from storage.batch import Batch
 from storage.codec import stored, to_batch
@@ -54,9 +54,9 @@ def run(options: Options) -> Report:
     of = small_world() if options.quick else world()
     kinds: dict[str, tuple[Record, Sequences]] = {}
     for name in SETS:
-        record = Record(kind="counts", sampler="multinomial")
+        record = Counts(sampler="multinomial")
         kinds[f"counts, {name}"] = (record, counts_of(Teacher(SETS[name], 1, of), positions))
-    adaptive = Record(kind="head_tail", candidates=0)
+    adaptive = HeadTail(candidates=0)
     source = Synthetic("r12", of)
     kinds["head_tail, r12"] = (adaptive, drawn(source, positions // 5, adaptive))
 

@@ -24,9 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.sources import Source
-from stages.config import Record
-from stages.scoring.drawn import LEAST_TAU
+from stages.config import HeadTail
 from stages.scoring.sampler_kernels import REST_FLOOR
+from storage.kinds import MIN_TAU
 
 Array = NDArray[Any]
 
@@ -92,7 +92,7 @@ class Profile:
         head_T, tail_T, rest_T = self.split(tau)
         inside_TK = np.arange(self.top_TK.shape[1]) < head_T[:, None]
         head_square_T = np.where(inside_TK, np.square(self.top_TK), 0.0).sum(axis=1)
-        floor = Record(tau=tau).tail_floor
+        floor = HeadTail(tau=tau).tail_floor
         thin_T = (tail_T == 1) & (rest_T < floor)
         least_T = np.where(thin_T, floor, rest_T)
         weight_T = np.divide(least_T, tail_T, out=np.zeros_like(rest_T), where=tail_T > 0)
@@ -108,7 +108,7 @@ class Profile:
         A weight that is not 0 with probability pi has a variance of at least p^2 (1 / pi - 1); the
         sum is least at pi = min(1, p / tau), one tau for all positions (Horvitz, Thompson 1952).
         """
-        low, high = float(np.log(LEAST_TAU / 8)), 0.0
+        low, high = float(np.log(MIN_TAU / 8)), 0.0
         for _ in range(40):
             middle = (low + high) / 2
             low, high = (
@@ -133,7 +133,7 @@ class Profile:
         Returns:
             The tau on the border, on the side where `enough` holds; None where it never does.
         """
-        low, high = float(np.log(LEAST_TAU)), float(np.log(0.999))
+        low, high = float(np.log(MIN_TAU)), float(np.log(0.999))
         good_low, good_high = (enough(self.head_tail(float(np.exp(x)))) for x in (low, high))
         if good_low == good_high:
             return float(np.exp(high if good_high else low)) if good_high else None

@@ -25,7 +25,7 @@ from benchmarks.harness import (
     main,
     ratios,
 )
-from stages.config import Record
+from stages.config import Counts, HeadTail, Sampled
 from stages.models.model import lm_head, response_hidden
 from stages.scoring.score import score_rows, scoring_head
 from storage.codec import to_batch
@@ -37,9 +37,9 @@ _SPREAD = 4.5
 """Standard deviation of the logits: a mean entropy of 4 nats, more than text has."""
 _LIMIT = Goal("ratio", "<=", 1.06)
 RECORDS = {
-    "head_tail": Record(),
-    "counts": Record(kind="counts"),
-    "sampled": Record(kind="sampled"),
+    "head_tail": HeadTail(),
+    "counts": Counts(),
+    "sampled": Sampled(),
 }
 
 

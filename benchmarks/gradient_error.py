@@ -20,7 +20,7 @@ from benchmarks.harness import Goal, Line, Options, Report, Table, main
 from benchmarks.records import Sequences, draw, meta_of
 from benchmarks.sources import Block, Source, Synthetic
 from benchmarks.teachers import demo, text
-from stages.config import Record
+from stages.config import Counts, HeadTail, Record
 from storage.codec import stored, to_batch
 
 _GRID = tuple(round(4 * 2 ** (step / 2)) for step in range(30))
@@ -52,9 +52,9 @@ def run(options: Options) -> Report:
         )
         rows += _rows(source.name, found)
         for record in (
-            Record(tau=TAU, candidates=0),
-            Record(kind="counts", sampler="multinomial"),
-            Record(kind="counts"),
+            HeadTail(tau=TAU, candidates=0),
+            Counts(sampler="multinomial"),
+            Counts(),
         ):
             checks.append(_check(source, positions // 4, record, seeds))
     tables = [
@@ -126,10 +126,10 @@ def _check(source: Source, positions: int, record: Record, seeds: int) -> list[s
         "head_tail": found.head_tail(TAU),
         "multinomial": found.independent[50],
         "systematic": found.systematic(50),
-    }[record.kind if record.kind == "head_tail" else record.sampler]
+    }[getattr(record, "sampler", record.kind)]
     measured = [measure(source, positions, record, seed) for seed in range(seeds)]
     error = float(np.std(measured, ddof=1)) / math.sqrt(seeds)
-    name = record.kind if record.kind == "head_tail" else f"counts, {record.sampler}"
+    name = f"counts, {record.sampler}" if isinstance(record, Counts) else record.kind
     return [source.name, name, f"{exact.mse:.4g}", f"{np.mean(measured):.4g}", f"{error:.2g}"]
 
 

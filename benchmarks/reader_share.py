@@ -20,7 +20,7 @@ from benchmarks.harness import Goal, Line, Options, Report, Table, interleave, m
 from benchmarks.records import counts_of, meta_of, write_part, write_set
 from benchmarks.teachers import make
 from pipeline.planning.config import load_recipe
-from stages.config import Objective, Record, Student
+from stages.config import Counts, Objective, Student
 from stages.job import Job
 from stages.models.model import load_model
 from stages.objectives.temper import build_objective
@@ -81,7 +81,7 @@ def _toy(scratch: Path) -> tuple[PreTrainedModel, Path, Student]:
         num_key_value_heads=1,
         head_dim=32,
     )
-    meta = meta_of(Record(kind="counts"), vocabulary)
+    meta = meta_of(Counts(), vocabulary)
     rows = counts_of(Teacher(SETS["rl"], 3, of), 1_000).rows()
     directory = scratch / "set"
     write_set(directory, [write_part(directory, 0, rows, meta)], meta)

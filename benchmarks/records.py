@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.generator import Counts, Teacher
+from benchmarks.generator import Counts as Counted
+from benchmarks.generator import Teacher
 from benchmarks.sources import Block, Source
 from stages.config import Record
-from stages.scoring.sampler_cpu import Records, concat, sample, uniforms_needed
+from stages.scoring.sampler_cpu import Records, concat, sample
 from storage.manifest import Manifest, Part, SetMeta, write_manifest
 from storage.packed.frequencies import write_ranks
 from storage.rows import Rows, offsets_of
@@ -60,7 +61,7 @@ class Sequences:
 
 def counts_of(teacher: Teacher, positions: int, draws: int = 50) -> Sequences:
     """Records of N independent draws."""
-    parts: list[Counts] = []
+    parts: list[Counted] = []
     blocks: list[tuple[Array, ...]] = []
     for block in teacher.blocks(positions):
         parts.append(teacher.counts(block, draws))
@@ -86,8 +87,8 @@ def drawn(source: Source, positions: int, record: Record, seed: int = 0) -> Sequ
 
 def draw(block: Block, record: Record, rng: np.random.Generator) -> Records:
     """Records of one block."""
-    cand_RC = block.cand_RC[:, : record.candidates]
-    u_RU = rng.random((len(block.tok_R), uniforms_needed(record)))
+    cand_RC = block.cand_RC[:, : record.forced]
+    u_RU = rng.random((len(block.tok_R), record.uniforms))
     return sample(block.z_RV, block.z_RV.shape[1], block.tok_R, cand_RC, u_RU, record)
 
 

@@ -25,14 +25,14 @@ from benchmarks.harness import (
     ratios,
     speed_line,
 )
-from stages.config import Record
-from stages.scoring.sampler_cpu import sample, uniforms_needed
+from stages.config import Counts, HeadTail, Sampled
+from stages.scoring.sampler_cpu import sample
 
 RECORDS = {
-    "head_tail": Record(),
-    "counts, systematic": Record(kind="counts"),
-    "counts, multinomial": Record(kind="counts", sampler="multinomial"),
-    "sampled": Record(kind="sampled"),
+    "head_tail": HeadTail(),
+    "counts, systematic": Counts(),
+    "counts, multinomial": Counts(sampler="multinomial"),
+    "sampled": Sampled(),
 }
 _PEER = "softmax + multinomial"
 _GOALS = (Goal("ours", ">=", 10_000), Goal("ratio", ">=", 5))
@@ -82,7 +82,7 @@ def _candidates(z_RV: np.ndarray, tok_R: np.ndarray) -> dict[str, Callable[[], o
         _PEER: lambda: torch.multinomial(z.softmax(-1), 50, replacement=True)
     }
     for name, record in RECORDS.items():
-        u_RU = rng.random((rows, uniforms_needed(record)))
+        u_RU = rng.random((rows, record.uniforms))
         arguments = (z_RV, vocabulary, tok_R, cand_RC, u_RU, record)
         work[name] = lambda arguments=arguments: sample(*arguments)
     return work

@@ -21,14 +21,14 @@ from benchmarks.packed import write_both
 from benchmarks.records import Sequences, counts_of, drawn
 from benchmarks.sources import Source, Synthetic
 from benchmarks.teachers import demo, text
-from stages.config import Record
+from stages.config import Counts, HeadTail, Record
 from storage.parquet.reader import column_bytes
 from storage.schema import column_names
 from storage.sizes import weight
 
 BESIDE = column_names("records", {"kind": "sampled"}, 0, True)
 _GOALS = (Goal("ours", "<=", 15.0),)
-_PUBLISHED = Record(kind="counts", sampler="multinomial")
+_PUBLISHED = Counts(sampler="multinomial")
 
 
 def run(options: Options) -> Report:
@@ -77,10 +77,10 @@ def _equals(found: Profile) -> Iterator[tuple[str, Record, Error]]:
     tau = found.find_tau(lambda error: error.mse <= wanted.mse)
     if tau is None:
         raise ValueError(f"no tau has an error of {wanted.mse:.3g}")
-    adaptive = Record(tau=tau, candidates=0)
+    adaptive = HeadTail(tau=tau, candidates=0)
     yield f"head_tail, tau = {tau:.3g}", adaptive, found.head_tail(tau)
     draws = next(n for n in range(1, 51) if found.systematic(n).mse <= wanted.mse)
-    even = Record(kind="counts", draws=draws)
+    even = Counts(draws=draws)
     yield f"systematic counts, N = {draws}", even, found.systematic(draws)
     yield RS_KD, _PUBLISHED, wanted
 

@@ -33,7 +33,7 @@ from benchmarks.harness import (
     ratios,
     spread,
 )
-from stages.config import Record, ScoreRun
+from stages.config import Counts, HeadTail, Sampled, ScoreRun
 from stages.models.environment import prepare_environment
 from stages.scoring.drawn import Records
 from stages.scoring.scorer import Scorer, open_scorer
@@ -50,7 +50,7 @@ def run(options: Options) -> Report:
     prepare_environment()
     vocabulary, hidden, count = (4096, 64, 4) if options.quick else (151_936, 512, 16)
     rows = _sequences(vocabulary, count)
-    record = Record()
+    record = HeadTail()
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch)
         _write_teacher(directory, vocabulary, hidden)
@@ -99,14 +99,14 @@ def _candidates(transformers: Scorer, vllm: Scorer, rows: Rows) -> dict[str, Cal
 
     def bare() -> None:
         with mock.patch.object(vllm_model, "make_records", thrown_away):
-            vllm.score(rows, Record(kind="sampled"), 0)
+            vllm.score(rows, Sampled(), 0)
 
     return {
         "vLLM, forward + head": bare,
-        "vLLM, head_tail": lambda: vllm.score(rows, Record(), 0),
-        "vLLM, counts": lambda: vllm.score(rows, Record(kind="counts"), 0),
-        "vLLM, sampled": lambda: vllm.score(rows, Record(kind="sampled"), 0),
-        "transformers, head_tail": lambda: transformers.score(rows, Record(), 0),
+        "vLLM, head_tail": lambda: vllm.score(rows, HeadTail(), 0),
+        "vLLM, counts": lambda: vllm.score(rows, Counts(), 0),
+        "vLLM, sampled": lambda: vllm.score(rows, Sampled(), 0),
+        "transformers, head_tail": lambda: transformers.score(rows, HeadTail(), 0),
     }
 
 

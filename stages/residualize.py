@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from stages.attribution.cross_teacher import COLUMNS, Correction, Estimator
-from stages.config import Record, Residualize
+from stages.config import Residualize, Sampled
 from stages.job import Job, ShardSpec
 from stages.models.descent import TOKENIZER
 from stages.models.tokenizer import copy_tokenizer
@@ -152,7 +152,7 @@ def _source(job: Job[Residualize]) -> Manifest:
 def _record(job: Job[Residualize], source: Manifest) -> dict[str, Any]:
     temperature = source.meta["record"].get("temperature", 1.0)
     made = job.config.model_dump(exclude={"source"}) | {"records": source.key, "seed": job.seed}
-    return Record(kind="sampled", temperature=temperature).model_dump() | {"correction": made}
+    return Sampled(temperature=temperature).described() | {"correction": made}
 
 
 def _warn_of_temperatures(directory: Place, source: Manifest) -> None:

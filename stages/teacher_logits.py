@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.config import Record, TeacherLogits
+from stages.config import HeadTail, Record, TeacherLogits, stored_record
 from stages.job import Job, ShardSpec
 from stages.models.descent import TOKENIZER, data_tokenizer
 from stages.models.identity import (
@@ -32,11 +32,10 @@ from stages.models.identity import (
     identify,
 )
 from stages.models.tokenizer import copy_tokenizer
-from stages.scoring.calibrate import Calibration, calibrate
-from stages.scoring.calibration import FILE, calibrated, sample, stored
+from stages.scoring.calibrate import FILE, FoundTau, calibrate, calibrated, sample, stored_tau
 from stages.scoring.scorer import Scorer, open_scorer
 from stages.scoring.teacher_prompt import PrivilegedScorer, TeacherPrompts
-from storage.errors import ConfigError, DataError
+from storage.errors import DataError
 from storage.manifest import Manifest, Part, SetMeta, read_manifest
 from storage.packed.frequencies import write_ranks
 from storage.rows import Rows
@@ -117,7 +116,7 @@ def run_shard(job: Job[TeacherLogits], spec: ShardSpec, engine: Teacher) -> Part
         key=job.key,
         kind="records",
         vocab_size=engine.scorer.vocab_size,
-        candidates=record.candidates if record.kind == "head_tail" else 0,
+        candidates=record.forced,
         record=record.described(),
         tokenizer=_tokenizer(engine.identity),
         teacher=engine.identity,
@@ -143,7 +142,7 @@ def commit(job: Job[TeacherLogits]) -> Manifest:
     """
     source = _source(job)
     directory, identity = _identity(job)
-    record = stored(job.directory, job.key, job.config.record)
+    record = stored_tau(job.directory, job.key, job.config.record)
     calibrated_here = record is not job.config.record
     files = copy_tokenizer(directory, job.directory / TOKENIZER)
     manifest = commit_parts(
@@ -158,10 +157,11 @@ def commit(job: Job[TeacherLogits]) -> Manifest:
     if manifest.parts:
         meta["vocab_size"] = read_meta(job.directory / manifest.parts[0].file).vocab_size
     for part in manifest.parts if calibrated_here else ():
-        if read_meta(job.directory / part.file).record != meta["record"]:
+        path = job.directory / part.file
+        if stored_record(read_meta(path).record or {}) != stored_record(meta["record"]):
             raise DataError(
-                f"{job.directory / part.file}: was drawn at another tau than {record.tau:g}, that "
-                "of the set. Remove the part and run the stage again."
+                f"{path}: was drawn at another tau than {meta['record']['tau']:g}, that of the "
+                "set. Remove the part and run the stage again."
             )
     return replace(manifest, meta=meta)
 
@@ -177,13 +177,8 @@ def _source(job: Job[TeacherLogits]) -> Manifest:
             f"{directory}: holds {manifest.kind}, not sequences. Give teacher-logits.source a set "
             "of rollouts, sft-data or corpus."
         )
-    record, kept = job.config.record, int(manifest.meta.get("candidates", 0))
-    if record.kind == "head_tail" and record.candidates > kept:
-        raise ConfigError(
-            f"record.candidates = {record.candidates}, but {directory} keeps {kept} candidates per "
-            f"position. Set teacher-logits.record.candidates to {kept}, or make the sequences with "
-            f"rollouts.candidates = {record.candidates}."
-        )
+    kept = int(manifest.meta.get("candidates", 0))
+    job.config.record.check_candidates(kept, f"the sequences of {directory}")
     return manifest
 
 
@@ -215,13 +210,13 @@ def _sequences(
 def _calibrated(job: Job[TeacherLogits], scorer: Scorer) -> Record:
     """The record of this set; where it asks for a number of entries, tau is found for all parts."""
 
-    def find() -> Calibration:
+    def find(record: HeadTail) -> FoundTau:
         rows = sample(chain.from_iterable(_sequences(job, *scored) for scored in _scored(job)))
         if not rows.tokens:
             where = job.inputs["sequences"].directory
             raise DataError(f"{where}: holds no positions to calibrate tau on")
         log.info("%s: looking for tau on %s positions", job.name, f"{rows.tokens:,}")
-        return calibrate(scorer, rows, job.config.record, job.seed)
+        return calibrate(scorer, rows, record, job.seed)
 
     return calibrated(job.directory, job.key, job.config.record, find)
 
@@ -239,7 +234,7 @@ def _teacher_prompts(
 
 def _ranks(job: Job[TeacherLogits], vocab_size: int) -> str | None:
     """sha256 of the order in which packed records count ids; None for the open layout."""
-    if job.config.layout == "open" or job.config.record.kind == "sampled":
+    if job.config.layout == "open" or not job.config.record.stores.entries:
         return None
 
     def count() -> NDArray[np.int64]:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from stages.config import Record
+from stages.config import stored_record
 from stages.objectives.contract import COLUMNS, NO_TEACHER, RULES, all_rows, guarantee, variants
 from stages.objectives.objective import Guarantee, Objective
 from storage.errors import ConfigError
@@ -117,7 +117,7 @@ def _cells(temperature: float, fields: dict[str, object], **options: object) -> 
         meta: dict[str, object] = {"sampling": {"temperature": 1.0}, "full_support": True}
         if kept := COLUMNS[kind]:
             record = {"kind": kept.kind, "logp": kept.logp, **fields}
-            meta["record"] = Record.model_validate(record).model_dump()
+            meta["record"] = stored_record(record).model_dump()
         try:
             return guarantee(objective.model_copy(update=own), meta)
         except ConfigError as refusal:

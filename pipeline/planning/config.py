@@ -112,7 +112,7 @@ def load_recipe(
         return RECIPE.model_validate(tree)
     except ValidationError as error:
         source = ", ".join(str(path) for path in files or []) or f"recipe {recipe}"
-        raise ConfigError(f"{source}: {_explain(error)}") from error
+        raise ConfigError(f"{source}: {_explain(error, tree)}") from error
 
 
 def recipe_names() -> list[str]:
@@ -159,9 +159,28 @@ def _parse_override(text: str) -> Tree:
     return tree
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, tree: Tree) -> str:
     lines: list[str] = []
     for issue in error.errors():
-        where = ".".join(str(part) for part in issue["loc"]) or "recipe"
+        where = ".".join(_fields(issue["loc"], tree, issue["type"] == "missing")) or "recipe"
         lines.append(f"{where}: {issue['msg']}")
     return "; ".join(lines) + ". `afterglow config` prints all fields."
+
+
+def _fields(location: tuple[int | str, ...], tree: Tree, missing: bool) -> list[str]:
+    """The path of a field, without the names of union members that pydantic puts between.
+
+    A name that the recipe does not have at its place is such a member, unless a field is missing.
+    """
+    *tables, last = (str(part) for part in location) if location else [""]
+    if location and location[0] not in tree:  # relative to a table of comparisons
+        return [*tables, last]
+    fields: list[str] = []
+    below: object = tree
+    for table in tables:
+        inside: Tree = below if isinstance(below, dict) else {table: None}
+        if table in inside:
+            fields.append(table)
+            below = inside[table]
+    known = not isinstance(below, dict) or last in below or missing
+    return [*fields, last] if known and last else fields

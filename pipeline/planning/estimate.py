@@ -7,15 +7,15 @@ follow the entropy of ids: two bytes an id.
 from dataclasses import dataclass
 
 from pipeline.planning.nodes import Node
-from stages.config import Expected, PromptSource, Record
+from stages.config import Drawn, Expected, PromptSource, Record
 from stages.data.prompts import count_prompts
 
 _ID = 2.0
 _LOGP32 = 2.6
 _LOGP16 = 1.9
 _REST = 2.1
-_TAU, _DRAWS = 0.023, 50
-"""What `Expected.entries` refers to."""
+_COUNT = 0.2
+_LENGTH = 0.6  # `nu` or `nh`, where positions differ in it
 
 
 @dataclass(frozen=True)
@@ -55,16 +55,9 @@ def bytes_per_position(record: Record, entries: float) -> float:
         entries: Ids kept at tau = 0.023 without candidates, or in 50 draws.
     """
     base = _ID + 2 * _LOGP32 + _LOGP16 + (_LOGP32 if record.loss_temperature else 0.0)
-    drawn = _ID + (_LOGP16 if record.logp else 0.0)
-    if record.kind == "sampled":
-        return base
-    if record.kind == "counts":
-        own = entries * (record.draws / _DRAWS) ** 0.63
-        return base + record.copies * (0.6 + own * (drawn + 0.2))
-    if record.kind == "top_k":
-        return base + 0.1 + _REST + record.k * (_ID + _LOGP16)
-    # Half of the candidates are in the head anyway.
-    forced = 0.5 * record.candidates
-    own = entries * _TAU / record.tau if record.tau else max(1.0, (record.entries or 0.0) - forced)
-    head, tail = 0.4 * own + forced, 0.6 * own
-    return base + 1.2 + _REST + head * (_ID + _LOGP16) + record.copies * tail * drawn
+    kind, (head, drawn) = record.stores, record.ids_per_position(entries)
+    size = base + _REST * kind.head + head * (_ID + _LOGP16)
+    if isinstance(record, Drawn):
+        each = _ID + _COUNT * kind.counts + _LOGP16 * record.logp
+        size += _LENGTH * (record.copies + kind.head) + record.copies * drawn * each
+    return size

@@ -13,8 +13,17 @@ from stages.config.execution import Workers
 from stages.config.generation import EngineRun, Generate, GenerateRun, Rollouts, SftData
 from stages.config.merge import merge
 from stages.config.objectives import Drift, of_manifest
-from stages.config.records import (
+from stages.config.record_kinds import (
+    Counts,
+    Drawn,
+    HeadTail,
     Record,
+    Sampled,
+    TopK,
+    make_record,
+    stored_record,
+)
+from stages.config.records import (
     RecordSets,
     Residualize,
     ScoreRun,
@@ -32,6 +41,8 @@ __all__ = [
     "Architecture",
     "ByContent",
     "Corpus",
+    "Counts",
+    "Drawn",
     "Drift",
     "EngineRun",
     "Evaluate",
@@ -41,6 +52,7 @@ __all__ = [
     "Generate",
     "GenerateRun",
     "GradientCheck",
+    "HeadTail",
     "HeldOutText",
     "ModelRef",
     "Named",
@@ -53,6 +65,7 @@ __all__ = [
     "Report",
     "Residualize",
     "Rollouts",
+    "Sampled",
     "Sampling",
     "ScoreRun",
     "Sft",
@@ -63,12 +76,15 @@ __all__ = [
     "TeacherLogits",
     "TeacherPrompt",
     "Tokenizer",
+    "TopK",
     "Train",
     "TrainRun",
     "Training",
     "Verifier",
     "Workers",
+    "make_record",
     "merge",
     "of_manifest",
+    "stored_record",
     "template_fields",
 ]

@@ -1,27 +1,45 @@
-"""tau for a mean number of entries, from one pass of the teacher over a sample of positions.
+"""tau of a `head_tail` set that asks for a mean number of entries: found once, the same for all.
 
-A record at the least tau there is holds every id whose probability could put it into the head at
-any other tau, so how many entries a position would keep at that tau follows from it by the rules of
-`kernels.head_tail_rows`; the teacher runs once, and the bisection costs nothing.
+The teacher runs once over a sample of positions. A record at the least tau there is holds every id
+whose probability could put it into the head at any other tau, so how many entries a position would
+keep at that tau follows from it by the rules of `sampler_kernels.head_tail_rows`; the bisection
+costs nothing.
+
+The first worker that opens the teacher writes tau beside the parts; later workers reuse its value,
+also when two calibrate at the same time. Parts carry tau in their footers.
 
 Shape letters: R positions, K places for the head of a position, C candidates.
 """
 
+import json
+import logging
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from stages.config import Record
-from stages.scoring.drawn import LEAST_TAU
+from stages.config import HeadTail, Record, make_record
+from stages.scoring.drawn import Array
 from stages.scoring.sampler_kernels import REST_FLOOR
+from stages.scoring.score import forced_candidates
 from stages.scoring.scorer import Scorer
-from storage.errors import ConfigError
+from storage.errors import ConfigError, DataError, RetryError
+from storage.files.place import Place
+from storage.files.write import create_once
+from storage.kinds import MIN_TAU
 from storage.rows import Rows
+from storage.schema import COLUMNS
 
-Array = NDArray[Any]
+log = logging.getLogger(__name__)
+
+FILE = "calibration.json"
+POSITIONS = 16_384
+"""Positions in a sample, and a little more: sequences are taken whole up to `LONGEST`."""
+SEQUENCES = 16
+"""Least number of sequences in a sample."""
+LONGEST = 4_096
 
 MOST_TAU = 0.999
 _STEPS = 20
@@ -42,7 +60,7 @@ class Heads:
     outside_R: Array
     """Probability of all other ids together."""
     floor: float
-    """`Record.tail_floor` over tau."""
+    """`HeadTail.tail_floor` over tau."""
 
     @classmethod
     def of(cls, scored: Rows, cand_RC: Array, floor: float) -> "Heads":
@@ -79,7 +97,7 @@ class Heads:
 
 
 @dataclass(frozen=True)
-class Calibration:
+class FoundTau:
     """What was found, and on what."""
 
     tau: float
@@ -89,27 +107,24 @@ class Calibration:
     """Size of the sample."""
 
 
-def calibrate(scorer: Scorer, rows: Rows, record: Record, seed: int) -> Calibration:
+def calibrate(scorer: Scorer, rows: Rows, record: HeadTail, seed: int) -> FoundTau:
     """tau at which a position of `rows` keeps `record.entries` entries on average.
 
     Args:
         scorer: The teacher, run once over all of `rows`.
         rows: Plain sequences, `cand` where the record wants candidates; at least one position.
-        record: `head_tail` with `entries`.
+        record: With `entries`.
         seed: Of the draws; it has no influence on what is found.
 
     Raises:
         ConfigError: no tau gives so many or so few entries; the message says how many there can be.
         (others): as `Scorer.score`.
     """
-    finest = record.model_copy(update={"tau": LEAST_TAU, "copies": 1})
-    cand_RC = np.zeros((rows.tokens, 0), np.int64)
-    if record.candidates:
-        cand_RC = rows["cand"].reshape(rows.tokens, -1)[:, : record.candidates].astype(np.int64)
+    finest = record.calibrated(MIN_TAU).one_draw()
     scored = scorer.score(rows, finest, seed)
-    heads = Heads.of(scored, cand_RC, finest.tail_floor / LEAST_TAU)
+    heads = Heads.of(scored, forced_candidates(rows, record), finest.tail_floor / MIN_TAU)
     tau = find_tau(heads, record.entries or 0.0)
-    return Calibration(tau, heads.mean_entries(tau), rows.tokens)
+    return FoundTau(tau, heads.mean_entries(tau), rows.tokens)
 
 
 def find_tau(heads: Heads, entries: float) -> float:
@@ -121,7 +136,7 @@ def find_tau(heads: Heads, entries: float) -> float:
     Raises:
         ConfigError: `entries` is more than 5 % outside what can be reached.
     """
-    most, least = heads.mean_entries(LEAST_TAU), heads.mean_entries(MOST_TAU)
+    most, least = heads.mean_entries(MIN_TAU), heads.mean_entries(MOST_TAU)
     if not least / (1 + _CLOSE) <= entries <= most * (1 + _CLOSE):
         raise ConfigError(
             f"teacher-logits.record.entries = {entries:g} cannot be reached: on a sample of "
@@ -129,12 +144,94 @@ def find_tau(heads: Heads, entries: float) -> float:
             f"and {most:.2f} (tau = 1/128) entries, candidates included. Set it within, or change "
             "record.candidates."
         )
-    low, high = math.log(LEAST_TAU), math.log(MOST_TAU)
+    low, high = math.log(MIN_TAU), math.log(MOST_TAU)
     for _ in range(_STEPS):
         middle = (low + high) / 2
         few = heads.mean_entries(math.exp(middle)) <= entries
         low, high = (low, middle) if few else (middle, high)
     unit = 10.0 ** (math.floor(high / math.log(10)) + 1 - _DIGITS)
-    below = max(math.floor(math.exp(low) / unit) * unit, LEAST_TAU)
+    below = max(math.floor(math.exp(low) / unit) * unit, MIN_TAU)
     above = min(math.ceil(math.exp(high) / unit) * unit, MOST_TAU)
     return min(above, below, key=lambda tau: abs(heads.mean_entries(tau) - entries))
+
+
+def sample(groups: Iterable[Rows]) -> Rows:
+    """The first sequences of a set, cut to `LONGEST` positions.
+
+    Sets are shuffled when they are made, so the first sequences are a random sample.
+    """
+    taken: list[dict[str, Any]] = []
+    positions = 0
+    for rows in groups:
+        for index in range(len(rows)):
+            sequence = rows.sequence(index)
+            tokens = len(sequence["tok"])
+            kept = min(tokens, LONGEST)
+            for name, values in sequence.items():
+                if COLUMNS[name].level in ("position", "candidate"):
+                    sequence[name] = values[: len(values) // max(tokens, 1) * kept]
+            taken.append(sequence)
+            positions += kept
+            if positions >= POSITIONS and len(taken) >= SEQUENCES:
+                return Rows.from_sequences(taken)
+    return Rows.from_sequences(taken)
+
+
+def calibrated(
+    directory: Place, key: str, record: Record, find: Callable[[HeadTail], FoundTau]
+) -> Record:
+    """The record with its tau; `find` is called unless a worker has found it already.
+
+    Args:
+        directory: Where the parts are.
+        key: Of the set.
+        record: As configured; one that asks for no number of entries is returned as it is.
+        find: Finds tau; its errors pass through.
+
+    Raises:
+        RetryError: the disk refused.
+        DataError: as `stored_tau`.
+    """
+    if not isinstance(record, HeadTail) or record.tau is not None:
+        return record
+    path = directory / FILE
+    if not path.exists():
+        directory.mkdir(parents=True, exist_ok=True)
+        found = find(record)
+        table = {"key": key, "entries": record.entries, **asdict(found)}
+        if create_once(path, (json.dumps(table, indent=1) + "\n").encode()):
+            log.info(
+                "tau = %g keeps %.2f entries per position, %g are asked for (%s positions)",
+                found.tau,
+                found.mean,
+                record.entries,
+                f"{found.positions:,}",
+            )
+    return stored_tau(directory, key, record)
+
+
+def stored_tau(directory: Place, key: str, record: Record) -> Record:
+    """The record with the tau that was found for this set.
+
+    Raises:
+        RetryError: none was, so the parts cannot be complete either.
+        DataError: the file is damaged, or of another set.
+    """
+    if not isinstance(record, HeadTail) or record.tau is not None:
+        return record
+    path = directory / FILE
+    again = f"Remove the directory {directory} and run the stage again."
+    try:
+        found = json.loads(path.read_bytes())
+        same = (found["key"], found["entries"]) == (key, record.entries)
+        make_record({"tau": float(found["tau"])})
+    except FileNotFoundError as error:
+        raise RetryError(f"{path}: missing; run the stage again to calibrate tau") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: damaged ({error}). {again}") from error
+    if not same:
+        raise DataError(
+            f"{path}: tau of another set or another number of entries than {record.entries:g}. "
+            + again
+        )
+    return record.calibrated(found["tau"])

@@ -1,4 +1,4 @@
-"""What a sampler returns, and what both samplers must agree on.
+"""What a sampler returns, and what the CPU and the GPU do alike.
 
 Shape letters: R rows (positions), M copies (independent draws), C candidates, E entries over all
 rows, H entries of the heads over all rows, S drawn entries over all rows and copies.
@@ -17,15 +17,8 @@ from storage.errors import EngineError
 
 Array = NDArray[Any]
 
-MOST_CANDIDATES = 64
-LEAST_TAU = 1 / 128
-"""Limits of `stages.config.Record`; together they bound the entries of a record."""
-
 REST_BITS = 11
 """Explicit mantissa bits kept of `rest`: log p of the head, in float16, is no more precise."""
-
-LOG_FLOOR = -1000.0
-"""Stored as log p of an id the teacher rules out (logit -inf): large, but finite."""
 
 
 class BadRow(EngineError):
@@ -92,42 +85,11 @@ def concat(blocks: Sequence[Records]) -> Records:
     return Records(**parts)
 
 
-def uniforms_needed(record: Record) -> int:
-    """Uniforms a position needs: per copy, one for systematic sampling, N for independent draws.
-
-    Copy m has the m-th of them, or the m-th N, so that more copies leave the first ones alone.
-    """
-    if record.kind in ("sampled", "top_k"):
-        return 0
-    if record.kind == "counts" and record.sampler == "multinomial":
-        return record.copies * record.draws
-    return record.copies
-
-
-def check_limits(record: Record, candidates: int) -> None:
-    """Refuse parameters whose records the kernels have no room for.
-
-    Raises:
-        ValueError: `tau` or the number of candidates is outside what `Record` allows.
-    """
-    if record.kind != "head_tail":
-        return
-    if known_tau(record) < LEAST_TAU or candidates > MOST_CANDIDATES:
-        raise ValueError(
-            f"tau = {record.tau} with {candidates} candidates: at least {LEAST_TAU} and at most "
-            f"{MOST_CANDIDATES} are possible"
-        )
-
-
-def known_tau(record: Record) -> float:
-    """tau of a `head_tail` record.
-
-    Raises:
-        ValueError: the record asks for a number of entries and has not been calibrated yet.
-    """
-    if record.tau is None:
-        raise ValueError(f"tau for {record.entries} entries is unknown: calibrate the record first")
-    return record.tau
+def used(count_R: Array) -> tuple[Array, Array]:
+    """Row and slot of every entry: the first count[r] slots of row r."""
+    row_E = np.repeat(np.arange(len(count_R)), count_R)
+    first_R = np.cumsum(count_R) - count_R
+    return row_E, np.arange(len(row_E)) - first_R[row_E]
 
 
 def power_ratio(record: Record) -> float:

@@ -32,6 +32,9 @@ ROOM = 200
 """Room for the entries of a `head_tail` record, at most 1 / tau + 1 + candidates = 193 of them:
 each of the h ids of p >= tau takes tau of the mass, and n - 1 < r / tau. One byte counts them."""
 
+LOG_FLOOR = -1000.0
+"""Stored as log p of an id the teacher rules out (logit -inf): large, but finite."""
+
 REST_FLOOR = 1e-7
 """Tail mass below which no tail id is drawn; at the same time a bound on the bias this brings."""
 
@@ -42,7 +45,7 @@ _ROUNDING = 1e-4  # bound on the relative error of e, with much to spare
 _LOWEST = -87.0  # exp of less is below the smallest normal float32: flushed to zero
 
 
-class Chunk(NamedTuple):
+class LogitRows(NamedTuple):
     """What every kernel takes first: rows of logits, and what every record has."""
 
     z_RW: Any
@@ -60,6 +63,14 @@ class Chunk(NamedTuple):
     """Receives the entropy, in nats."""
     lz_R: Any
     """Receives log sum p^ratio; never touched where `ratio` is 0."""
+
+    def log_p(self, row_E: Any, ids_E: Any) -> Any:
+        """[E] log p of an id in a row, float64; once `lse_R` is known."""
+        return self.z_RW[row_E, ids_E].astype(np.float64) * self.scale - self.lse_R[row_E]
+
+    def stored_log_p(self, row_E: Any, ids_E: Any) -> Any:
+        """The same as it is stored: float32, and finite."""
+        return np.maximum(self.log_p(row_E, ids_E), LOG_FLOOR).astype(np.float32)
 
 
 @intrinsic
@@ -329,11 +340,19 @@ def _open_row(rows: Any, r: int, e_V: Any, block_B: Any, group_G: Any) -> Any:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def counts_rows(rows: Chunk, u_RMN: Any, nu_RM: Any, ids_RK: Any, cnt_RK: Any) -> None:
-    """Ids and counts of N draws from each row, M times over; M may be 0.
+def open_rows(rows: LogitRows) -> None:
+    """Write what every record has, and no entries."""
+    e_V, block_B, group_G = _scratch(rows.V)
+    for r in range(rows.z_RW.shape[0]):
+        _open_row(rows, r, e_V, block_B, group_G)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def counts_rows(rows: LogitRows, u_RMN: Any, nu_RM: Any, ids_RK: Any, cnt_RK: Any) -> None:
+    """Ids and counts of N draws from each row, M times over.
 
     Args:
-        rows: See `Chunk`.
+        rows: See `LogitRows`.
         u_RMN: Ascending in the last axis, in [0, 1]: where the distribution function is inverted.
         nu_RM: Receives the number of distinct ids of each copy.
         ids_RK, cnt_RK: Receive them, ascending in each copy, and their counts; M * N places.
@@ -353,7 +372,7 @@ def counts_rows(rows: Chunk, u_RMN: Any, nu_RM: Any, ids_RK: Any, cnt_RK: Any) -
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def head_tail_rows(
-    rows: Chunk, cand_RC: Any, tau: float, tail_floor: float, u_RM: Any, nu_RM: Any, nh_R: Any,
+    rows: LogitRows, cand_RC: Any, tau: float, tail_floor: float, u_RM: Any, nu_RM: Any, nh_R: Any,
     rest_R: Any, ids_RK: Any,
 ) -> None:  # fmt: skip
     """The ids of p >= tau exactly, and M systematic samples of the rest, of each row.
@@ -366,7 +385,7 @@ def head_tail_rows(
     1 - r / t. A reader gives the head what the tail has not: 1 - t or 1, in the mean 1 - r.
 
     Args:
-        rows: See `Chunk`.
+        rows: See `LogitRows`.
         cand_RC: Ids forced into the head, at most 64 of them; repetitions are ignored.
         tau: Probability from which an id is stored exactly, at least 1 / 128.
         tail_floor: Least weight of the one id of a tail, at most tau; 0 leaves no tail out.
@@ -404,11 +423,11 @@ def head_tail_rows(
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def top_k_rows(rows: Chunk, rest_R: Any, ids_RK: Any) -> None:
+def top_k_rows(rows: LogitRows, rest_R: Any, ids_RK: Any) -> None:
     """The K likeliest ids of each row, at most V, and the mass outside, summed there.
 
     Args:
-        rows: See `Chunk`.
+        rows: See `LogitRows`.
         rest_R: Receives the mass.
         ids_RK: Receives the ids by descending logit, equal ones by ascending id.
     """

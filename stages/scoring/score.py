@@ -15,18 +15,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from stages.config import Record
 from stages.models.model import Head, check_head, context_length, lm_head, response_hidden
 from stages.scoring import sampler_cpu, sampler_torch
-from stages.scoring.drawn import BadRow, Records, concat, uniforms_needed
-from stages.scoring.philox import torch_uniforms, uniforms
-from storage.errors import ConfigError, DataError, EngineError
+from stages.scoring.drawn import Array, BadRow, Records, concat
+from stages.scoring.philox import uniforms
+from storage.errors import DataError, EngineError
 from storage.rows import Rows, gather
-
-Array = NDArray[Any]
 
 _CARRIED = ("seq_id", "prompt_id", "sample", "finish", "outcome", "prompt", "tok", "ref_lp")
 
@@ -181,18 +178,13 @@ def _records(
     z_RW: torch.Tensor, positions: Positions, record: Record, seed: int, vocab_size: int
 ) -> Records:
     """Records of one chunk."""
-    arrays = (positions.tok_T, positions.cand_TC, positions.seq_T, positions.index_T)
-    count = uniforms_needed(record)
+    u_RU = uniforms(seed, positions.seq_T, positions.index_T, record.uniforms)
+    given = (positions.tok_T, positions.cand_TC, u_RU)
     try:
         if z_RW.device.type == "cpu":
-            tok_R, cand_RC, seq_R, index_R = arrays
-            u_RU = uniforms(seed, seq_R, index_R, count)
             threads = torch.get_num_threads()
-            return sampler_cpu.sample(
-                z_RW.numpy(), vocab_size, tok_R, cand_RC, u_RU, record, threads
-            )
-        tok, cand, seq, index = (torch.from_numpy(a).to(z_RW.device) for a in arrays)
-        u = torch_uniforms(seed, seq, index, count)
+            return sampler_cpu.sample(z_RW.numpy(), vocab_size, *given, record, threads)
+        tok, cand, u = (torch.from_numpy(array).to(z_RW.device) for array in given)
         return sampler_torch.sample(z_RW, vocab_size, tok, cand, u, record)
     except BadRow as error:
         row = error.row
@@ -247,7 +239,7 @@ def check_sequences(rows: Rows, record: Record, vocab_size: int, context: int | 
     Raises:
         ConfigError, DataError: as `score_rows`.
     """
-    cand_TC = _candidates(rows, record)
+    cand_TC = forced_candidates(rows, record)
     for column, level in (("prompt", "prompt"), ("tok", "position"), ("cand", "candidate")):
         if column in rows:
             _check_ids(rows, column, level, vocab_size)
@@ -255,18 +247,17 @@ def check_sequences(rows: Rows, record: Record, vocab_size: int, context: int | 
     return cand_TC
 
 
-def _candidates(rows: Rows, record: Record) -> Array:
-    """[T, C] ids to force into the head."""
-    wanted = record.candidates if record.kind == "head_tail" else 0
-    if not wanted or not rows.tokens:
-        return np.zeros((rows.tokens, wanted), np.int64)
-    found = len(rows["cand"]) // rows.tokens if "cand" in rows else 0
-    if found < wanted:
-        raise ConfigError(
-            f"record.candidates = {wanted}, but the sequences keep {found} per position. Set "
-            f"record.candidates = {found}, or make the rollouts with candidates = {wanted}."
-        )
-    return rows["cand"].reshape(rows.tokens, -1)[:, :wanted].astype(np.int64)
+def forced_candidates(rows: Rows, record: Record) -> Array:
+    """[T, C] ids to force into the head: the first that the sequences keep.
+
+    Raises:
+        ConfigError: as `score_rows`.
+    """
+    if not record.forced or not rows.tokens:
+        return np.zeros((rows.tokens, record.forced), np.int64)
+    kept = len(rows["cand"]) // rows.tokens if "cand" in rows else 0
+    record.check_candidates(kept, "the sequences")
+    return rows["cand"].reshape(rows.tokens, -1)[:, : record.forced].astype(np.int64)
 
 
 def _check_ids(rows: Rows, column: str, level: Any, limit: int) -> None:

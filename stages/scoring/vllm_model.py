@@ -42,7 +42,7 @@ from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.model_executor.layers.pooler.abstract import Pooler
 from vllm.v1.pool.metadata import PoolingMetadata
 
-from stages.config import Record
+from stages.config import HeadTail, Record, stored_record
 from stages.scoring.score import Positions, make_records
 from stages.scoring.vllm_wire import Answer, Array, Request
 from storage.errors import EngineError
@@ -238,7 +238,7 @@ class RecordPooler(Pooler):
     def _rehearse(self, hidden_SD: Tensor, requests: int) -> list[Tensor | None]:
         """Take as much memory as the work will: vLLM sizes its cache by this run."""
         T = min(len(hidden_SD), self._rows_per_chunk)
-        record = Record(candidates=0)
+        record = HeadTail(candidates=0)
         zero_T = np.zeros(T, np.int64)
         positions = Positions(zero_T, np.zeros((T, 0), np.int64), zero_T, zero_T)
         with contextlib.suppress(EngineError):  # the hidden states of such a run mean nothing
@@ -258,4 +258,4 @@ def _joined(shares: list[_Share]) -> Positions:
 
 @cache
 def _record(text: str) -> Record:
-    return Record.stored(json.loads(text))
+    return stored_record(json.loads(text))

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from stages.config import Record, Sampling
+from stages.config import Sampling, stored_record
 from stages.counter import hash64
 from stages.engines.base import Completion, Request, sequence_seed
 from stages.engines.transformers_engine import TransformersGenerator
@@ -78,10 +78,9 @@ class LiveSource:
         drawn = meta.get("sampling")
         self._sampling = Sampling.model_validate(drawn) if drawn else None
         # No position is seen twice, so one draw of it will do.
-        self._record = Record.stored(meta["record"]).model_copy(update={"copies": 1})
+        self._record = stored_record(meta["record"]).one_draw()
         self._plain = plain
-        forced = self._record.kind == "head_tail" and not plain
-        self._candidates = self._record.candidates if forced else 0
+        self._candidates = 0 if plain else self._record.forced
         self._meta = SetMeta(
             stage="live",
             key=prompts.meta.key,

@@ -8,7 +8,7 @@ from benchmarks.generator import small_world
 from benchmarks.gradient_error import equal_entries, measure
 from benchmarks.records import draw
 from benchmarks.sources import Synthetic
-from stages.config import Record
+from stages.config import Counts, HeadTail
 
 POSITIONS = 400
 SOURCE = Synthetic("r12", small_world())
@@ -21,7 +21,7 @@ def found() -> Profile:
 
 @pytest.mark.parametrize("tau", [0.01, 0.023, 0.1, 0.4, 0.9])
 def test_head_and_tail_are_those_of_the_sampler(found: Profile, tau: float) -> None:
-    record, rng = Record(tau=tau, candidates=0), np.random.default_rng(0)
+    record, rng = HeadTail(tau=tau, candidates=0), np.random.default_rng(0)
     columns = [draw(block, record, rng).columns() for block in SOURCE.blocks(POSITIONS)]
     nu_T, nh_T, rest_T = (np.concatenate([c[n] for c in columns]) for n in ("nu", "nh", "rest"))
     split = found.split(tau)
@@ -40,9 +40,9 @@ def test_head_and_tail_are_those_of_the_sampler(found: Profile, tau: float) -> N
 
 def test_exact_errors_are_those_measured_over_seeds(found: Profile) -> None:
     exact = [
-        (Record(candidates=0), found.head_tail(0.023)),
-        (Record(kind="counts", sampler="multinomial"), found.independent[50]),
-        (Record(kind="counts"), found.systematic(50)),
+        (HeadTail(candidates=0), found.head_tail(0.023)),
+        (Counts(sampler="multinomial"), found.independent[50]),
+        (Counts(), found.systematic(50)),
     ]
     for record, error in exact:
         measured = [measure(SOURCE, POSITIONS, record, seed) for seed in range(12)]

@@ -9,7 +9,7 @@ from benchmarks.generator import SETS, Teacher, small_world
 from benchmarks.packed import write_both
 from benchmarks.records import counts_of, drawn
 from benchmarks.sources import Synthetic
-from stages.config import Record
+from stages.config import Counts, HeadTail
 from storage.parquet.reader import column_bytes
 from storage.schema import column_names
 from storage.shard import read_rows
@@ -24,10 +24,10 @@ def test_both_layouts_hold_the_same_and_weigh_what_is_not_beside_the_record(
 ) -> None:
     of = small_world()
     if kind == "counts":
-        record = Record(kind="counts", sampler="multinomial")
+        record = Counts(sampler="multinomial")
         data = counts_of(Teacher(SETS["r12"], 1, of), 2000)
     else:
-        record = Record(candidates=0)
+        record = HeadTail(candidates=0)
         data = drawn(Synthetic("r12", of), 2000, record)
     paths = write_both(tmp_path, data, record, len(of.unigram_V))
     for one, other in zip(*(read_rows(path) for path in paths.values()), strict=True):

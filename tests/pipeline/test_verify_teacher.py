@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.config import Record
+from stages.config import Sampled
 from tests.e2e.command import ROOT, Outcome
 from tests.stages.attribution.cases import answers, perturbed, records, train_teacher
 
@@ -35,7 +35,7 @@ def sets(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Answers of the teacher, and its records of them."""
     root = tmp_path_factory.mktemp("sets")
     drawn = answers(root, teacher, 200)
-    return [drawn, records(drawn, root / "records", teacher, Record(kind="sampled"))]
+    return [drawn, records(drawn, root / "records", teacher, Sampled())]
 
 
 def test_the_teacher_is_behind_both_sets(teacher: Path, sets: list[Path]) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from stages import evaluate
-from stages.config import Evaluate, Record, Sampling
+from stages.config import Evaluate, HeadTail, Sampling
 from stages.engines.base import Completion, Request
 from stages.evaluate import ANSWERS, run
 from stages.evaluation.answers import accuracy, read_answers
@@ -42,7 +42,7 @@ def model(root: Path) -> Path:
 @pytest.fixture(scope="module")
 def records(root: Path) -> Input:
     teacher = write_model(root / "teacher", 1)
-    directory = scored(root / "records", teacher, Record(tau=0.2, candidates=2))
+    directory = scored(root / "records", teacher, HeadTail(tau=0.2, candidates=2))
     return Input(str(directory), "cd" * 32)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from stages import residualize, train
-from stages.config import Record, Residualize, Student
+from stages.config import Counts, HeadTail, Record, Residualize, Sampled, Student
 from stages.job import Input, Job
 from stages.models.model import load_model
 from stages.scoring.score import score_rows, scoring_head
@@ -57,7 +57,7 @@ def make_foreign(root: Path, record: Record | None = None, *, same: bool = False
     own, reference = write_model(root / "own", 1), write_model(root / "reference", 2)
     commit_model(reference, identity(own))
     teacher = reference if same else write_model(root / "teacher", 3)
-    record = record or Record(tau=0.1, candidates=0)
+    record = record or HeadTail(tau=0.1, candidates=0)
     model = load_model(teacher, "float32", "cpu")
     written = rollouts(load_model(reference, "float32", "cpu"), PER_PART * len(SPLITS), seed=4)
     rows = score_rows(model, scoring_head(model), written, record, 0, vocab_size=VOCABULARY)
@@ -191,7 +191,7 @@ def test_held_out_prompts_do_not_take_part_in_the_estimate(
     assert np.allclose(shift, -3.0, atol=1e-3)
 
 
-@pytest.mark.parametrize("record", [Record(kind="sampled"), Record(kind="counts", draws=8)])
+@pytest.mark.parametrize("record", [Sampled(), Counts(draws=8)])
 def test_any_kind_of_record_will_do(tmp_path: Path, record: Record) -> None:
     foreign = make_foreign(tmp_path, record)
     made = job(foreign, tmp_path / "store")

@@ -391,9 +391,9 @@ def test_more_candidates_than_the_set_keeps_are_refused(
     tmp_path: Path, teacher: Path, source: Path
 ) -> None:
     job = make_job(tmp_path, teacher, source, record={"candidates": 5})
-    with pytest.raises(ConfigError, match=r"record.candidates = 5, but .* keeps 4"):
+    with pytest.raises(ConfigError, match=r"record.candidates is 5, but .* keep 4"):
         teacher_logits.plan(job)
-    other_kind = make_job(tmp_path, teacher, source, record={"kind": "counts", "candidates": 5})
+    other_kind = make_job(tmp_path, teacher, source, record={"kind": "counts"})
     assert len(teacher_logits.plan(other_kind)) == 3
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stages import train
-from stages.config import Record, Student
+from stages.config import Counts, Student
 from stages.job import Input, Job
 from stages.models.identity import tokenizer_hash
 from stages.models.model import load_model
@@ -179,7 +179,7 @@ def test_from_scratch_without_a_shape_is_refused(world: World, tmp_path: Path) -
 
 
 def test_counts_serve_forward_kl(tmp_path: Path) -> None:
-    record = Record(kind="counts", draws=20)
+    record = Counts(draws=20)
     world = make_world(tmp_path / "world", record)
     made = job(tmp_path / "store", world.records, world.init, objective={"name": "forward_kl"})
     assert train.run(made).meta["guarantee"]["level"] == "unbiased"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.config import Record
+from stages.config import Counts, Sampled
 from stages.models.model import load_model
 from storage.errors import DataError
 from storage.manifest import read_manifest
@@ -20,7 +20,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_all_of_the_parts_and_the_record_alone(tmp_path: Path, teacher: Path) -> None:
-    whole = weight(scored(tmp_path / "a", teacher, Record(kind="counts", draws=20)))
+    whole = weight(scored(tmp_path / "a", teacher, Counts(draws=20)))
     (part,) = read_manifest(tmp_path / "a").parts
     size = (tmp_path / "a" / part.file).stat().st_size
     assert whole.part == size / (COUNT * LENGTH)
@@ -32,7 +32,7 @@ def test_all_of_the_parts_and_the_record_alone(tmp_path: Path, teacher: Path) ->
 
 
 def test_a_record_of_the_realised_token_alone_weighs_nothing(tmp_path: Path, teacher: Path) -> None:
-    alone = weight(scored(tmp_path / "b", teacher, Record(kind="sampled")))
+    alone = weight(scored(tmp_path / "b", teacher, Sampled()))
     assert alone.record == 0
     assert alone.part > 0
 

@@ -11,7 +11,7 @@ from pipeline.planning.config import load_recipe
 from pipeline.planning.estimate import bytes_per_position
 from pipeline.planning.nodes import build, select
 from pipeline.planning.plan import Planned, resolve
-from stages.config import Record, TeacherLogits
+from stages.config import HeadTail, Sampled, TeacherLogits, make_record
 from storage.errors import ConfigError
 from storage.store import Store
 
@@ -84,19 +84,19 @@ def test_scratch_needs_an_architecture() -> None:
 
 
 def test_smaller_tau_costs_more_bytes() -> None:
-    small = bytes_per_position(Record(tau=0.01), 3)
-    large = bytes_per_position(Record(tau=0.1), 3)
-    sampled = bytes_per_position(Record(kind="sampled"), 3)
+    small = bytes_per_position(HeadTail(tau=0.01), 3)
+    large = bytes_per_position(HeadTail(tau=0.1), 3)
+    sampled = bytes_per_position(Sampled(), 3)
     assert sampled < large < small
 
 
 def test_more_entries_copies_and_columns_cost_more_bytes() -> None:
     for plain in ({"entries": 10.0}, {"kind": "counts"}, {"kind": "top_k", "k": 10}):
-        size = bytes_per_position(Record.model_validate(plain), 3)
+        size = bytes_per_position(make_record(plain), 3)
         own = {"copies": 2, "logp": True} if plain.get("kind") != "top_k" else {"k": 20}
         more = {"entries": 20.0} if "entries" in plain else {}
         for change in (own, more, {"loss_temperature": 2.0}):
-            changed = Record.model_validate(plain | change)
+            changed = make_record(plain | change)
             assert (bytes_per_position(changed, 3) > size) == bool(change)
 
 

@@ -11,7 +11,7 @@ import pytest
 from stages.attribution.checks import DrawnCheck, previous_tokens
 from stages.attribution.observe import LoadedModel
 from stages.attribution.verify import Finding, Question, verify_teacher
-from stages.config import Record, Sampling
+from stages.config import Counts, HeadTail, Record, Sampled, Sampling, TopK
 from stages.job import Input
 from storage.errors import DataError
 from storage.rows import Rows, offsets_of
@@ -201,11 +201,11 @@ def test_the_token_before_each_position(answered: Path) -> None:
 
 
 KINDS = [
-    Record(kind="sampled"),
-    Record(kind="counts", draws=20),
-    Record(kind="head_tail", candidates=0),
-    Record(kind="top_k", k=5),
-    Record(kind="sampled", temperature=0.7),
+    Sampled(),
+    Counts(draws=20),
+    HeadTail(candidates=0),
+    TopK(k=5),
+    Sampled(temperature=0.7),
 ]
 
 
@@ -227,9 +227,9 @@ def test_records_agree_with_their_teacher_only(
 def test_records_off_by_one_are_rejected(
     teacher: Path, answered: Path, tmp_path: Path, column: str
 ) -> None:
-    rows = rows_of(records(answered, tmp_path / "records", teacher, Record(kind="sampled")))
+    rows = rows_of(records(answered, tmp_path / "records", teacher, Sampled()))
     shifted = Rows(rows.columns | {column: np.roll(rows[column], 1)}, rows.offsets)
-    table = Record(kind="sampled").model_dump()
+    table = Sampled().model_dump()
     found = ask(teacher, rewritten(answered, tmp_path / "off", shifted, record=table))
     assert len(found.reasons) == 1
 
@@ -248,8 +248,8 @@ def test_what_cannot_be_asked_is_refused(teacher: Path, answered: Path, tmp_path
     other = write_model(tmp_path / "letters", 0)
     with pytest.raises(DataError, match="made with tokenizer"):
         ask(other, answered)
-    table = Record(kind="sampled").model_dump() | {"correction": {"folds": 5}}
-    plain = rows_of(records(answered, tmp_path / "r", teacher, Record(kind="sampled")))
+    table = Sampled().model_dump() | {"correction": {"folds": 5}}
+    plain = rows_of(records(answered, tmp_path / "r", teacher, Sampled()))
     corrected = rewritten(answered, tmp_path / "c", plain, record=table)
     with pytest.raises(DataError, match="corrected after scoring"):
         ask(teacher, corrected)

@@ -10,16 +10,22 @@ from stages.table import Choice
 
 
 class Shape(Choice):
+    """A choice of two."""
+
     chosen_by: ClassVar[str] = "kind"
     colour: str = "red"
 
 
 class Square(Shape):
+    """One of them."""
+
     kind: Literal["square"] = "square"
     side: int = 1
 
 
 class Circle(Shape):
+    """The other one."""
+
     kind: Literal["circle"] = "circle"
     radius: int = 1
 

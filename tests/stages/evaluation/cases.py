@@ -46,7 +46,7 @@ def scored(
     sampling: Sampling | None = None,
 ) -> Path:
     """A committed record set of random sequences in one split."""
-    kept = record.candidates if record.kind == "head_tail" else 0
+    kept = record.forced
     model = load_model(teacher, "float32", "cpu")
     rows = score_rows(
         model, scoring_head(model), random_rows(kept), record, 0, vocab_size=VOCABULARY

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.config import Objective, Record
+from stages.config import Counts, HeadTail, Objective, Record, TopK
 from stages.evaluation.gradients import Measured, compare_gradients
 from stages.models.model import load_model
 from stages.objectives.full_teacher import FullTeacher
@@ -44,7 +44,7 @@ def test_records_that_hold_everything_give_the_whole_gradient(
 ) -> None:
     """All twelve ids are candidates, so all of them are stored exactly, up to float16."""
     before = [weight.clone() for weight in setting.model.parameters()]
-    angle, norm = compare(setting, tmp_path / "all", Record(candidates=VOCABULARY))
+    angle, norm = compare(setting, tmp_path / "all", HeadTail(candidates=VOCABULARY))
     assert angle < 0.2
     assert norm == pytest.approx(1.0, abs=1e-3)
     after = list(setting.model.parameters())
@@ -53,11 +53,11 @@ def test_records_that_hold_everything_give_the_whole_gradient(
 
 
 def test_noise_shrinks_with_draws_and_bias_stays(setting: Measured, tmp_path: Path) -> None:
-    few, _ = compare(setting, tmp_path / "few", Record(kind="counts", draws=2))
-    many, norm = compare(setting, tmp_path / "many", Record(kind="counts", draws=200))
-    biased, _ = compare(setting, tmp_path / "top", Record(kind="top_k", k=1))
+    few, _ = compare(setting, tmp_path / "few", Counts(draws=2))
+    many, norm = compare(setting, tmp_path / "many", Counts(draws=200))
+    biased, _ = compare(setting, tmp_path / "top", TopK(k=1))
     assert many < 0.5 * few
     assert biased > 3 * many
     assert norm == pytest.approx(1.0, abs=0.02)
-    tokens, _ = compare(setting, tmp_path / "many", Record(), "cross_entropy")
+    tokens, _ = compare(setting, tmp_path / "many", HeadTail(), "cross_entropy")
     assert tokens > few  # the realised tokens are random here, they know nothing of the teacher

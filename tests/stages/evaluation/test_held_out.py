@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.config import Record, Sampling
+from stages.config import Counts, HeadTail, Record, Sampled, Sampling
 from stages.evaluation.held_out import measurable, score_held_out
 from stages.models.model import load_model
 from stages.objectives.reverse_kl import ReverseKL
@@ -54,11 +54,11 @@ def number(found: dict[str, object], name: str) -> float:
 @pytest.mark.parametrize(
     "record",
     [
-        Record(tau=0.2, candidates=2),
-        Record(tau=0.2, candidates=0),
-        Record(tau=0.2, candidates=1, temperature=1.5),
-        Record(kind="counts", draws=20),
-        Record(kind="sampled"),
+        HeadTail(tau=0.2, candidates=2),
+        HeadTail(tau=0.2, candidates=0),
+        HeadTail(tau=0.2, candidates=1, temperature=1.5),
+        Counts(draws=20),
+        Sampled(),
     ],
     ids=str,
 )
@@ -87,7 +87,7 @@ def test_calibration_agrees_with_the_full_distribution(
     tmp_path: Path, models: tuple[Path, Path]
 ) -> None:
     teacher, student = models
-    everything = Record(tau=1 / 128, candidates=VOCABULARY)
+    everything = HeadTail(tau=1 / 128, candidates=VOCABULARY)
     found = judge(student, scored(tmp_path / "set", teacher, everything))
     logp_TV, logq_TV = (log_probs(m) for m in models)
     confidence_T, top_T = logq_TV.exp().max(dim=1)
@@ -103,7 +103,7 @@ def test_the_teacher_is_at_no_distance_from_itself(
 ) -> None:
     """Also holds scorer, storage and evaluator together: a slip of one position would show."""
     teacher, _ = models
-    everything = Record(tau=1 / 128, candidates=VOCABULARY)
+    everything = HeadTail(tau=1 / 128, candidates=VOCABULARY)
     found = judge(teacher, scored(tmp_path / "set", teacher, everything))
     for name in ("reverse_kl", "forward_kl", "ece"):
         assert abs(number(found, name)) < 2e-3
@@ -113,7 +113,7 @@ def test_without_a_held_out_split_there_are_no_figures(
     tmp_path: Path, models: tuple[Path, Path]
 ) -> None:
     teacher, student = models
-    directory = scored(tmp_path / "set", teacher, Record(), split="train")
+    directory = scored(tmp_path / "set", teacher, HeadTail(), split="train")
     assert judge(student, directory) == {}
 
 
@@ -121,7 +121,7 @@ def test_truncated_sampling_falls_back_to_the_lower_bound(
     tmp_path: Path, models: tuple[Path, Path]
 ) -> None:
     teacher, student = models
-    record, sampling = Record(tau=0.2, candidates=2), Sampling(top_p=0.9)
+    record, sampling = HeadTail(tau=0.2, candidates=2), Sampling(top_p=0.9)
     found = judge(student, scored(tmp_path / "set", teacher, record, sampling=sampling))
     assert found["reverse_kl_level"] == "lower_bound"
     logp_TV, logq_TV = (log_probs(m) for m in models)
@@ -133,7 +133,7 @@ def test_bfloat16_models_are_judged_in_float32_logits(
     tmp_path: Path, models: tuple[Path, Path]
 ) -> None:
     teacher, student = models
-    directory = scored(tmp_path / "set", teacher, Record(tau=0.2, candidates=2))
+    directory = scored(tmp_path / "set", teacher, HeadTail(tau=0.2, candidates=2))
     half = load_model(student, "bfloat16", "cpu")
     rough = score_held_out(half, directory, tokens_per_batch=100)
     exact = judge(student, directory)
@@ -145,7 +145,7 @@ def test_sequences_without_records_measure_nothing() -> None:
 
 
 def test_a_corpus_has_forward_kl_and_a_bound() -> None:
-    found = measurable({"record": Record().model_dump()})
+    found = measurable({"record": HeadTail().model_dump()})
     assert found["forward_kl"].level.level == "unbiased"
     assert found["reverse_kl"].level.level == "lower_bound"
     assert found["reverse_kl"].objective == ReverseKL(form="bucketed")

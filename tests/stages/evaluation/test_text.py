@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.config import Record
+from stages.config import Sampled
 from stages.evaluation.text import score_text
 from stages.models.model import load_model
 from stages.objectives.full_teacher import FullTeacher
@@ -26,7 +26,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def text(models: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return scored(tmp_path_factory.mktemp("text"), models[0], Record(kind="sampled"))
+    return scored(tmp_path_factory.mktemp("text"), models[0], Sampled())
 
 
 def probabilities(directory: Path, sequences: int = COUNT) -> tuple[Tensor, Tensor]:
@@ -91,6 +91,6 @@ def test_without_a_teacher_there_is_no_comparison(models: tuple[Path, Path], tex
 
 
 def test_nothing_held_out_is_said(models: tuple[Path, Path], tmp_path: Path) -> None:
-    trained = scored(tmp_path, models[0], Record(kind="sampled"), split="train")
+    trained = scored(tmp_path, models[0], Sampled(), split="train")
     with pytest.raises(DataError, match="no held-out sequences"):
         score(models[1], trained, None)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from stages.config import Objective, Record, Sampling
+from stages.config import Objective, Sampling, stored_record
 from stages.objectives.contract import (
     COLUMNS,
     NO_TEACHER,
@@ -38,7 +38,7 @@ def meta(kind: str | None = "head_tail", recorded_at: float = 1.0, **sampling: f
 def record(kind: str, **fields: object) -> dict:
     """The `record` object of a manifest; `kind+logp` keeps log p of drawn ids."""
     name, _, logp = kind.partition("+")
-    return Record.model_validate({"kind": name, "logp": bool(logp), **fields}).model_dump()
+    return stored_record({"kind": name, "logp": bool(logp), **fields}).model_dump()
 
 
 def corpus(kind: str) -> dict:

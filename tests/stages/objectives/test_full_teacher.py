@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from transformers import PreTrainedModel
 
 from stages import train
-from stages.config import Record, Student
+from stages.config import Counts, Student
 from stages.job import Input, Job
 from stages.models.facts import model_facts
 from stages.models.model import lm_head, load_model, response_hidden
@@ -30,7 +30,7 @@ from tests.stages.training.cases import (
     write_model,
 )
 
-RECORD = Record(kind="counts", draws=9)
+RECORD = Counts(draws=9)
 
 
 class Corpus:

@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.config import Objective, Record, Sampling
+from stages.config import Objective, Sampling, stored_record
 from stages.objectives.contract import COLUMNS, all_rows, guarantee
 from stages.objectives.objective import ObjectiveFunction
 from stages.objectives.temper import build_objective
@@ -101,12 +101,8 @@ class Cell:
         if self.kind == "sequences":
             return sampling
         kind, _, logp = self.kind.partition("+")
-        record = Record(
-            kind=kind,  # pyright: ignore[reportArgumentType]
-            temperature=self.recorded,
-            loss_temperature=self.loss,
-            logp=bool(logp),
-        )
+        temperatures = {"temperature": self.recorded, "loss_temperature": self.loss}
+        record = stored_record({"kind": kind, "logp": bool(logp), **temperatures})
         return {**sampling, "record": record.model_dump()}
 
     @property

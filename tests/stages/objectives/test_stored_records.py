@@ -13,11 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.config import Objective, Record, Sampling
+from stages.config import Counts, HeadTail, Objective, Record, Sampling, TopK
 from stages.objectives.contract import guarantee
 from stages.objectives.temper import build_objective
 from stages.objectives.tensors import TorchRecords
-from stages.scoring.drawn import uniforms_needed
 from stages.scoring.sampler_cpu import sample
 from storage.codec import stored, to_batch
 from storage.errors import ConfigError
@@ -33,15 +32,15 @@ Z_Q = torch.from_numpy(Z_P + RNG.standard_normal(V)).double()
 CANDIDATES = np.array([0, 3, 40, 200])
 
 RECORDS = {
-    "head_tail": Record(tau=0.02),
-    "head_tail+logp": Record(tau=0.02, logp=True),
-    "head_tail+logp, two temperatures": Record(tau=0.02, logp=True, loss_temperature=1.5),
-    "head_tail, two temperatures": Record(tau=0.02, loss_temperature=1.5),
-    "head_tail+logp, second copy": Record(tau=0.02, logp=True, copies=2),
-    "counts": Record(kind="counts"),
-    "counts+logp": Record(kind="counts", logp=True),
-    "counts+logp, cold": Record(kind="counts", logp=True, temperature=0.7),
-    "top_k": Record(kind="top_k", k=20),
+    "head_tail": HeadTail(tau=0.02),
+    "head_tail+logp": HeadTail(tau=0.02, logp=True),
+    "head_tail+logp, two temperatures": HeadTail(tau=0.02, logp=True, loss_temperature=1.5),
+    "head_tail, two temperatures": HeadTail(tau=0.02, loss_temperature=1.5),
+    "head_tail+logp, second copy": HeadTail(tau=0.02, logp=True, copies=2),
+    "counts": Counts(),
+    "counts+logp": Counts(logp=True),
+    "counts+logp, cold": Counts(logp=True, temperature=0.7),
+    "top_k": TopK(k=20),
 }
 NAMES = ("forward_kl", "ghost_kl", "jsd", "skew_forward_kl", "skew_reverse_kl", "tvd")
 
@@ -49,14 +48,14 @@ NAMES = ("forward_kl", "ghost_kl", "jsd", "skew_forward_kl", "skew_reverse_kl", 
 def read_back(record: Record) -> TorchRecords:
     """All positions, through the sampler and the format; of several draws, the last."""
     u_R = (np.arange(POSITIONS) + 0.5) / POSITIONS
-    columns_of_u = [(u_R + m / 3) % 1.0 for m in range(uniforms_needed(record))]
+    columns_of_u = [(u_R + m / 3) % 1.0 for m in range(record.uniforms)]
     u_RU = np.stack([*columns_of_u], axis=1) if columns_of_u else np.empty((POSITIONS, 0))
     tok_R = RNG.integers(0, V, POSITIONS)
     made = sample(
         np.tile(Z_P, (POSITIONS, 1)),
         V,
         tok_R,
-        np.tile(CANDIDATES if record.kind == "head_tail" else CANDIDATES[:0], (POSITIONS, 1)),
+        np.tile(CANDIDATES if record.forced else CANDIDATES[:0], (POSITIONS, 1)),
         u_RU,
         record,
     )
@@ -75,7 +74,7 @@ def read_back(record: Record) -> TorchRecords:
     offsets = {"prompt": np.array([0, 1]), "position": np.array([0, POSITIONS])}
     meta = SetMeta("test", "k", "records", V, record=record.described())
     rows = stored(Rows.from_columns(typed, offsets))
-    return TorchRecords.from_batch(to_batch(rows, meta, draw=record.copies - 1))
+    return TorchRecords.from_batch(to_batch(rows, meta, draw=getattr(record, "copies", 1) - 1))
 
 
 def mean_loss(table: Objective, record: Record, records: TorchRecords) -> tuple[float, Tensor]:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.config import Record
+from stages.config import HeadTail
 from stages.objectives.f_divergence import JSD, GhostKL
 from stages.objectives.likelihood import ForwardKL
 from stages.objectives.objective import ObjectiveFunction
@@ -73,7 +73,7 @@ def test_a_tail_left_out_by_chance_misleads_who_reads_log_p_of_the_tail() -> Non
     }
     assert found[0.0] == pytest.approx(full, abs=1e-10)
     assert abs(found[0.9] - full) > 1e-3
-    assert Record(logp=True).tail_floor == 0 < Record().tail_floor
+    assert HeadTail(logp=True).tail_floor == 0 < HeadTail().tail_floor
 
 
 def test_a_fixed_advantage_collapses_and_clipping_only_stops_it_elsewhere() -> None:

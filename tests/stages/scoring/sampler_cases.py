@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.config import Record
+from stages.config import Counts, HeadTail, Record
 from stages.scoring import sampler_cpu, sampler_torch
 from stages.scoring.drawn import Records
 
@@ -116,15 +116,16 @@ def weights(records: Records, record: Record, V: int) -> np.ndarray:
     nu_R, nh_R = entries(records), head(records)
     row_E = np.repeat(np.arange(len(nu_R)), nu_R)
     out = np.zeros((len(nu_R), V))
-    if record.kind == "counts":
+    if isinstance(record, Counts):
         assert records.cnt_E is not None
         np.add.at(out, (row_E, ids(records)), records.cnt_E / record.draws)
         return out
     assert records.rest_R is not None
     assert records.hlp_H is not None
     rest_R = records.rest_R.astype(np.float64)
-    outside_R = np.maximum(rest_R, record.tail_floor)
-    if record.tail_floor:
+    floor = record.tail_floor if isinstance(record, HeadTail) else 0.0
+    outside_R = np.maximum(rest_R, floor)
+    if floor:
         outside_R[nu_R == nh_R] = 0
     weight_E = (outside_R / np.maximum(nu_R - nh_R, 1))[row_E]
     kept_R = (1 - outside_R) / np.where(rest_R < 1, 1 - rest_R, 1.0)
@@ -155,12 +156,12 @@ def mean_weight(
         return weights(records, record, V)
 
     p_V = softmax(z_V / record.temperature)
-    if record.kind == "counts" and record.sampler == "multinomial":
+    if isinstance(record, Counts) and record.sampler == "multinomial":
         middles, widths = intervals(np.cumsum(p_V))
         grid = list(itertools.product(range(len(middles)), repeat=record.draws))
         chance_R = widths[np.array(grid)].prod(axis=1)
         return chance_R @ at(middles[np.array(grid)])
-    if record.kind == "counts":
+    if isinstance(record, Counts):
         middles, widths = intervals(np.cumsum(p_V) * record.draws)
         return widths @ at(middles[:, None])
     cand_RC = np.array([candidates], np.int64)
@@ -175,7 +176,7 @@ def mean_weight(
 
 def density(rest: float, draws: int, record: Record) -> float:
     """Uniforms per unit of the tail's mass at which its ids are drawn."""
-    floor = record.tail_floor if draws == 1 else 0.0
+    floor = record.tail_floor if draws == 1 and isinstance(record, HeadTail) else 0.0
     return draws / max(rest, floor) if draws else 0.0
 
 

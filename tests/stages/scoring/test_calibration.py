@@ -10,13 +10,22 @@ import numpy as np
 import pytest
 
 from stages import teacher_logits
-from stages.config import Record
-from stages.config.records import TAIL_FLOOR
-from stages.scoring import calibration, sampler_cpu
-from stages.scoring.calibrate import Calibration, Heads, calibrate, find_tau
-from stages.scoring.calibration import FILE, calibrated, sample, stored
-from stages.scoring.drawn import LEAST_TAU
+from stages.config import HeadTail, make_record
+from stages.config.record_kinds import TAIL_FLOOR
+from stages.scoring import calibrate as calibration
+from stages.scoring import sampler_cpu
+from stages.scoring.calibrate import (
+    FILE,
+    FoundTau,
+    Heads,
+    calibrate,
+    calibrated,
+    find_tau,
+    sample,
+    stored_tau,
+)
 from storage.errors import ConfigError, DataError, RetryError
+from storage.kinds import MIN_TAU
 from storage.rows import Rows
 from storage.shard import read_meta
 from tests.stages.scoring.cases import sequences, write_teacher
@@ -24,7 +33,7 @@ from tests.stages.scoring.sampler_cases import softmax
 from tests.stages.test_teacher_logits import make_job, read_all, run, write_sequences
 
 # 1 / tau is no whole number: of a flat row, rounding would decide between n and n + 1 entries
-TAUS = (LEAST_TAU, 0.0103, 0.023, 0.053, 0.21, 0.61, 0.999)
+TAUS = (MIN_TAU, 0.0103, 0.023, 0.053, 0.21, 0.61, 0.999)
 
 
 def some_logits(R: int = 400, V: int = 700) -> np.ndarray:
@@ -38,7 +47,7 @@ def drawn(
 ) -> sampler_cpu.Records:
     """Records whose copies divide the uniforms of a position evenly."""
     R, V = z_RV.shape
-    record = Record(tau=tau, candidates=cand_RC.shape[1], copies=copies)
+    record = HeadTail(tau=tau, candidates=cand_RC.shape[1], copies=copies)
     u_RU = (np.arange(copies) + np.random.default_rng(4).random((R, 1))) / copies
     return sampler_cpu.sample(z_RV, V, z_RV.argmax(axis=1), cand_RC, u_RU, record)
 
@@ -52,7 +61,7 @@ def kept(z_RV: np.ndarray, cand_RC: np.ndarray, tau: float) -> float:
 
 def heads_of(z_RV: np.ndarray, cand_RC: np.ndarray) -> Heads:
     """As the stage forms them: from records at the least tau, in stored precision."""
-    columns = drawn(z_RV, cand_RC, LEAST_TAU).columns()
+    columns = drawn(z_RV, cand_RC, MIN_TAU).columns()
     R = len(z_RV)
     row = {"seq_id": [0], "prompt": [0], "tok": np.zeros(R, int)}
     rows = Rows.from_columns(row | columns, {"prompt": [0, 1], "position": [0, R]})
@@ -99,7 +108,7 @@ def test_bisection_meets_the_target(entries: float) -> None:
 @pytest.mark.parametrize("entries", [1.0, 190.0])
 def test_an_unreachable_number_names_the_range(entries: float) -> None:
     heads = heads_of(some_logits(), np.zeros((400, 0), int))
-    low, high = heads.mean_entries(0.999), heads.mean_entries(LEAST_TAU)
+    low, high = heads.mean_entries(0.999), heads.mean_entries(MIN_TAU)
     with pytest.raises(ConfigError, match=rf"between {low:.2f} .* and {high:.2f}") as caught:
         find_tau(heads, entries)
     assert f"entries = {entries:g} cannot be reached" in str(caught.value)
@@ -160,10 +169,10 @@ def test_every_part_has_the_tau_that_meets_the_target(
     tmp_path: Path, teacher: Path, source: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     job = make_job(tmp_path, teacher, source, record=RECORD)
-    with caplog.at_level(logging.INFO, "stages.scoring.calibration"):
+    with caplog.at_level(logging.INFO, "stages.scoring.calibrate"):
         manifest = run(job)
     tau = manifest.meta["record"]["tau"]
-    assert LEAST_TAU <= tau < 1
+    assert MIN_TAU <= tau < 1
     assert manifest.meta["record"]["entries"] == 9.0
     for part in manifest.parts:
         assert read_meta(job.directory / part.file).record == manifest.meta["record"]
@@ -197,7 +206,7 @@ def test_neither_batching_nor_the_seed_changes_tau(
         sizes = {"tokens_per_batch": 30 + 300 * number, "rows_per_chunk": 4 + 60 * number}
         job = make_job(tmp_path / str(number), teacher, source, record=RECORD, run=sizes)
         with teacher_logits.open_engine(replace(job, seed=seed)) as engine:
-            taus.append(engine.record.tau or 0)
+            taus.append(getattr(engine.record, "tau", 0))
     assert taus[0] == taus[1]
 
 
@@ -215,10 +224,10 @@ def test_the_first_runner_decides(
 
     monkeypatch.setattr(teacher_logits, "calibrate", slow)
     with teacher_logits.open_engine(job) as engine:
-        assert engine.record.tau == 0.111
+        assert engine.record == HeadTail(**RECORD).calibrated(0.111)
     monkeypatch.setattr(teacher_logits, "calibrate", lambda *_: pytest.fail("already decided"))
     with teacher_logits.open_engine(job) as engine:
-        assert engine.record.tau == 0.111
+        assert engine.record == HeadTail(**RECORD).calibrated(0.111)
 
 
 def test_parts_of_another_tau_are_refused(tmp_path: Path, teacher: Path, source: Path) -> None:
@@ -254,14 +263,13 @@ def test_a_damaged_or_foreign_file_is_refused(
 
 @pytest.mark.parametrize("kind", ["counts", "top_k", "sampled"])
 def test_records_of_other_kinds_are_not_calibrated(tmp_path: Path, kind: str) -> None:
-    """A comparison table changes the kind and inherits `entries`, which then has no effect."""
-    record = Record.model_validate({"kind": kind, "entries": 5.0})
+    record = make_record({"kind": kind})
 
-    def find() -> Calibration:
+    def find(_: object) -> FoundTau:
         raise AssertionError("nothing to find")
 
     assert calibrated(tmp_path, "0" * 64, record, find) == record
-    assert stored(tmp_path, "0" * 64, record) == record
+    assert stored_tau(tmp_path, "0" * 64, record) == record
     assert not list(tmp_path.iterdir())
 
 

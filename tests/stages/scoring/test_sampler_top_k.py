@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.config import Record
-from stages.scoring.drawn import LOG_FLOOR
+from stages.config import TopK
+from stages.scoring.sampler_kernels import LOG_FLOOR
 from tests.stages.scoring.sampler_cases import (
     ROWS,
     Draw,
@@ -22,7 +22,7 @@ from tests.stages.scoring.sampler_cases import (
 )
 
 
-def check(draw: Draw, z_RW: np.ndarray, V: int, record: Record) -> None:
+def check(draw: Draw, z_RW: np.ndarray, V: int, record: TopK) -> None:
     R, K = len(z_RW), min(record.k, V)
     z_RV = z_RW[:, :V]
     records = draw(z_RW, V, z_RV.argmax(axis=1), no_candidates(R), np.empty((R, 0)), record)
@@ -47,11 +47,11 @@ def check(draw: Draw, z_RW: np.ndarray, V: int, record: Record) -> None:
 @pytest.mark.parametrize("k", [1, 2, 50, 200])
 @pytest.mark.parametrize("name", ROWS)
 def test_the_k_likeliest_ids_in_order(draw: Draw, name: str, k: int) -> None:
-    check(draw, ROWS[name][None], len(ROWS[name]), Record(kind="top_k", k=k, temperature=1.3))
+    check(draw, ROWS[name][None], len(ROWS[name]), TopK(k=k, temperature=1.3))
 
 
 @st.composite
-def cases(draw: st.DrawFn, sizes: st.SearchStrategy[int]) -> tuple[np.ndarray, int, Record]:
+def cases(draw: st.DrawFn, sizes: st.SearchStrategy[int]) -> tuple[np.ndarray, int, TopK]:
     V = draw(sizes)
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     R, pad = 2, draw(st.sampled_from([0, 1, 64]))
@@ -67,26 +67,26 @@ def cases(draw: st.DrawFn, sizes: st.SearchStrategy[int]) -> tuple[np.ndarray, i
     elif shape == "far apart":  # most of e is flushed to zero, yet the order must hold
         z_RW *= 100
     z_RW[:, V:] = rng.choice(np.array([np.nan, np.inf, 100], np.float32), (R, pad))
-    return z_RW, V, Record(kind="top_k", k=draw(st.sampled_from([1, 7, 50, 200])))
+    return z_RW, V, TopK(k=draw(st.sampled_from([1, 7, 50, 200])))
 
 
 @both
 @settings(max_examples=80, deadline=None)
 @given(case=cases(st.integers(1, 900)))
-def test_any_small_vocabulary(draw: Draw, case: tuple[np.ndarray, int, Record]) -> None:
+def test_any_small_vocabulary(draw: Draw, case: tuple[np.ndarray, int, TopK]) -> None:
     check(draw, *case)
 
 
 @both
 @settings(max_examples=5, deadline=None)
 @given(case=cases(st.sampled_from([2**17 + 1, 2**20])))
-def test_any_large_vocabulary(draw: Draw, case: tuple[np.ndarray, int, Record]) -> None:
+def test_any_large_vocabulary(draw: Draw, case: tuple[np.ndarray, int, TopK]) -> None:
     check(draw, *case)
 
 
 @pytest.mark.parametrize("name", ["normal, sd 0.7", "zipf"])
 def test_top_k_is_biased_where_anything_is_left_out(name: str) -> None:
-    z_V, record = ROWS[name], Record(kind="top_k", k=12)
+    z_V, record = ROWS[name], TopK(k=12)
     made = draw_numba(
         z_V[None], len(z_V), np.zeros(1, int), no_candidates(1), np.empty((1, 0)), record
     )

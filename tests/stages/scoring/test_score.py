@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
-from stages.config import Record
+from stages.config import Counts, HeadTail, Record, Sampled, TopK
 from stages.models.model import Head
 from stages.scoring.drawn import REST_BITS
 from stages.scoring.score import batches, score_rows, scoring_head
@@ -18,12 +18,12 @@ from storage.rows import Rows
 from tests.stages.scoring.cases import CONTEXT, REAL, load, log_probs, sequences, write_teacher
 
 RECORDS = {
-    "sampled": Record(kind="sampled"),
-    "systematic": Record(kind="counts", draws=20),
-    "multinomial": Record(kind="counts", draws=20, sampler="multinomial"),
-    "head_tail": Record(kind="head_tail", tau=0.05),
-    "top_k": Record(kind="top_k", k=9),
-    "copies": Record(tau=0.05, copies=3, logp=True, loss_temperature=2.0),
+    "sampled": Sampled(),
+    "systematic": Counts(draws=20),
+    "multinomial": Counts(draws=20, sampler="multinomial"),
+    "head_tail": HeadTail(tau=0.05),
+    "top_k": TopK(k=9),
+    "copies": HeadTail(tau=0.05, copies=3, logp=True, loss_temperature=2.0),
 }
 every_record = pytest.mark.parametrize("record", RECORDS.values(), ids=RECORDS)
 
@@ -69,7 +69,7 @@ def test_one_position_off_would_show(teacher: PreTrainedModel) -> None:
 def test_heads_hold_candidates_and_exact_log_p(teacher: PreTrainedModel) -> None:
     rows = sequences(10, candidates=4)
     log_p_TV = log_probs(teacher, rows, temperature=1.5)
-    scored = score(teacher, rows, Record(tau=0.05, candidates=3, temperature=1.5))
+    scored = score(teacher, rows, HeadTail(tau=0.05, candidates=3, temperature=1.5))
     entry = np.concatenate([[0], np.cumsum(scored["nu"], dtype=np.int64)])
     head = np.concatenate([[0], np.cumsum(scored["nh"], dtype=np.int64)])
     cand_TC = rows["cand"].reshape(-1, 4)
@@ -95,7 +95,7 @@ def test_what_the_sequences_held_is_carried_over(teacher: PreTrainedModel, recor
 
 def test_a_corpus_has_neither_candidates_nor_reference(teacher: PreTrainedModel) -> None:
     rows = sequences(5, candidates=0, reference=False)
-    scored = score(teacher, rows, Record(candidates=0))
+    scored = score(teacher, rows, HeadTail(candidates=0))
     assert "ref_lp" not in scored
     assert scored.tokens == rows.tokens
 
@@ -125,7 +125,7 @@ def test_neither_batching_nor_order_changes_a_record(
 
 
 def test_another_seed_gives_other_draws_of_the_same_distribution(teacher: PreTrainedModel) -> None:
-    rows, record = sequences(8), Record(candidates=0)
+    rows, record = sequences(8), HeadTail(candidates=0)
     head = scoring_head(teacher)
     one, two = (score_rows(teacher, head, rows, record, seed, vocab_size=REAL) for seed in (1, 2))
     np.testing.assert_array_equal(one["nh"], two["nh"])
@@ -137,7 +137,7 @@ def test_padding_rows_of_the_vocabulary_hold_no_probability(teacher: PreTrainedM
     """The surplus rows are as likely as any here; counting them in would shift every log p."""
     rows = sequences(10)
     padded_T = log_probs(teacher, rows, real=96)[np.arange(rows.tokens), rows["tok"]]
-    scored = score(teacher, rows, Record(kind="counts", draws=200))
+    scored = score(teacher, rows, Counts(draws=200))
     assert (scored["lp"] - padded_T).mean() > 0.01
     assert scored["ids"].max() < REAL
 
@@ -187,7 +187,7 @@ def test_logits_exist_for_one_chunk_at_a_time(teacher: PreTrainedModel) -> None:
     head = scoring_head(teacher)
     with _Largest() as largest:
         score_rows(
-            teacher, head, rows, Record(), 0, vocab_size=REAL,
+            teacher, head, rows, HeadTail(), 0, vocab_size=REAL,
             tokens_per_batch=120, rows_per_chunk=8,
         )  # fmt: skip
     assert largest.numel < 120 * 96 < rows.tokens * 96
@@ -207,10 +207,10 @@ def test_progress_counts_every_position(teacher: PreTrainedModel) -> None:
 def test_a_sequence_longer_than_the_context_is_named(teacher: PreTrainedModel) -> None:
     row = {**sequences(1).sequence(0), "seq_id": 4242, "tok": np.zeros(1, int)}
     row |= {"cand": np.arange(4), "ref_lp": np.zeros(1), "prompt": np.zeros(CONTEXT, int)}
-    score(teacher, Rows.from_sequences([row]), Record())  # the last token is predicted, never fed
+    score(teacher, Rows.from_sequences([row]), HeadTail())  # the last token is predicted, never fed
     row["prompt"] = np.zeros(CONTEXT + 1, int)
     with pytest.raises(DataError, match=r"sequence 4242 has 26 tokens.*context of 24"):
-        score(teacher, Rows.from_sequences([row]), Record())
+        score(teacher, Rows.from_sequences([row]), HeadTail())
 
 
 @pytest.mark.parametrize("column", ["prompt", "tok", "cand"])
@@ -221,23 +221,23 @@ def test_ids_outside_the_vocabulary_are_named(teacher: PreTrainedModel, column: 
     values[rows.offsets[level][3]] = REAL  # a row of the head, but not of the tokenizer
     broken = Rows(rows.columns | {column: values}, rows.offsets)
     with pytest.raises(DataError, match=f"sequence 1003: id {REAL} in column '{column}'"):
-        score(teacher, broken, Record())
+        score(teacher, broken, HeadTail())
 
 
 def test_too_few_candidates_are_refused(teacher: PreTrainedModel) -> None:
-    with pytest.raises(ConfigError, match=r"record.candidates = 4, but the sequences keep 2"):
-        score(teacher, sequences(3, candidates=2), Record(candidates=4))
+    with pytest.raises(ConfigError, match=r"record.candidates is 4, but the sequences keep 2"):
+        score(teacher, sequences(3, candidates=2), HeadTail(candidates=4))
     with pytest.raises(ConfigError, match="keep 0"):
-        score(teacher, sequences(3, candidates=0), Record(candidates=4))
+        score(teacher, sequences(3, candidates=0), HeadTail(candidates=4))
 
 
 def test_nan_logits_are_refused_by_sequence_and_position(teacher: PreTrainedModel) -> None:
     weight = scoring_head(teacher).weight.clone()
     weight[17] = torch.nan
     with pytest.raises(EngineError, match=r"sequence 1000, position 0 .*NaN"):
-        score_rows(teacher, Head(weight), sequences(1), Record(), 0, vocab_size=REAL)
+        score_rows(teacher, Head(weight), sequences(1), HeadTail(), 0, vocab_size=REAL)
     weight[17], weight[REAL] = 0, torch.nan  # what a padding row says is nobody's business
-    score_rows(teacher, Head(weight), sequences(1), Record(), 0, vocab_size=REAL)
+    score_rows(teacher, Head(weight), sequences(1), HeadTail(), 0, vocab_size=REAL)
 
 
 def test_an_impossible_realised_token_is_refused_by_name(teacher: PreTrainedModel) -> None:
@@ -250,7 +250,7 @@ def test_an_impossible_realised_token_is_refused_by_name(teacher: PreTrainedMode
     row = int(np.searchsorted(rows.offsets["position"], first, side="right")) - 1
     place = first - rows.offsets["position"][row]
     with pytest.raises(EngineError, match=rf"sequence \d+, position \d+ \(token {tok}\)") as caught:
-        score_rows(teacher, head, rows.take([row]), Record(), 0, vocab_size=REAL)
+        score_rows(teacher, head, rows.take([row]), HeadTail(), 0, vocab_size=REAL)
     assert f"sequence {1000 + row}, position {place} " in str(caught.value)
 
 
@@ -260,7 +260,7 @@ def test_impossible_other_tokens_are_fine(teacher: PreTrainedModel) -> None:
     bias = torch.zeros(96)
     bias[unused] = -torch.inf
     head = Head(scoring_head(teacher).weight, bias)
-    scored = score_rows(teacher, head, rows, Record(), 0, vocab_size=REAL)
+    scored = score_rows(teacher, head, rows, HeadTail(), 0, vocab_size=REAL)
     for name in ("lp", "ent", "rest", "hlp"):
         assert np.isfinite(scored[name]).all(), name
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from stages.config import Record, Sampling, ScoreRun
+from stages.config import Counts, HeadTail, Record, Sampled, Sampling, ScoreRun, TopK
 from stages.engines.base import Request
 from stages.models.model import load_model
 from stages.scoring.drawn import REST_BITS
@@ -40,14 +40,14 @@ NAN_ID = 7
 """Id whose embedding is NaN in the damaged teacher."""
 
 RECORDS = {
-    "sampled": Record(kind="sampled"),
-    "systematic": Record(kind="counts", draws=20),
-    "multinomial": Record(kind="counts", draws=20, sampler="multinomial", copies=2, logp=True),
-    "head_tail": Record(kind="head_tail", tau=0.05),
-    "copies": Record(kind="head_tail", tau=0.05, copies=3, logp=True, candidates=2),
-    "temperature": Record(kind="head_tail", temperature=0.7, loss_temperature=2.0, candidates=0),
-    "calibrated": Record(kind="head_tail", entries=12.0).calibrated(0.1),
-    "top_k": Record(kind="top_k", k=10),
+    "sampled": Sampled(),
+    "systematic": Counts(draws=20),
+    "multinomial": Counts(draws=20, sampler="multinomial", copies=2, logp=True),
+    "head_tail": HeadTail(tau=0.05),
+    "copies": HeadTail(tau=0.05, copies=3, logp=True, candidates=2),
+    "temperature": HeadTail(temperature=0.7, loss_temperature=2.0, candidates=0),
+    "calibrated": HeadTail(entries=12.0).calibrated(0.1),
+    "top_k": TopK(k=10),
 }
 
 
@@ -150,7 +150,7 @@ def test_every_record_is_the_one_transformers_makes(
 def test_log_p_is_that_of_a_plain_forward(vllm: Scorer, teacher: Path) -> None:
     rows = sequences(12)
     log_p_TV = log_probs(load_model(teacher, "float32", "cpu"), rows)
-    found = vllm.score(rows, Record(tau=0.05), SEED)
+    found = vllm.score(rows, HeadTail(tau=0.05), SEED)
     expected_T = log_p_TV[np.arange(rows.tokens), rows["tok"]]
     np.testing.assert_allclose(found["lp"], expected_T, atol=2e-5)
     entropy_T = -(np.exp(log_p_TV) * log_p_TV).sum(axis=1)
@@ -158,7 +158,7 @@ def test_log_p_is_that_of_a_plain_forward(vllm: Scorer, teacher: Path) -> None:
 
 
 def test_other_seeds_draw_other_ids(vllm: Scorer) -> None:
-    rows, record = sequences(6), Record(kind="counts", draws=8)
+    rows, record = sequences(6), Counts(draws=8)
     one, two = (vllm.score(rows, record, seed)["ids"] for seed in (-1, 2**70 + 5))
     assert len(one) != len(two) or (one != two).any()
 
@@ -175,7 +175,9 @@ def test_sequences_of_no_and_of_one_position(vllm: Scorer, transformers: Scorer)
         empty = rows.take([0, 4])
         assert_same(vllm.score(empty, record, SEED), transformers.score(empty, record, SEED))
     nothing = rows.take([])
-    assert_same(vllm.score(nothing, Record(), SEED), transformers.score(nothing, Record(), SEED))
+    assert_same(
+        vllm.score(nothing, HeadTail(), SEED), transformers.score(nothing, HeadTail(), SEED)
+    )
 
 
 def with_prompt(rows: Rows, prompt: np.ndarray) -> Rows:
@@ -187,10 +189,10 @@ def test_what_cannot_be_scored_is_refused_as_transformers_does(
 ) -> None:
     rows = sequences(2)
     cases: list[tuple[type[Exception], Rows, Record]] = [
-        (DataError, with_prompt(rows, np.zeros(CONTEXT, int)), Record()),
-        (DataError, with_prompt(rows, np.zeros(0, int)), Record()),
-        (DataError, with_prompt(rows, np.array([REAL])), Record()),
-        (ConfigError, rows, Record(candidates=5)),
+        (DataError, with_prompt(rows, np.zeros(CONTEXT, int)), HeadTail()),
+        (DataError, with_prompt(rows, np.zeros(0, int)), HeadTail()),
+        (DataError, with_prompt(rows, np.array([REAL])), HeadTail()),
+        (ConfigError, rows, HeadTail(candidates=5)),
     ]
     for kind, bad, record in cases:
         with pytest.raises(kind) as expected:
@@ -303,7 +305,7 @@ def test_a_head_of_another_kind(tmp_path: Path, vllm_slot: EngineSlot) -> None:
         model.model.embed_tokens.weight.mul_(5.0)
     model.save_pretrained(tmp_path)
     tokenizer(LETTERS).save_pretrained(tmp_path)
-    rows, record = sequences(15), Record(kind="sampled")
+    rows, record = sequences(15), Sampled()
     with open_scorer(tmp_path, "float32", ScoreRun(device="cpu")) as scorer:
         expected = scorer.score(rows, record, SEED)
     assert expected["lp"].std() > 0.5
@@ -348,7 +350,7 @@ def test_nan_is_named_by_sequence_and_position(damaged: Path, vllm_slot: EngineS
     )
     scorer = vllm_slot.open_scorer(damaged, kv_cache_mib=1, **IN_PIECES)
     with pytest.raises(EngineError) as found:
-        scorer.score(rows, Record(candidates=0), SEED)
+        scorer.score(rows, HeadTail(candidates=0), SEED)
     named = re.match(
         r"sequence 8, position (\d+) \(token (\d+)\): the logits hold NaN", str(found.value)
     )
@@ -357,7 +359,7 @@ def test_nan_is_named_by_sequence_and_position(damaged: Path, vllm_slot: EngineS
     # Attention may spread NaN over the tokens of the step that meets it, but to none before.
     assert 92 - 48 < position <= 91
     assert int(named[2]) == bad[position]
-    again = scorer.score(rows.take([0]), Record(candidates=0), SEED)
+    again = scorer.score(rows.take([0]), HeadTail(candidates=0), SEED)
     assert np.isfinite(again["lp"]).all()
 
 
@@ -365,14 +367,14 @@ def test_a_sequence_beyond_the_cache_is_refused(damaged: Path, vllm_slot: Engine
     scorer = vllm_slot.open_scorer(damaged, kv_cache_mib=1, **IN_PIECES)
     long = with_prompt(sequences(1), np.full(1 << 15, NAN_ID + 1))
     with pytest.raises(ConfigError, match=r"sequence 99 has 3\d+ tokens.*cache holds .*run.kv_ca"):
-        scorer.score(long, Record(), SEED)
+        scorer.score(long, HeadTail(), SEED)
 
 
 def test_generation_goes_on_after_scoring(
     vllm: Scorer, vllm_slot: EngineSlot, teacher: Path, tiny_model: Path
 ) -> None:
     """What is registered for scoring does not stay behind, and can come back."""
-    rows, record = sequences(3), Record(kind="sampled")
+    rows, record = sequences(3), Sampled()
     before = vllm.score(rows, record, SEED)
     generate = vllm_slot.open(tiny_model).generate
     request = Request(0, np.array([1, 5], np.uint32), 0)

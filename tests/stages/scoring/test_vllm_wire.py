@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from stages.config import Record
+from stages.config import HeadTail
 from stages.scoring.score import Positions
 from stages.scoring.vllm_wire import Answer, Request
 
@@ -17,7 +17,7 @@ def test_a_request_comes_through_json_like_values() -> None:
         seq_T=np.full(T, -(2**62)),
         index_T=np.arange(T),
     )
-    record = Record(kind="head_tail", tau=0.05).model_dump_json()
+    record = HeadTail(tau=0.05).model_dump_json()
     for seed in (0, -1, 2**64 + 3):
         sent = Request(17, positions, record, seed).to_kwargs()
         assert {type(value) for value in sent.values()} <= {int, str, bytes}

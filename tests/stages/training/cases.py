@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from stages.config import Record, Sampling
+from stages.config import HeadTail, Record, Sampling
 from stages.engines.base import Request, sequence_seed
 from stages.engines.transformers_engine import TransformersGenerator
 from stages.job import Input, Job
@@ -190,7 +190,7 @@ def make_world(
     shared: dict[str, Any] = {"teacher": identity(teacher), "words": teacher}
     answers = rollouts(teacher_model, count, seed=1)
     commit(root / "answers", answers, key=A_KEY, generator=identity(teacher), **shared)
-    record = record or Record(tau=0.1, candidates=2)
+    record = record or HeadTail(tau=0.1, candidates=2)
     visited = rollouts(
         load_model(reference, "float32", "cpu"),
         count,
@@ -206,7 +206,7 @@ def make_world(
         scored,
         key=B_KEY,
         record=record,
-        candidates=record.candidates if record.kind == "head_tail" else 0,
+        candidates=record.forced if record.kind == "head_tail" else 0,
         generator=identity(reference),
         **shared,
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.config import Record
+from stages.config import stored_record
 from storage.manifest import read_manifest
 from storage.rows import Rows
 from storage.shard import PartFile
@@ -19,7 +19,7 @@ def graded_world(root: Path, *, outcomes: bool = True, samples: int = SAMPLES) -
     """`make_world`, its records with outcomes and grouped into prompts of pass rates 0 to 1."""
     world = make_world(root)
     directory = root / "records"
-    record = Record.stored(read_manifest(directory).meta["record"])
+    record = stored_record(read_manifest(directory).meta["record"])
     with PartFile(directory / read_manifest(directory).parts[0].file) as part:
         rows = Rows.concat([part.read(group) for group in range(len(part.row_groups))])
     seq_id = rows["seq_id"]
