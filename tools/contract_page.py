@@ -31,6 +31,7 @@ INTRODUCTION = """\
 
 | objective | {columns} |
 {rows}
+
 An objective trained from records that cannot carry it does not fail; it converges to something
 else. Afterglow therefore checks `[train.objective]` against the manifest of the data before a model
 is loaded, prints what the combination is, and stores that with the student. The table shows default

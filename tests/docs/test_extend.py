@@ -1,0 +1,16 @@
+"""Every example of `docs/extend.md` does what the page says."""
+
+from pathlib import Path
+
+from tests.docs.extending import extended
+
+
+def test_objective(tmp_path: Path) -> None:
+    copy = extended("Objective", tmp_path)
+    copy.run("-c", "\n".join(copy.programs))
+    proofs = "tests/stages/objectives/test_proofs.py"
+    done = copy.run("-m", "pytest", "-q", "-p", "no:cacheprovider", proofs, "-k", "skew_chi2")
+    assert " passed" in done
+    copy.run("tools/contract_page.py")
+    rows = (tmp_path / "docs" / "contract.md").read_text().splitlines()
+    assert any(line.startswith("| `skew_chi2` | refused [") for line in rows)
