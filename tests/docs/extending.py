@@ -1,7 +1,7 @@
 """The examples of `docs/extend.md`, applied to a copy of the code.
 
 A section holds blocks of three kinds. `python` that begins with the comment of a path is that file;
-``diff` that begins with one changes it: lines marked `+` are added, lines marked `-` go, and what
+`diff` that begins with one changes it: lines marked `+` are added, lines marked `-` go, and what
 the others show must be there; any other `python` is a program.
 """
 
