@@ -1,7 +1,7 @@
 """Which record serves which objective, and what the result may be called.
 
 An objective trained from the wrong record does not fail, it converges to something else. So the
-configuration is held against the manifest of the data before any model is loaded, and the answer
+configuration is checked against the manifest of the data before any model is loaded, and the answer
 is printed and stored with the student. Each objective says what it is on a kind of record
 (`Objective.guarantee_on`); the rules here lower that where the way the data was made, an option or
 a weight does so.
@@ -105,8 +105,8 @@ def guarantee(
         ConfigError: the records cannot serve the objective; the message says which would.
     """
     cases = [Case(loss, objective.temperature, meta, weights) for loss in objective.losses]
-    weakest = max(cases, key=lambda case: WEAKEST_LAST.index(judged(case).level))
-    found = judged(weakest)
+    weakest = max(cases, key=lambda case: WEAKEST_LAST.index(promise(case).level))
+    found = promise(weakest)
     if found.level == "refused":
         raise ConfigError(_refusal(weakest, found.reason))
     _refuse_weights_of_the_draw(cases)
@@ -162,12 +162,12 @@ def on_kind(loss: Objective, kept: Kept | None) -> Guarantee:
     return loss.guarantee_on(kept or Kept(NO_TEACHER))
 
 
-def judged(case: Case) -> Guarantee:
+def promise(case: Case) -> Guarantee:
     """The weakest of what the objective and the rules say; of equals, the first."""
     found = on_kind(case.loss, case.kept)
     if found.level == "refused" or not case.loss.reads_teacher:
         return found
-    says = [found, *(said for rule in RULES if (said := rule.judge(case)) is not None)]
+    says = [found, *(said for rule in RULES if (said := rule.lowers_to(case)) is not None)]
     return max(says, key=lambda one: WEAKEST_LAST.index(one.level))
 
 
@@ -202,13 +202,10 @@ def _asked(case: Case) -> str:
     )
 
 
-def _as_recorded(case: Case) -> bool:
-    return case.temperature == case.record.get("temperature")
-
-
 def _weights_of_draws(case: Case) -> Guarantee | None:
     assert case.kept is not None, "without a teacher no rule is asked"
-    if _as_recorded(case) or not case.reads_draws or case.kept.logp:
+    as_recorded = case.temperature == case.record.get("temperature")
+    if as_recorded or not case.reads_draws or case.kept.logp:
         return None
     return Guarantee(
         "refused", f"{_asked(case)}; weights of drawn ids cannot be re-tempered without their log p"
@@ -217,7 +214,7 @@ def _weights_of_draws(case: Case) -> Guarantee | None:
 
 def _normaliser(case: Case) -> Guarantee | None:
     assert case.kept is not None, "without a teacher no rule is asked"
-    if _as_recorded(case) or case.record.get("loss_temperature") == case.temperature:
+    if case.temperature in (case.record.get("temperature"), case.record.get("loss_temperature")):
         return None
     if not case.kept.logp:
         return Guarantee("refused", f"{_asked(case)}, for which it keeps no normaliser")
@@ -269,7 +266,7 @@ class Rule(NamedTuple):
 
     sentence: str
     """For people."""
-    judge: Callable[[Case], Guarantee | None]
+    lowers_to: Callable[[Case], Guarantee | None]
     """What is left, or None where the rule does not apply."""
 
 
@@ -346,7 +343,7 @@ def _refusal(case: Case, reason: str) -> str:
         other.label
         for other in variants()
         if other.label != label
-        and judged(Case(other, case.temperature, case.meta)).level != "refused"
+        and promise(Case(other, case.temperature, case.meta)).level != "refused"
     ]
     if others:
         remedies.append(f"train another objective on these ({', '.join(others)})")

@@ -14,8 +14,8 @@ from stages.objectives.contract import (
     Case,
     all_rows,
     guarantee,
-    judged,
     on_kind,
+    promise,
 )
 from stages.objectives.reverse_kl import ReverseKL
 from stages.weights.pass_rate import PassRate
@@ -179,8 +179,8 @@ def test_every_rule_decides_some_case(rule: int, objective: dict, changes: dict)
     weights = changes.pop("weights", ())
     temperature = objective.get("temperature", 1.0)
     case = Case(wanted(**objective), temperature, {**meta(), **changes}, weights)
-    said = RULES[rule].judge(case)
-    assert said == judged(case) != on_kind(case.loss, case.kept)
+    said = RULES[rule].lowers_to(case)
+    assert said == promise(case) != on_kind(case.loss, case.kept)
     assert len(RULES) == 7, "a rule without a case here may be one that can never speak"
 
 
