@@ -157,25 +157,24 @@ class Student(Training):
             )
         return self
 
-    @model_validator(mode="after")
-    def _scratch_has_a_shape(self) -> Self:
+    def completed(self, origin: StageTable | None) -> Self:
+        """Nothing follows from the data, but a model from scratch needs a shape."""
         if self.init == "scratch" and self.architecture is None:
-            raise ValueError('train.init = "scratch" needs [train.architecture]')
+            raise ValueError('init = "scratch" needs [train.architecture]')
         return self
 
     def sources(self) -> Mapping[str, str | None]:
-        """The start, and records or, with the teacher in the loop, what a live record is like."""
+        """The start, and the data; with the teacher in the loop, a set to take after, and the teacher."""
         chosen: dict[str, str | None] = {}
         if self.init != "sft":
             chosen["init"] = None if self.init == "scratch" else self.init
         if self.data == "live":
-            return {**chosen, "data": None}
-        return {
-            **chosen,
-            "records": None,
-            "teacher": None,
-            **({"data": self.data} if self.data else {}),
-        }
+            chosen["data"] = None
+        else:
+            chosen |= {"records": None, "teacher": None}
+            if self.data:
+                chosen["data"] = self.data
+        return chosen
 
     @property
     def reads_all(self) -> bool:
