@@ -164,7 +164,7 @@ class Student(Training):
         return self
 
     def sources(self) -> Mapping[str, str | None]:
-        """The start, and the data; with the teacher in the loop, a set to take after, and the teacher."""
+        """The start and the data; with the teacher in the loop, the records it imitates."""
         chosen: dict[str, str | None] = {}
         if self.init != "sft":
             chosen["init"] = None if self.init == "scratch" else self.init
