@@ -162,25 +162,22 @@ def _parse_override(text: str) -> Tree:
 def _explain(error: ValidationError, tree: Tree) -> str:
     lines: list[str] = []
     for issue in error.errors():
-        where = ".".join(_fields(issue["loc"], tree, issue["type"] == "missing")) or "recipe"
-        lines.append(f"{where}: {issue['msg']}")
+        path = [str(part) for part in issue["loc"]]
+        if path and path[0] in tree:  # else relative to a table of comparisons
+            path = _fields(path, tree, missing=issue["type"] == "missing")
+        lines.append(f"{'.'.join(path) or 'recipe'}: {issue['msg']}")
     return "; ".join(lines) + ". `afterglow config` prints all fields."
 
 
-def _fields(location: tuple[int | str, ...], tree: Tree, missing: bool) -> list[str]:
-    """The path of a field, without the names of union members that pydantic puts between.
+def _fields(path: list[str], tree: object, *, missing: bool) -> list[str]:
+    """`path` without the names of union members that pydantic puts between fields.
 
     A name that the recipe does not have at its place is such a member, unless a field is missing.
     """
-    *tables, last = (str(part) for part in location) if location else [""]
-    if location and location[0] not in tree:  # relative to a table of comparisons
-        return [*tables, last]
-    fields: list[str] = []
-    below: object = tree
-    for table in tables:
-        inside: Tree = below if isinstance(below, dict) else {table: None}
-        if table in inside:
-            fields.append(table)
-            below = inside[table]
-    known = not isinstance(below, dict) or last in below or missing
-    return [*fields, last] if known and last else fields
+    if not path or not isinstance(tree, dict):
+        return path
+    first, *rest = path
+    table = cast("Tree", tree)
+    if first in table:
+        return [first, *_fields(rest, table[first], missing=missing)]
+    return path if missing and not rest else _fields(rest, table, missing=missing)
