@@ -14,3 +14,8 @@ def test_objective(tmp_path: Path) -> None:
     copy.run("tools/contract_page.py")
     rows = (tmp_path / "docs" / "contract.md").read_text().splitlines()
     assert any(line.startswith("| `skew_chi2` | refused [") for line in rows)
+
+
+def test_record_kind(tmp_path: Path) -> None:
+    copy = extended("Record kind", tmp_path)
+    copy.run("-c", "\n".join(copy.programs))
