@@ -2,19 +2,20 @@
 
 Text: documents are encoded in the order of the files, each followed by the end token, and the
 stream is cut into windows; a window's prompt is the begin token, its response the rest. A task:
-prompt and worked solution of each problem, the solution followed by the end token. Nobody sampled
+prompt and worked solution of each problem, the solution followed by the end token. No model sampled
 these sequences, so there is no `ref_lp` and there are no candidates.
 
 Windows are shuffled; the last `holdout` of them form split `holdout`. The set keeps its tokenizer
-in `tokenizer/`. Tokenizer and token ids are made once, in `.work/prepared`: `plan` needs their
-number. The directory appears there whole, so processes that race agree on one of them.
+in `tokenizer/`. Tokenizer and token ids are made once, in `.work/prepared`, because `plan` needs
+their number. The directory appears under its name only when complete, so racing processes agree on
+one of them.
 """
 
 import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -27,9 +28,10 @@ from numpy.typing import NDArray
 from stages.config import Corpus
 from stages.counter import shuffled
 from stages.data.sources import corpus_files
-from stages.data.tasks import Problem, task
+from stages.data.tasks import task
 from stages.generation import held_out_count, split_parts
 from stages.job import Job, ShardSpec
+from stages.models.descent import TOKENIZER
 from stages.models.identity import chat_template_hash, tokenizer_hash
 from stages.models.tokenizer import copy_tokenizer, load_tokenizer, make_tokenizer
 from storage.errors import DataError
@@ -42,7 +44,6 @@ from storage.shard import PartWriter
 
 log = logging.getLogger(__name__)
 
-TOKENIZER = "tokenizer"
 _TOKENS, _OFFSETS, _FACTS = "tokens.u32", "offsets.i64", "facts.json"
 _BLOCK = 256
 """Problems encoded, and sequences written, at a time."""
@@ -66,6 +67,15 @@ class Prepared:
     end: int
     window: int
     """Response tokens of a window of text; 0 for a task."""
+
+    @property
+    def tokenizer(self) -> dict[str, str]:
+        """Hashes of the tokenizer and its chat template."""
+        directory = self.directory / TOKENIZER
+        return {
+            "tokenizer": tokenizer_hash(directory),
+            "chat_template": chat_template_hash(directory),
+        }
 
     def __len__(self) -> int:
         return -(-len(self.tokens) // self.window) if self.window else len(self.bounds) // 2
@@ -105,7 +115,7 @@ def run_shard(job: Job[Corpus], spec: ShardSpec, engine: Prepared) -> Part:
         key=job.key,
         kind="sequences",
         vocab_size=engine.vocab_size,
-        tokenizer=_tokenizer(engine),
+        tokenizer=engine.tokenizer,
     )
     with PartWriter(job.directory, spec.index, meta, spec.split) as writer:
         for start in range(0, spec.count, _BLOCK):
@@ -124,7 +134,7 @@ def commit(job: Job[Corpus]) -> Manifest:
         job.directory,
         job.identity(
             "sequences",
-            tokenizer=_tokenizer(prepared),
+            tokenizer=prepared.tokenizer,
             meta={
                 "candidates": 0,
                 "vocab_size": prepared.vocab_size,
@@ -135,14 +145,6 @@ def commit(job: Job[Corpus]) -> Manifest:
         len(plan(job)),
         files=copy_tokenizer(prepared.directory / TOKENIZER, job.directory / TOKENIZER),
     )
-
-
-def _tokenizer(prepared: Prepared) -> dict[str, str]:
-    directory = prepared.directory / TOKENIZER
-    return {
-        "tokenizer": tokenizer_hash(directory),
-        "chat_template": chat_template_hash(directory),
-    }
 
 
 def _rows(prepared: Prepared, indices: NDArray[np.int64], right: bool) -> Rows:
@@ -178,28 +180,19 @@ def _prepare(job: Job[Corpus]) -> Prepared:
             with disk_errors(directory):
                 temporary.mkdir(parents=True)
             _tokenise(job.config, temporary)
-            _rename(temporary, directory)
+            with disk_errors(directory):
+                for file in temporary.rglob("*.*"):
+                    with file.open("rb") as stream:
+                        os.fsync(stream.fileno())
+                try:
+                    temporary.rename(directory)
+                except OSError:
+                    if not directory.is_dir():
+                        raise
+                    log.info("%s: another process has made it meanwhile", directory)
+                sync_directory(directory.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    return _open(directory)
-
-
-def _rename(temporary: Path, directory: Path) -> None:
-    """Give the finished directory its name, unless another process was faster."""
-    with disk_errors(directory):
-        for file in temporary.rglob("*.*"):
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
-        try:
-            temporary.rename(directory)
-        except OSError:
-            if not directory.is_dir():
-                raise
-            log.info("%s: made by another process meanwhile", directory)
-        sync_directory(directory.parent)
-
-
-def _open(directory: Path) -> Prepared:
     facts = json.loads((directory / _FACTS).read_text())
     return Prepared(
         directory=directory,
@@ -220,11 +213,13 @@ def _tokenise(config: Corpus, directory: Path) -> None:
             f"{config.tokenizer.path}: the tokenizer has no end token, which separates documents. "
             "Set its `eos_token`."
         )
-    if config.task is not None:
-        pieces = _task_pieces(config, tokenizer, end)
-    else:
-        pieces = _text_pieces(config, tokenizer, end)
-    lengths = _write_tokens(directory / _TOKENS, pieces)
+    make_pieces = _text_pieces if config.task is None else _task_pieces
+    lengths: list[int] = []
+    with (directory / _TOKENS).open("wb") as stream:
+        for piece in make_pieces(config, tokenizer, end):
+            with disk_errors(directory / _TOKENS):
+                stream.write(np.array(piece, np.uint32).tobytes())
+            lengths.append(len(piece))
     if not lengths:
         raise DataError(f"{', '.join(config.text)}: no text in these files")
     bounds = offsets_of(lengths) if config.task is not None else np.zeros(0, np.int64)
@@ -236,17 +231,6 @@ def _tokenise(config: Corpus, directory: Path) -> None:
         "window": 0 if config.task is not None else max(config.sequence_length - 1, 1),
     }
     (directory / _FACTS).write_text(json.dumps(facts))
-
-
-def _write_tokens(path: Path, pieces: Iterable[list[int]]) -> list[int]:
-    """Write token ids one piece after the other; returns the lengths of the pieces."""
-    lengths: list[int] = []
-    with path.open("wb") as stream:
-        for piece in pieces:
-            with disk_errors(path):
-                stream.write(np.array(piece, np.uint32).tobytes())
-            lengths.append(len(piece))
-    return lengths
 
 
 def _text_pieces(config: Corpus, tokenizer: Any, end: int) -> Iterator[list[int]]:
@@ -263,7 +247,7 @@ def _text_pieces(config: Corpus, tokenizer: Any, end: int) -> Iterator[list[int]
 def _task_pieces(config: Corpus, tokenizer: Any, end: int) -> Iterator[list[int]]:
     """Prompt and response of each problem, alternating."""
     chat = bool(tokenizer.chat_template)
-    problems = iter(_problems(config))
+    problems = iter(task(config.task or "").problems(0, config.count, config.seed))
     while block := list(islice(problems, _BLOCK)):
         prompts = [problem.prompt for problem in block]
         if chat:
@@ -279,15 +263,12 @@ def _task_pieces(config: Corpus, tokenizer: Any, end: int) -> Iterator[list[int]
             yield [*rest, end]
 
 
-def _problems(config: Corpus) -> list[Problem]:
-    return task(config.task or "").problems(0, config.count, config.seed)
-
-
 def _documents(config: Corpus) -> Iterator[str]:
     """What a tokenizer is made from: the text, or a task's characters, problems and solutions."""
     if config.task is not None:
         yield task(config.task).characters
-        yield from (problem.prompt + problem.response for problem in _problems(config))
+        for problem in task(config.task).problems(0, config.count, config.seed):
+            yield problem.prompt + problem.response
         return
     for file in corpus_files(config):
         yield from file_pieces(file)

@@ -2,12 +2,12 @@
 
 Inputs by role:
 
-    model     the model to judge
+    model     the model to evaluate
     records   a `teacher-logits` set; its held-out split gives KL and calibration
     text      a set of sequences; its held-out split gives loss, calibration and acceptance
     teacher   run beside the model on `text`, and for the gradients of the whole distribution
     data      the records a student learnt from: their gradients, and their size
-    at        the model at whose weights gradients are compared, if not the one to judge
+    at        the model at whose weights gradients are compared, if not the evaluated one
 
 All but the first may be absent. Output:
 
@@ -44,7 +44,6 @@ from stages.models.identity import check_tokenizer, local_directory, tokenizer_h
 from stages.models.tokenizer import load_tokenizer
 from stages.reporting.table import EVALUATION
 from storage.errors import EngineError
-from storage.files.place import Place
 from storage.files.write import create_once
 from storage.manifest import Manifest, build_manifest, read_manifest
 
@@ -65,53 +64,48 @@ def run(job: Job[Evaluate]) -> Manifest:
         RetryError: the disk refused.
     """
     prepare_environment()
-    model = local_directory(job.inputs["model"])
-    _check_tokens(job, model)
-    job.directory.mkdir(parents=True, exist_ok=True)
-    answers, metrics = job.directory / ANSWERS, job.directory / EVALUATION
-    if job.config.prompts is not None and not answers.exists():
-        write_answers(answers, _answers(job, model, job.config.prompts))
-    if not metrics.exists():
-        found = {**_accuracy(answers), **_measured(job, model)}
-        log.info("%s: %s", job.name, ", ".join(f"{name} {value}" for name, value in found.items()))
-        create_once(metrics, _story(job, model, found))
-    return _manifest(job, model)
-
-
-def _check_tokens(job: Job[Evaluate], model: Path) -> None:
-    """Sets of another vocabulary would give figures, and none would mean anything."""
-    for role in ("records", "text", "data"):
+    config, model = job.config, local_directory(job.inputs["model"])
+    for role in ("records", "text", "data"):  # figures on another vocabulary would mean nothing
         if role in job.inputs:
             directory = job.inputs[role].directory
             expected = data_tokenizer(directory, read_manifest(directory))
             check_tokenizer(expected, tokenizer_hash(model), str(directory), str(model))
+    job.directory.mkdir(parents=True, exist_ok=True)
+    answers, evaluation = job.directory / ANSWERS, job.directory / EVALUATION
+    made_here = manifest_of_model(model)
+    if config.prompts is not None and not answers.exists():
+        write_answers(answers, _answers(job, model, config.prompts))
+    if not evaluation.exists():
+        found: dict[str, object] = dict(accuracy(read_answers(answers))) if answers.exists() else {}
+        if set(job.inputs) != {"model"}:
+            # Imported here and not above: the engine's settings must precede torch.
+            from stages.evaluation.measure import measure
 
-
-def _accuracy(answers: Place) -> dict[str, object]:
-    """Figures of the answers; nothing without prompts."""
-    return dict(accuracy(read_answers(answers))) if answers.exists() else {}
-
-
-def _measured(job: Job[Evaluate], model: Path) -> dict[str, object]:
-    """Figures of the passes over what is held out; nothing where the model is all there is."""
-    if set(job.inputs) == {"model"}:
-        return {}
-    # Loaded here and not above: the engine's settings must precede torch.
-    from stages.evaluation.measure import measure
-
-    return measure(job, model)
-
-
-# ---------------------------------------------------------------------------------------------
-# Answers
+            found |= measure(job, model)
+        log.info("%s: %s", job.name, ", ".join(f"{name} {value}" for name, value in found.items()))
+        content = {
+            "metrics": found,
+            "sampling": config.sampling.model_dump() if config.prompts else None,
+            "n": config.n,
+            "guarantee": made_here.meta.get("guarantee") if made_here else None,
+        }
+        create_once(evaluation, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+    return build_manifest(
+        job.directory,
+        job.identity(
+            "metrics",
+            teacher=made_here.teacher if made_here else None,
+            meta={"metrics": json.loads(evaluation.read_bytes())["metrics"]},
+        ),
+        files=[EVALUATION, *([ANSWERS] if config.prompts is not None else [])],
+    )
 
 
 def _answers(job: Job[Evaluate], model: Path, source: PromptSource) -> list[Answer]:
     """All answers, sampled ones first, in the order of prompts."""
     config, facts = job.config, model_facts(model)
     prompts = load_prompts(source, model)
-    if facts.context is not None:
-        prompts.check_context(facts.context)
+    prompts.check_context(facts.context)
     longest = config.sampling.max_tokens
     rounds = [_Round(config.sampling, config.n)]
     if config.greedy:
@@ -124,12 +118,12 @@ def _answers(job: Job[Evaluate], model: Path, source: PromptSource) -> list[Answ
             max_model_len=needed_context(facts, prompts.longest, longest, config.run),
             seed=job.seed,
         ) as generator:
-            said = [_ask(generator, prompts, one, job.seed) for one in rounds]
+            drawn = [_draw(generator, prompts, one, job.seed) for one in rounds]
         tokenizer = load_tokenizer(model)
         return [
             answer
-            for one, completions in zip(rounds, said, strict=True)
-            for answer in _judge(completions, prompts, one, tokenizer, check)
+            for one, completions in zip(rounds, drawn, strict=True)
+            for answer in _verified(completions, prompts, one, tokenizer, check)
         ]
 
 
@@ -141,10 +135,10 @@ class _Round:
     n: int
 
 
-def _ask(generator: Generator, prompts: Prompts, one: _Round, seed: int) -> list[Completion]:
+def _draw(generator: Generator, prompts: Prompts, one: _Round, seed: int) -> list[Completion]:
     """The completions of a round: n for the first prompt, n for the second, ...
 
-    Seeds do not depend on the model, so all models of a table are asked with the same random
+    Seeds do not depend on the model, so all models of a table draw with the same random
     numbers, which takes some noise out of their differences.
 
     Raises:
@@ -163,7 +157,7 @@ def _ask(generator: Generator, prompts: Prompts, one: _Round, seed: int) -> list
     return [done[i] for i in asked]
 
 
-def _judge(
+def _verified(
     completions: list[Completion],
     prompts: Prompts,
     one: _Round,
@@ -186,32 +180,3 @@ def _judge(
             outcome=outcome,
             text=text,
         )
-
-
-# ---------------------------------------------------------------------------------------------
-# Output
-
-
-def _story(job: Job[Evaluate], model: Path, metrics: dict[str, object]) -> bytes:
-    """Content of evaluation.json."""
-    made_here = manifest_of_model(model)
-    story = {
-        "metrics": metrics,
-        "sampling": job.config.sampling.model_dump() if job.config.prompts else None,
-        "n": job.config.n,
-        "guarantee": made_here.meta.get("guarantee") if made_here else None,
-    }
-    return (json.dumps(story, indent=1, allow_nan=False) + "\n").encode()
-
-
-def _manifest(job: Job[Evaluate], model: Path) -> Manifest:
-    made_here = manifest_of_model(model)
-    return build_manifest(
-        job.directory,
-        job.identity(
-            "metrics",
-            teacher=made_here.teacher if made_here else None,
-            meta={"metrics": json.loads((job.directory / EVALUATION).read_bytes())["metrics"]},
-        ),
-        files=[EVALUATION, *([ANSWERS] if job.config.prompts is not None else [])],
-    )

@@ -46,7 +46,7 @@ _SECONDS_PER_LINE = 30.0
 
 
 @dataclass(frozen=True)
-class Order:
+class SampleOrder:
     """Which prompt and sample the i-th sequence of a set is."""
 
     prompts: int
@@ -69,10 +69,6 @@ class Order:
         sample, rank = np.divmod(np.where(inside, index, index - self.boundary), per_sample)
         rank += np.where(inside, 0, trained)
         return shuffled(rank, self.prompts, self.seed), sample
-
-    def parts(self, per_part: int) -> list[ShardSpec]:
-        """Parts of at most `per_part` sequences; none holds both splits."""
-        return split_parts(self.boundary, self.prompts * self.n, per_part)
 
 
 def split_parts(boundary: int, total: int, per_part: int) -> list[ShardSpec]:
@@ -110,11 +106,10 @@ class Generation:
 
     @cached_property
     def prompts(self) -> Prompts:
-        """The prompts as the model's token ids; refused if one leaves no room for a response."""
+        """The prompts as the model's token ids; each leaves room for a response."""
         source = self.config.prompts.model_dump_json()
         prompts = _load_prompts(self.job.key, source, self.model)
-        if self.facts.context is not None:
-            prompts.check_context(self.facts.context)
+        prompts.check_context(self.facts.context)
         return prompts
 
     @cached_property
@@ -134,15 +129,16 @@ class Generation:
         return model_identity(self.model, self.writer.dtype, cache, self.writer.called)
 
     @cached_property
-    def order(self) -> Order:
+    def order(self) -> SampleOrder:
         """The order of the set."""
         count = len(self.prompts)
         held_out = held_out_count(count, self.holdout)
-        return Order(count, held_out, self.config.n, self._seed("order"))
+        return SampleOrder(count, held_out, self.config.n, self._seed("order"))
 
     def plan(self) -> list[ShardSpec]:
         """The parts of the set."""
-        return self.order.parts(self.config.sequences_per_part)
+        order, per_part = self.order, self.config.sequences_per_part
+        return split_parts(order.boundary, order.prompts * order.n, per_part)
 
     def open_engine(self) -> AbstractContextManager[Generator]:
         """The engine with the model, its context just long enough."""
@@ -169,10 +165,19 @@ class Generation:
             Request(one.seq_id, one.prompt.ids, sequence_seed(seed, one.seq_id)) for one in drawn
         )
         completions = engine.generate(requests, self.config.sampling, self.candidates)
-        progress = _Progress(f"{self.job.name}, part {spec.index}", spec.count)
-        writer = PartWriter(self.job.directory, spec.index, self._set_meta(teacher), spec.split)
+        completions = _log_progress(completions, f"{self.job.name}, part {spec.index}", spec.count)
+        meta = SetMeta(
+            stage=self.job.stage,
+            key=self.job.key,
+            kind="sequences",
+            vocab_size=self.facts.vocab_size,
+            candidates=self.candidates,
+            tokenizer=self._tokenizer,
+            teacher=teacher,
+        )
+        writer = PartWriter(self.job.directory, spec.index, meta, spec.split)
         with writer, open_verifier(self.config.verifier) as check:
-            ordered = in_order(progress.watch(completions), [one.seq_id for one in drawn])
+            ordered = in_order(completions, [one.seq_id for one in drawn])
             for first in range(0, len(drawn), _BLOCK):
                 block = drawn[first : first + _BLOCK]
                 writer.write(self._rows(block, [next(ordered) for _ in block], check))
@@ -186,7 +191,7 @@ class Generation:
             job.identity(
                 "sequences",
                 teacher=teacher,
-                tokenizer=self._tokenizer(),
+                tokenizer=self._tokenizer,
                 meta={
                     "sampling": sampling.model_dump(),
                     "full_support": sampling.full_support,
@@ -205,22 +210,12 @@ class Generation:
         """Seed of this stage for one purpose: no two stages of a run share random numbers."""
         return int(hash64(self.job.seed, zlib.crc32(f"{self.job.stage}/{purpose}".encode()))[0])
 
+    @property
     def _tokenizer(self) -> dict[str, str]:
         return {
             "tokenizer": self.identity.tokenizer,
             "chat_template": self.identity.chat_template,
         }
-
-    def _set_meta(self, teacher: Any) -> SetMeta:
-        return SetMeta(
-            stage=self.job.stage,
-            key=self.job.key,
-            kind="sequences",
-            vocab_size=self.facts.vocab_size,
-            candidates=self.candidates,
-            tokenizer=self._tokenizer(),
-            teacher=teacher,
-        )
 
     def _rows(self, drawn: Sequence["_Drawn"], made: Sequence[Completion], check: Check) -> Rows:
         for completion in made:
@@ -289,27 +284,14 @@ def in_order(completions: Iterable[Completion], seq_ids: Sequence[int]) -> Itera
         yield waiting.pop(seq_id)
 
 
-class _Progress:
-    """One log line each half minute."""
-
-    def __init__(self, what: str, total: int) -> None:
-        self._what = what
-        self._total = total
-
-    def watch(self, completions: Iterable[Completion]) -> Iterator[Completion]:
-        """Pass completions on, counting them."""
-        start = last = time.monotonic()
-        tokens = 0
-        for done, completion in enumerate(completions, start=1):
-            tokens += len(completion.tok)
-            now = time.monotonic()
-            if now - last > _SECONDS_PER_LINE:
-                last = now
-                log.info(
-                    "%s: %d of %d sequences, %.0f tokens/s",
-                    self._what,
-                    done,
-                    self._total,
-                    tokens / (now - start),
-                )
-            yield completion
+def _log_progress(completions: Iterable[Completion], what: str, total: int) -> Iterator[Completion]:
+    """Pass completions on, with one log line each half minute."""
+    start = last = time.monotonic()
+    tokens = 0
+    for done, completion in enumerate(completions, start=1):
+        tokens += len(completion.tok)
+        now = time.monotonic()
+        if now - last > _SECONDS_PER_LINE:
+            last, rate = now, tokens / (now - start)
+            log.info("%s: %d of %d sequences, %.0f tokens/s", what, done, total, rate)
+        yield completion

@@ -11,6 +11,7 @@ from stages.config import SftData
 from stages.engines.base import Generator
 from stages.generation import Generation
 from stages.job import Job, ShardSpec
+from stages.models.descent import TOKENIZER
 from stages.models.tokenizer import copy_tokenizer
 from storage.manifest import Manifest, Part
 
@@ -42,7 +43,7 @@ def commit(job: Job[SftData]) -> Manifest:
         RetryError: parts are missing.
     """
     generation = _generation(job)
-    copies = copy_tokenizer(generation.model, job.directory / "tokenizer")
+    copies = copy_tokenizer(generation.model, job.directory / TOKENIZER)
     return generation.commit(generation.identity.to_json(), copies)
 
 

@@ -39,6 +39,11 @@ class PromptSource(Table):
     limit: Positive | None = None
     """Number of prompts read from `first` on; required for a task, default all for a file."""
 
+    @property
+    def where(self) -> str:
+        """The file or task, for messages."""
+        return self.path or f"task {self.task}"
+
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if (self.path is None) == (self.task is None):

@@ -1,6 +1,6 @@
-"""A process that judges mathematical answers: one JSON pair per line in, one outcome per line out.
+"""A process that checks mathematical answers: one JSON pair per line in, one outcome per line out.
 
-The first line out says that it is ready.
+The first line out is "ready".
 
 `stages.data.verifiers` runs it as a script, in a process of its own: comparing expressions may hang
 or exhaust memory in ways that only ending the process cures. It imports nothing of this package.
@@ -21,12 +21,12 @@ _SECONDS = 5
 
 @lru_cache(maxsize=4096)
 def gold(answer: str) -> list[Any]:
-    """The reference answer parsed as LaTeX, as which a bare answer has to be marked."""
+    """The reference answer parsed as LaTeX; a bare answer is marked as such first."""
     marked = "$" in answer or "\\boxed" in answer
     return parse(answer if marked else f"${answer}$", parsing_timeout=_SECONDS)
 
 
-def judge(text: str, answer: str) -> int:
+def check(text: str, answer: str) -> int:
     """1 right, 0 wrong, -1 where the reference answer cannot be parsed."""
     expected = gold(answer)
     if not expected:
@@ -37,17 +37,17 @@ def judge(text: str, answer: str) -> int:
 def main() -> None:
     """Serve until stdin ends."""
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
-    _say("ready")
+    _write("ready")
     for line in sys.stdin:
         text, answer = json.loads(line)
         try:
-            outcome = judge(text, answer)
+            outcome = check(text, answer)
         except (Exception, RecursionError, MemoryError):  # noqa: BLE001 - any failure is "not right"
             outcome = 0
-        _say(outcome)
+        _write(outcome)
 
 
-def _say(word: object) -> None:
+def _write(word: object) -> None:
     sys.stdout.write(f"{word}\n")
     sys.stdout.flush()
 

@@ -44,7 +44,7 @@ def read_rows(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
 
 
 def count_rows(path: Path) -> int | None:
-    """Number of rows, or None where that cannot be told: no such file, or not readable.
+    """Number of rows; None where the file is missing or unreadable.
 
     Cheap for Parquet and `datasets` directories; JSON lines are counted, not parsed.
     """
@@ -69,7 +69,7 @@ def _json_rows(path: Path, lines: Iterable[bytes]) -> Iterator[Row]:
             row = json.loads(line)
         except ValueError as error:
             raise DataError(
-                f"{path}, line {number}: not valid JSON ({error}). Mend or remove the line."
+                f"{path}, line {number}: not valid JSON ({error}). Correct or remove the line."
             ) from error
         if not isinstance(row, dict):
             raise DataError(
@@ -85,34 +85,25 @@ def _plain_lines(path: Path) -> Iterator[bytes]:
 
 
 def _zst_lines(path: Path) -> Iterator[bytes]:
-    rest = b""
-    for block in _zst_blocks(path):
-        *lines, rest = (rest + block).split(b"\n")
-        yield from lines
-    yield rest
-
-
-def _zst_blocks(path: Path) -> Iterator[bytes]:
-    """Decompressed content, frame after frame; the library's own reader accepts a cut-off end."""
+    """Lines of a zstd file, frame after frame; the library's own reader accepts a cut-off end."""
     import zstandard
 
+    damaged = f"{path}: damaged zstd stream ({{}}). Restore the file, or compress it again."
     decompressor = zstandard.ZstdDecompressor()
-    frame = None
+    frame, rest = None, b""
     with path.open("rb") as stream:
         try:
             while block := stream.read(_READ):
                 while block:
                     frame = frame or decompressor.decompressobj()
-                    yield frame.decompress(block)
+                    *lines, rest = (rest + frame.decompress(block)).split(b"\n")
+                    yield from lines
                     block, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
         except zstandard.ZstdError as error:
-            raise DataError(_damaged_zst(path, error)) from error
+            raise DataError(damaged.format(error)) from error
     if frame is not None:
-        raise DataError(_damaged_zst(path, "it ends in the middle"))
-
-
-def _damaged_zst(path: Path, error: object) -> str:
-    return f"{path}: damaged zstd stream ({error}). Restore the file, or compress it again."
+        raise DataError(damaged.format("it ends in the middle"))
+    yield rest
 
 
 def _parquet_rows(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:

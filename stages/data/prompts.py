@@ -12,7 +12,7 @@ id is its row number in the file (or its index in the task), so it does not chan
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from itertools import islice
@@ -24,11 +24,8 @@ from numpy.typing import NDArray
 
 from stages.config import PromptSource
 from stages.data.prompt_files import Row, count_rows, read_rows
-from stages.data.sources import prompts_identity
 from stages.data.tasks import task
 from storage.errors import DataError
-
-__all__ = ["Prompt", "PromptReport", "Prompts", "count_prompts", "load_prompts", "prompts_identity"]
 
 log = logging.getLogger(__name__)
 
@@ -95,15 +92,17 @@ class Prompts(Sequence[Prompt]):
         """Tokens of the longest prompt."""
         return int(np.diff(self.offsets).max())
 
-    def check_context(self, context: int) -> None:
-        """Refuse prompts that leave no room for a response.
+    def check_context(self, context: int | None) -> None:
+        """Raise if a prompt leaves no room for a response.
 
         Args:
-            context: Longest sequence of the model, prompt plus response.
+            context: Longest sequence of the model, prompt plus response; None is unlimited.
 
         Raises:
             DataError: naming the first such prompt.
         """
+        if context is None:
+            return
         lengths = np.diff(self.offsets)
         too_long = np.flatnonzero(lengths + 1 > context)
         if too_long.size:
@@ -117,7 +116,7 @@ class Prompts(Sequence[Prompt]):
 
 
 def count_prompts(source: PromptSource) -> int | None:
-    """Number of rows `source` selects, duplicates included; None where it cannot be told."""
+    """Number of rows `source` selects, duplicates included; None where that is unknown."""
     if source.task is not None:
         return source.limit
     rows = count_rows(Path(source.path or ""))
@@ -137,21 +136,61 @@ def load_prompts(source: PromptSource, tokenizer: Path) -> Prompts:
     """
     from stages.models.tokenizer import load_tokenizer
 
-    where = place(source)
+    where = source.where
     renderer = Renderer(load_tokenizer(tokenizer), where, source.field)
     numbered = numbered_rows(source, (source.field, source.answer_field))
-    kept = _Kept()
+    seen: set[bytes] = set()  # 16-byte digests of token ids
+    kept: list[Prompt] = []
+    duplicates: list[int] = []
+    empty: list[int] = []
     while rows := list(islice(numbered, _BATCH)):
-        for (number, row), ids in zip(rows, renderer.encode(rows), strict=True):
-            kept.add(number, ids, _answer(where, number, row, source.answer_field))
-    prompts = kept.prompts(where)
-    _log(prompts)
-    return prompts
-
-
-def place(source: PromptSource) -> str:
-    """The file or task, for messages."""
-    return source.path or f"task {source.task}"
+        for (number, row), encoded in zip(rows, renderer.encode(rows), strict=True):
+            answer = row.get(source.answer_field)
+            if answer is not None and not isinstance(answer, str | bool | int | float):
+                raise DataError(
+                    f"{where}, row {number}: `{source.answer_field}` is a "
+                    f"{type(answer).__name__}, but a reference answer is a string or a number. Set "
+                    "`prompts.answer_field` to another column."
+                )
+            ids = np.asarray(encoded, np.uint32)
+            digest = blake2b(ids.tobytes(), digest_size=16).digest()
+            if not encoded:
+                empty.append(number)
+            elif digest in seen:
+                duplicates.append(number)
+            else:
+                seen.add(digest)
+                kept.append(Prompt(number, ids, None if answer is None else str(answer)))
+    total = len(kept) + len(duplicates) + len(empty)
+    if not kept:
+        why = f"all {total} rows are without text" if total else "no rows"
+        raise DataError(
+            f"{where}: the set of prompts is empty ({why}). Check `prompts.path`, `first` and "
+            "`limit`."
+        )
+    log.info("%s: %d prompts from %d rows", where, len(kept), total)
+    for what, dropped in (("duplicates of an earlier prompt", duplicates), ("without text", empty)):
+        if dropped:
+            shown = ", ".join(map(str, dropped[:_SHOWN]))
+            more = ", ..." if len(dropped) > _SHOWN else ""
+            log.warning(
+                "%s: %d rows dropped, %s (rows %s%s)", where, len(dropped), what, shown, more
+            )
+    return Prompts(
+        prompt_ids=np.array([one.prompt_id for one in kept], np.int64),
+        tokens=np.concatenate([one.ids for one in kept]),
+        offsets=np.cumsum([0, *(len(one.ids) for one in kept)], dtype=np.int64),
+        answers=tuple(one.answer for one in kept),
+        report=PromptReport(
+            rows=total,
+            kept=len(kept),
+            duplicates=len(duplicates),
+            empty=len(empty),
+            first_duplicates=tuple(duplicates[:_SHOWN]),
+            first_empty=tuple(empty[:_SHOWN]),
+        ),
+        where=where,
+    )
 
 
 def numbered_rows(source: PromptSource, columns: tuple[str, ...]) -> Iterator[tuple[int, Row]]:
@@ -165,27 +204,14 @@ def numbered_rows(source: PromptSource, columns: tuple[str, ...]) -> Iterator[tu
         DataError: the file is missing or damaged.
         ConfigError: the task does not exist.
     """
-    return enumerate(_selected(source, columns), start=source.first)
-
-
-def _selected(source: PromptSource, columns: tuple[str, ...]) -> Iterator[Row]:
+    rows: Iterable[Row]
     if source.task is not None:
         made = task(source.task).problems(source.first, source.limit or 0, seed=0)
-        return iter({source.field: item.prompt, source.answer_field: item.answer} for item in made)
-    stop = None if source.limit is None else source.first + source.limit
-    return islice(read_rows(Path(source.path or ""), columns), source.first, stop)
-
-
-def _answer(where: str, number: int, row: Row, field: str) -> str | None:
-    value = row.get(field)
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, bool | int | float):
-        return str(value)
-    raise DataError(
-        f"{where}, row {number}: `{field}` is a {type(value).__name__}, but a reference answer is "
-        "a string or a number. Set `prompts.answer_field` to another column."
-    )
+        rows = ({source.field: item.prompt, source.answer_field: item.answer} for item in made)
+    else:
+        stop = None if source.limit is None else source.first + source.limit
+        rows = islice(read_rows(Path(source.path or ""), columns), source.first, stop)
+    return enumerate(rows, start=source.first)
 
 
 class Renderer:
@@ -255,28 +281,24 @@ class Renderer:
             )
         except TemplateError as error:
             raise DataError(
-                f"{self._where}, row {number}: the chat template refuses these messages ({error})"
+                f"{self._where}, row {number}: the chat template rejects these messages ({error})"
             ) from error
 
     def _ids(self, texts: list[str], numbers: list[int]) -> list[list[int]]:
         """Token ids of each text; a template writes special tokens itself."""
+        options = {"add_special_tokens": not self._chat}
         try:
-            return self._encode(texts)
+            return self._tokenizer(texts, **options)["input_ids"] if texts else []
         except Exception as error:  # the library raises nothing more specific
             for text, number in zip(texts, numbers, strict=True):
                 try:
-                    self._encode([text])
+                    self._tokenizer([text], **options)
                 except Exception:  # noqa: BLE001
                     raise DataError(
                         f"{self._where}, row {number}: the tokenizer cannot encode the prompt "
                         f"({error}); its vocabulary may lack a character"
                     ) from error
             raise
-
-    def _encode(self, texts: list[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        return self._tokenizer(texts, add_special_tokens=not self._chat)["input_ids"]
 
 
 def _is_message(value: object) -> bool:
@@ -285,71 +307,3 @@ def _is_message(value: object) -> bool:
         and isinstance(value.get("role"), str)
         and isinstance(value.get("content"), str)
     )
-
-
-class _Kept:
-    """Prompts kept so far; duplicates are found by a 16-byte digest of their token ids."""
-
-    def __init__(self) -> None:
-        self._seen: set[bytes] = set()
-        self._numbers: list[int] = []
-        self._ids: list[NDArray[np.uint32]] = []
-        self._answers: list[str | None] = []
-        self._rows = 0
-        self._duplicates: list[int] = []
-        self._empty: list[int] = []
-
-    def add(self, number: int, ids: list[int], answer: str | None) -> None:
-        """Take in one row."""
-        self._rows += 1
-        array = np.asarray(ids, np.uint32)
-        digest = blake2b(array.tobytes(), digest_size=16).digest()
-        if not ids:
-            self._empty.append(number)
-        elif digest in self._seen:
-            self._duplicates.append(number)
-        else:
-            self._seen.add(digest)
-            self._numbers.append(number)
-            self._ids.append(array)
-            self._answers.append(answer)
-
-    def prompts(self, where: str) -> Prompts:
-        """What was kept.
-
-        Raises:
-            DataError: nothing was.
-        """
-        if not self._numbers:
-            why = f"all {self._rows} rows are without text" if self._rows else "no rows"
-            raise DataError(
-                f"{where}: the set of prompts is empty ({why}). Check `prompts.path`, `first` and "
-                "`limit`."
-            )
-        return Prompts(
-            prompt_ids=np.array(self._numbers, np.int64),
-            tokens=np.concatenate(self._ids),
-            offsets=np.cumsum([0, *map(len, self._ids)], dtype=np.int64),
-            answers=tuple(self._answers),
-            report=PromptReport(
-                rows=self._rows,
-                kept=len(self._numbers),
-                duplicates=len(self._duplicates),
-                empty=len(self._empty),
-                first_duplicates=tuple(self._duplicates[:_SHOWN]),
-                first_empty=tuple(self._empty[:_SHOWN]),
-            ),
-            where=where,
-        )
-
-
-def _log(prompts: Prompts) -> None:
-    report = prompts.report
-    log.info("%s: %d prompts from %d rows", prompts.where, report.kept, report.rows)
-    for what, count, first in (
-        ("duplicates of an earlier prompt", report.duplicates, report.first_duplicates),
-        ("without text", report.empty, report.first_empty),
-    ):
-        if count:
-            shown = ", ".join(map(str, first)) + (", ..." if count > len(first) else "")
-            log.warning("%s: %d rows dropped, %s (rows %s)", prompts.where, count, what, shown)

@@ -59,7 +59,7 @@ def verifier_identity(config: Verifier) -> dict[str, object]:
 
 @contextmanager
 def open_verifier(config: Verifier) -> Iterator[Check]:
-    """The function that judges responses; processes it started end with the context.
+    """The function that checks responses; processes it started end with the context.
 
     Raises:
         ConfigError: the pattern is not a regular expression, or math-verify is not installed.
@@ -131,9 +131,9 @@ class _MathPool:
 
     def check(self, texts: Sequence[str], answers: Sequence[str | None]) -> NDArray[np.int8]:
         """As `Check`."""
-        return np.fromiter(self._threads.map(self._judge, texts, answers), np.int8, len(texts))
+        return np.fromiter(self._threads.map(self._one, texts, answers), np.int8, len(texts))
 
-    def _judge(self, text: str, answer: str | None) -> int:
+    def _one(self, text: str, answer: str | None) -> int:
         if answer is None:
             return OUTCOME["unknown"]
         try:
@@ -142,7 +142,7 @@ class _MathPool:
             worker = MathWorker()
             self._workers.append(worker)
         try:
-            return worker.judge(text, answer)
+            return worker.check(text, answer)
         finally:
             self._idle.put(worker)
 
@@ -154,7 +154,7 @@ class MathWorker:
         self._seconds = seconds
         self._process: subprocess.Popen[str] | None = None
 
-    def judge(self, text: str, answer: str) -> int:
+    def check(self, text: str, answer: str) -> int:
         """Outcome of one pair; wrong if the process dies or does not answer in time."""
         if self._process is None:
             self._process = _start()
@@ -178,7 +178,7 @@ class MathWorker:
         return int(line)
 
     def stop(self) -> None:
-        """End the process; the next pair starts another."""
+        """Kill the process; the next pair starts another."""
         if self._process is not None:
             self._process.kill()
             self._process.communicate()
@@ -186,10 +186,10 @@ class MathWorker:
 
 
 def _start() -> "subprocess.Popen[str]":
-    """A worker that has said it is ready.
+    """A worker process that is ready.
 
     Raises:
-        EngineError: it ended instead, which no answer is to blame for.
+        EngineError: it exited instead, before any answer was sent.
     """
     # -P: the script's directory holds modules whose names must not shadow installed packages.
     process = subprocess.Popen(

@@ -74,11 +74,22 @@ def accuracy(answers: Iterable[Answer]) -> dict[str, float | None]:
     """
     everything = list(answers)
     sampled = [answer for answer in everything if not answer.greedy]
-    out: dict[str, float | None] = {}
-    right_of = _by_prompt(sampled)
-    if right_of:
-        out |= _over_prompts(right_of)
     greedy = [a.outcome == RIGHT for a in everything if a.greedy and a.outcome != UNKNOWN]
+    by_prompt: dict[int, list[bool]] = {}
+    for answer in sampled:
+        if answer.outcome != UNKNOWN:
+            by_prompt.setdefault(answer.prompt_id, []).append(answer.outcome == RIGHT)
+    out: dict[str, float | None] = {}
+    if by_prompt:
+        # Prompts are the independent observations: the standard error is that of their means.
+        means = [statistics.fmean(right) for right in by_prompt.values()]
+        several = len(means) > 1
+        out["accuracy"] = statistics.fmean(means)
+        out["accuracy_se"] = statistics.stdev(means) / math.sqrt(len(means)) if several else None
+        for k in ks_up_to(min(map(len, by_prompt.values()))):
+            out[f"{PASS}{k}"] = statistics.fmean(
+                pass_at_k(len(right), sum(right), k) for right in by_prompt.values()
+            )
     if greedy:
         out["greedy"] = statistics.fmean(greedy)
     if sampled:
@@ -98,25 +109,3 @@ def pass_at_k(n: int, right: int, k: int) -> float:
 def ks_up_to(n: int) -> list[int]:
     """1, 2, 4, ... and n itself."""
     return sorted({1 << i for i in range(n.bit_length())} | {n})
-
-
-def _by_prompt(answers: Iterable[Answer]) -> list[list[bool]]:
-    """For each prompt with a reference answer, which of its answers were right."""
-    out: dict[int, list[bool]] = {}
-    for answer in answers:
-        if answer.outcome != UNKNOWN:
-            out.setdefault(answer.prompt_id, []).append(answer.outcome == RIGHT)
-    return list(out.values())
-
-
-def _over_prompts(right_of: list[list[bool]]) -> dict[str, float | None]:
-    """Prompts are the independent observations: the standard error is that of their means."""
-    means = [statistics.fmean(right) for right in right_of]
-    several = len(means) > 1
-    error = statistics.stdev(means) / math.sqrt(len(means)) if several else None
-    n = min(len(right) for right in right_of)
-    shares = {
-        f"{PASS}{k}": statistics.fmean(pass_at_k(len(right), sum(right), k) for right in right_of)
-        for k in ks_up_to(n)
-    }
-    return {"accuracy": statistics.fmean(means), "accuracy_se": error, **shares}

@@ -1,4 +1,4 @@
-"""What a training stage reads: checks before anything heavy is loaded. Imports no torch."""
+"""Which tokenizer and which models a set descends from, by its manifest. Imports no torch."""
 
 from pathlib import Path
 from typing import cast
@@ -17,7 +17,7 @@ def data_tokenizer(directory: Place, manifest: Manifest) -> str:
     """Hash of the tokenizer whose ids a data set holds.
 
     Raises:
-        DataError: the set does not say.
+        DataError: the set does not name one.
     """
     if (directory / TOKENIZER).is_dir():
         return tokenizer_hash(directory / TOKENIZER)
@@ -25,8 +25,8 @@ def data_tokenizer(directory: Place, manifest: Manifest) -> str:
         if source is not None and source.get("tokenizer"):
             return str(source["tokenizer"])
     raise DataError(
-        f"{directory}: the manifest names no tokenizer, so its token ids cannot be told apart from "
-        "another model's. Make the set again with this version."
+        f"{directory}: the manifest names no tokenizer, so its token ids may be those of any "
+        "model. Make the set again with this version."
     )
 
 
@@ -47,7 +47,7 @@ def tokenizer_directory(directory: Place, fallback: Path | None) -> Path:
 
 
 def check_prompts_shared(directory: Place, manifest: Manifest) -> None:
-    """Refuse to run the teacher on the stored prompts of records it made under others.
+    """Raise if the teacher read other prompts than those stored, so that it cannot be run again.
 
     Raises:
         DataError: the records were made with a `teacher_prompt`.

@@ -24,7 +24,6 @@ log = logging.getLogger(__name__)
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
-_BLOCK = 1 << 22
 
 ASKED = "AFTERGLOW_PICKLED_WEIGHTS"
 """Environment variable that lets pickled weights be loaded."""
@@ -72,26 +71,20 @@ class DigestCache:
         known = self._known.get(str(file))
         if known is not None and known[:2] == stamp:
             return str(known[2])
-        digest = hashlib.sha256()
         with file.open("rb") as stream:
-            while block := stream.read(_BLOCK):
-                digest.update(block)
+            digest = hashlib.file_digest(stream, "sha256")
         self._known[str(file)] = [*stamp, digest.hexdigest()]
-        self._save()
+        if self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(self._path, json.dumps(self._known).encode())
         return digest.hexdigest()
-
-    def _save(self) -> None:
-        if self._path is None:
-            return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(self._path, json.dumps(self._known).encode())
 
 
 def identify(source: Input, cache: DigestCache) -> tuple[Path, ModelIdentity]:
     """Directory and identity of a model that a job reads.
 
     Raises:
-        DataError: it is not to be had, or is no model (`local_directory`, `model_identity`).
+        DataError: it is unavailable, or not a model (`local_directory`, `model_identity`).
     """
     directory = local_directory(source)
     return directory, model_identity(directory, source.dtype, cache, source.called)
@@ -171,7 +164,7 @@ def local_directory(source: Input) -> Path:
     One in a store that is not on this machine is copied into the cache.
 
     Raises:
-        DataError: neither a directory nor a model the Hub knows (or the Hub is out of reach).
+        DataError: neither a directory nor a model the Hub knows, or the Hub cannot be reached.
     """
     path = source.directory
     if not isinstance(path, Path):
@@ -186,18 +179,18 @@ def local_directory(source: Input) -> Path:
         found = Path(snapshot_download(source.path, revision=source.revision))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise DataError(
-            f"{source.path}: no such directory, and not to be had from the Hub ({error}). "
-            "Check the path, or download the model first."
+            f"{source.path}: no such directory, and it could not be downloaded from the Hub "
+            f"({error}). Check the path, or download the model first."
         ) from error
     check_weights(found)
     return found
 
 
 def check_weights(directory: Path) -> None:
-    """Refuse a model whose weights are pickled: loading them may run code that came with them.
+    """Raise for pickled weights: loading them may run code that came with them.
 
     Raises:
-        DataError: there are pickled weights and no safetensors, and nobody asked for them.
+        DataError: there are pickled weights only, and the environment does not allow them.
     """
     pickled = sorted(file.name for file in directory.glob("pytorch_model*.bin"))
     if not pickled or any(directory.glob("*.safetensors")) or os.environ.get(ASKED) == "1":
@@ -229,9 +222,7 @@ def check_teacher(
         DataError: the two differ and `consistency` is `refuse`.
     """
     if expected is None:
-        log.warning(
-            "%s: written by a model of unknown teacher; teacher consistency is unchecked", where
-        )
+        log.warning("%s: it does not name its teacher; teacher consistency is not checked", where)
         return
     if expected.get("dtype") != found.get("dtype"):
         log.warning(
@@ -239,7 +230,16 @@ def check_teacher(
             "rounding. Set teacher.dtype to that of the set to rule it out.",
             where, expected.get("dtype"), found.get("dtype"),
         )  # fmt: skip
-    differing = _differing(expected, found)
+    ours, theirs = expected["files"], found["files"]
+    assert isinstance(ours, Mapping)
+    assert isinstance(theirs, Mapping)
+    names = sorted({*ours, *theirs})
+    differing = [name for name in names if ours.get(name) != theirs.get(name)]
+    differing += [
+        name.replace("_", " ")
+        for name in ("tokenizer", "chat_template")
+        if expected.get(name) != found.get(name)
+    ]
     if not differing:
         return
     message = (
@@ -253,18 +253,8 @@ def check_teacher(
     log.warning(message)
 
 
-def _differing(a: Mapping[str, object], b: Mapping[str, object]) -> list[str]:
-    ours, theirs = a["files"], b["files"]
-    assert isinstance(ours, Mapping)
-    assert isinstance(theirs, Mapping)
-    names = sorted(set(ours) | set(theirs))
-    differing = [name for name in names if ours.get(name) != theirs.get(name)]
-    texts = {"tokenizer": "tokenizer", "chat_template": "chat template"}
-    return differing + [shown for name, shown in texts.items() if a.get(name) != b.get(name)]
-
-
 def check_tokenizer(expected: str, found: str, where: str, other: str) -> None:
-    """Refuse to mix token ids of two tokenizers.
+    """Raise if token ids of two tokenizers would be mixed.
 
     Raises:
         DataError: the hashes differ; both are in the message.

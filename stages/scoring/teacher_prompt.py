@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from stages.config import PromptSource, Record, TeacherPrompt, template_fields
 from stages.data.prompt_files import Row
-from stages.data.prompts import Renderer, numbered_rows, place
+from stages.data.prompts import Renderer, numbered_rows
 from stages.models.tokenizer import load_tokenizer
 from stages.scoring.scorer import Scorer
 from storage.errors import ConfigError, DataError
@@ -57,7 +57,7 @@ class TeacherPrompts:
     @property
     def where(self) -> str:
         """The file or task, for messages."""
-        return place(self.source)
+        return self.source.where
 
     def hold(self, prompt_ids: Iterable[int]) -> None:
         """Render these prompts, in one pass over the file, and forget all others.

@@ -18,7 +18,7 @@ from stages import rollouts, sft_data
 from stages.config import GenerateRun, Rollouts, SftData
 from stages.engines.base import Completion, Generator
 from stages.engines.open import open_generator
-from stages.generation import Order, held_out_count, in_order
+from stages.generation import SampleOrder, held_out_count, in_order, split_parts
 from stages.job import Input, Job
 from stages.models.identity import model_identity
 from stages.models.tokenizer import load_tokenizer
@@ -95,9 +95,9 @@ def done(
 def test_parts_hold_every_sequence_once(
     prompts: int, n: int, share: float, per_part: int, seed: int
 ) -> None:
-    order = Order(prompts, held_out_count(prompts, share), n, seed)
+    order = SampleOrder(prompts, held_out_count(prompts, share), n, seed)
     pairs: dict[str, list[tuple[int, int]]] = {"train": [], "holdout": []}
-    parts = order.parts(per_part)
+    parts = split_parts(order.boundary, prompts * n, per_part)
     for index, spec in enumerate(parts):
         assert spec.index == index
         assert 1 <= spec.count <= per_part
@@ -111,7 +111,7 @@ def test_parts_hold_every_sequence_once(
 
 
 def test_a_prefix_of_a_set_holds_every_prompt_before_any_twice() -> None:
-    prompt, sample = Order(prompts=10, held_out=2, n=3, seed=0).places(0, 24)
+    prompt, sample = SampleOrder(prompts=10, held_out=2, n=3, seed=0).places(0, 24)
     assert sample.tolist() == [0] * 8 + [1] * 8 + [2] * 8
     assert len(set(prompt[:8].tolist())) == 8
     assert prompt[:8].tolist() == prompt[8:16].tolist() != sorted(prompt[:8].tolist())

@@ -242,7 +242,7 @@ def test_a_field_missing_later_names_that_row(tmp_path: Path, chat: Path) -> Non
         ('{"prompt": "a", "answer": ["b"]}\n', r"row 0: `answer` is a list"),
         ("", r"a\.jsonl: the set of prompts is empty \(no rows\)"),
         ('{"prompt": " "}\n', r"a\.jsonl: the set of prompts is empty \(all 1 rows are without"),
-        ('{"prompt": [{"role": "system", "content": "x"}]}\n', r"row 0: the chat template refuses"),
+        ('{"prompt": [{"role": "system", "content": "x"}]}\n', r"row 0: the chat template rejects"),
     ],
 )
 def test_bad_lines(tmp_path: Path, chat: Path, text: str, message: str) -> None:

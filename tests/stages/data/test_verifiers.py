@@ -83,7 +83,7 @@ def test_weird_text_is_wrong_and_harmless(math: Check, text: str) -> None:
     assert math([text, r"\boxed{3}"], ["3", "3"]).tolist() == [0, 1]
 
 
-def test_many_are_judged_in_order(math: Check) -> None:
+def test_many_are_checked_in_order(math: Check) -> None:
     texts = [rf"\boxed{{{number % 7}}}" for number in range(60)]
     assert math(texts, ["3"] * 60).tolist() == [int(number % 7 == 3) for number in range(60)]
 
@@ -91,11 +91,11 @@ def test_many_are_judged_in_order(math: Check) -> None:
 def test_a_comparison_without_end_is_cut_off(caplog: pytest.LogCaptureFixture) -> None:
     """The process is ended from outside; the next answer gets a new one."""
     worker = verifiers.MathWorker(seconds=0.0)
-    assert worker.judge(r"\boxed{3}", "3") == 0
+    assert worker.check(r"\boxed{3}", "3") == 0
     assert "wrong" in caplog.text
     patient = verifiers.MathWorker()
     try:
-        assert patient.judge(r"\boxed{3}", "3") == 1
+        assert patient.check(r"\boxed{3}", "3") == 1
     finally:
         patient.stop()
 
