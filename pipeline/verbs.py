@@ -200,11 +200,11 @@ def cmd_verify(options: argparse.Namespace) -> Result:
 
 
 def _verify_teacher(options: argparse.Namespace) -> Result:
-    from stages.attribution.verify import Question, verify_teacher  # torch
+    from stages.attribution.verify import Settings, verify_teacher  # torch
 
     fields = ("tokens", "level", "temperature", "dtype")
     given = {name: value for name in fields if (value := getattr(options, name)) is not None}
-    found = verify_teacher(Input(options.teacher), options.directories, Question(**given))
+    found = verify_teacher(Input(options.teacher), options.directories, Settings(**given))
     sys.stdout.write("".join(f"{line}\n" for one in found for line in one.lines()))
     result: Result = {"verb": "verify", "findings": [one.to_json() for one in found]}
     rejected = [one for one in found if one.rejected]

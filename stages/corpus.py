@@ -94,7 +94,7 @@ def plan(job: Job[Corpus]) -> list[ShardSpec]:
 
     Raises:
         DataError: a file is missing, empty or not UTF-8, or a tokenizer lacks what is needed.
-        RetryError: the disk refused.
+        RetryError: a write failed.
     """
     count = len(_prepare(job))
     held_out = held_out_count(count, job.config.holdout)

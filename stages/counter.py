@@ -1,7 +1,7 @@
 """Counter-based randomness: every random value is a hash of (seed, counters), never of an order.
 
-Which worker, batch or attempt asks for a value cannot matter, and the values are the same with
-every version of NumPy. The hash is the finaliser of SplitMix64 (Steele, Lea, Flood, "Fast
+Values do not depend on which worker, batch or attempt uses them, and are the same with every
+version of NumPy. The hash is the finaliser of SplitMix64 (Steele, Lea, Flood, "Fast
 splittable pseudorandom number generators", OOPSLA 2014), applied once per counter.
 """
 

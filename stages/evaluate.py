@@ -14,7 +14,7 @@ All but the first may be absent. Output:
     answers.jsonl.zst   every generated answer with its outcome, where there are prompts
     evaluation.json     `metrics` (flat numbers), and what they rest on
 
-Either file appears whole; a run that was killed continues after the last one it finished.
+Both files are written atomically; a killed run continues after the last one it finished.
 
 Two kinds of figures, kept side by side on purpose: accuracy under a verifier (what is wanted), and
 divergence from the teacher on held-out rollouts (what is trained). Over-fitting a fixed data set
@@ -25,7 +25,6 @@ import json
 import logging
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,7 +60,7 @@ def run(job: Job[Evaluate]) -> Manifest:
     Raises:
         DataError: model, prompts or records cannot be read, or do not fit each other.
         ConfigError, EngineError: as the engine.
-        RetryError: the disk refused.
+        RetryError: a write failed.
     """
     prepare_environment()
     config, model = job.config, local_directory(job.inputs["model"])
@@ -107,9 +106,9 @@ def _answers(job: Job[Evaluate], model: Path, source: PromptSource) -> list[Answ
     prompts = load_prompts(source, model)
     prompts.check_context(facts.context)
     longest = config.sampling.max_tokens
-    rounds = [_Round(config.sampling, config.n)]
+    passes = [(config.sampling, config.n)]
     if config.greedy:
-        rounds.append(_Round(Sampling(temperature=0.0, max_tokens=longest), 1))
+        passes.append((Sampling(temperature=0.0, max_tokens=longest), 1))
     with open_verifier(config.verifier) as check:
         with open_generator(
             model,
@@ -118,25 +117,19 @@ def _answers(job: Job[Evaluate], model: Path, source: PromptSource) -> list[Answ
             max_model_len=needed_context(facts, prompts.longest, longest, config.run),
             seed=job.seed,
         ) as generator:
-            drawn = [_draw(generator, prompts, one, job.seed) for one in rounds]
+            drawn = [_draw(generator, prompts, *one, job.seed) for one in passes]
         tokenizer = load_tokenizer(model)
         return [
             answer
-            for one, completions in zip(rounds, drawn, strict=True)
-            for answer in _verified(completions, prompts, one, tokenizer, check)
+            for (sampling, n), completions in zip(passes, drawn, strict=True)
+            for answer in _verified(completions, prompts, n, sampling, tokenizer, check)
         ]
 
 
-@dataclass(frozen=True)
-class _Round:
-    """n answers to every prompt."""
-
-    sampling: Sampling
-    n: int
-
-
-def _draw(generator: Generator, prompts: Prompts, one: _Round, seed: int) -> list[Completion]:
-    """The completions of a round: n for the first prompt, n for the second, ...
+def _draw(
+    generator: Generator, prompts: Prompts, sampling: Sampling, n: int, seed: int
+) -> list[Completion]:
+    """n completions of every prompt: n for the first prompt, n for the second, ...
 
     Seeds do not depend on the model, so all models of a table draw with the same random
     numbers, which takes some noise out of their differences.
@@ -145,9 +138,9 @@ def _draw(generator: Generator, prompts: Prompts, one: _Round, seed: int) -> lis
         EngineError: the engine left a request unanswered.
     """
     own = int(hash64(seed, zlib.crc32(b"evaluate"))[0])
-    asked = range(len(prompts) * one.n)
-    requests = (Request(i, prompts[i // one.n].ids, sequence_seed(own, i)) for i in asked)
-    done = {answer.seq_id: answer for answer in generator.generate(requests, one.sampling)}
+    asked = range(len(prompts) * n)
+    requests = (Request(i, prompts[i // n].ids, sequence_seed(own, i)) for i in asked)
+    done = {answer.seq_id: answer for answer in generator.generate(requests, sampling)}
     lost = [i for i in asked if i not in done]
     if lost:
         raise EngineError(
@@ -160,7 +153,8 @@ def _draw(generator: Generator, prompts: Prompts, one: _Round, seed: int) -> lis
 def _verified(
     completions: list[Completion],
     prompts: Prompts,
-    one: _Round,
+    n: int,
+    sampling: Sampling,
     tokenizer: "PreTrainedTokenizerBase",
     check: Check,
 ) -> Iterator[Answer]:
@@ -168,13 +162,13 @@ def _verified(
     texts = [
         str(tokenizer.decode(done.tok.tolist(), skip_special_tokens=True)) for done in completions
     ]
-    references = [prompts.answers[done.seq_id // one.n] for done in completions]
+    references = [prompts.answers[done.seq_id // n] for done in completions]
     outcomes = check(texts, references).tolist()
     for done, text, outcome in zip(completions, texts, outcomes, strict=True):
         yield Answer(
-            prompt_id=int(prompts.prompt_ids[done.seq_id // one.n]),
-            sample=done.seq_id % one.n,
-            greedy=one.sampling.temperature == 0,
+            prompt_id=int(prompts.prompt_ids[done.seq_id // n]),
+            sample=done.seq_id % n,
+            greedy=sampling.temperature == 0,
             tokens=len(done.tok),
             finish=done.finish,
             outcome=outcome,

@@ -10,7 +10,7 @@ drawn: any number of workers and any interruption give the same set.
 import logging
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -27,6 +27,7 @@ from stages.data.verifiers import Check, open_verifier
 from stages.engines.base import Completion, Generator, Request, needed_context, sequence_seed
 from stages.engines.open import open_generator
 from stages.job import Input, Job, ShardSpec
+from stages.models.descent import manifest_of_model
 from stages.models.facts import ModelFacts, model_facts
 from stages.models.identity import DigestCache, ModelIdentity, local_directory, model_identity
 from stages.models.tokenizer import load_tokenizer
@@ -99,6 +100,19 @@ class Generation:
     holdout: float = 0.0
     """Share of the prompts held out."""
 
+    @cached_property
+    def teacher(self) -> Mapping[str, Any] | None:
+        """The teacher the set descends from: the writer itself, or the one the writer learnt from.
+
+        None for a student made elsewhere, which does not name its teacher.
+        """
+        if self.job.inputs.get("teacher") == self.writer:
+            return self.identity.to_json()
+        manifest = manifest_of_model(self.model)
+        if manifest is None:
+            log.warning("%s: not made here, so the teacher it learnt from is unknown", self.model)
+        return manifest.teacher if manifest else None
+
     @property
     def config(self) -> Generate:
         """The table of the stage."""
@@ -148,12 +162,12 @@ class Generation:
             self.model, dtype=self.writer.dtype, run=run, max_model_len=context, seed=self.job.seed
         )
 
-    def run_shard(self, spec: ShardSpec, engine: Generator, teacher: Any) -> Part:
+    def run_shard(self, spec: ShardSpec, engine: Generator) -> Part:
         """Draw, verify and write one part.
 
         Raises:
             EngineError: the engine failed, or the model gives no finite log-probabilities.
-            RetryError: the disk refused.
+            RetryError: a write failed.
         """
         rows, sample = self.order.places(spec.first, spec.count)
         drawn = [
@@ -173,7 +187,7 @@ class Generation:
             vocab_size=self.facts.vocab_size,
             candidates=self.candidates,
             tokenizer=self._tokenizer,
-            teacher=teacher,
+            teacher=self.teacher,
         )
         writer = PartWriter(self.job.directory, spec.index, meta, spec.split)
         with writer, open_verifier(self.config.verifier) as check:
@@ -183,14 +197,14 @@ class Generation:
                 writer.write(self._rows(block, [next(ordered) for _ in block], check))
         return writer.part
 
-    def commit(self, teacher: Any, files: Iterable[Place] = ()) -> Manifest:
+    def commit(self, files: Iterable[Place] = ()) -> Manifest:
         """The manifest of the finished set; see `storage.sets.commit_parts`."""
         job, sampling = self.job, self.config.sampling
         return commit_parts(
             job.directory,
             job.identity(
                 "sequences",
-                teacher=teacher,
+                teacher=self.teacher,
                 tokenizer=self._tokenizer,
                 meta={
                     "sampling": sampling.model_dump(),

@@ -6,18 +6,13 @@ teacher log-probability scoring will store exactly). The identity of the teacher
 is handed on.
 """
 
-import logging
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Any
 
 from stages.config import Rollouts
 from stages.engines.base import Generator
 from stages.generation import Generation
 from stages.job import Job, ShardSpec
-from storage.manifest import FILE_NAME, Manifest, Part, read_manifest
-
-log = logging.getLogger(__name__)
+from storage.manifest import Manifest, Part
 
 
 def plan(job: Job[Rollouts]) -> list[ShardSpec]:
@@ -36,8 +31,7 @@ def open_engine(job: Job[Rollouts]) -> AbstractContextManager[Generator]:
 
 def run_shard(job: Job[Rollouts], spec: ShardSpec, engine: Generator) -> Part:
     """Draw and write one part."""
-    generation = _generation(job)
-    return generation.run_shard(spec, engine, _teacher(generation))
+    return _generation(job).run_shard(spec, engine)
 
 
 def commit(job: Job[Rollouts]) -> Manifest:
@@ -46,17 +40,8 @@ def commit(job: Job[Rollouts]) -> Manifest:
     Raises:
         RetryError: parts are missing.
     """
-    generation = _generation(job)
-    return generation.commit(_teacher(generation))
+    return _generation(job).commit()
 
 
 def _generation(job: Job[Rollouts]) -> Generation:
     return Generation(job, job.inputs["model"], job.config.candidates, job.config.holdout)
-
-
-def _teacher(generation: Generation) -> Mapping[str, Any] | None:
-    """Teacher of pi_ref; None for a model from elsewhere, which does not say."""
-    if not (generation.model / FILE_NAME).exists():
-        log.warning("%s: not made here, so the teacher it learnt from is unknown", generation.model)
-        return None
-    return read_manifest(generation.model).teacher

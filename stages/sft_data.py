@@ -32,8 +32,7 @@ def open_engine(job: Job[SftData]) -> AbstractContextManager[Generator]:
 
 def run_shard(job: Job[SftData], spec: ShardSpec, engine: Generator) -> Part:
     """Draw and write one part."""
-    generation = _generation(job)
-    return generation.run_shard(spec, engine, generation.identity.to_json())
+    return _generation(job).run_shard(spec, engine)
 
 
 def commit(job: Job[SftData]) -> Manifest:
@@ -44,7 +43,7 @@ def commit(job: Job[SftData]) -> Manifest:
     """
     generation = _generation(job)
     copies = copy_tokenizer(generation.model, job.directory / TOKENIZER)
-    return generation.commit(generation.identity.to_json(), copies)
+    return generation.commit(copies)
 
 
 def _generation(job: Job[SftData]) -> Generation:

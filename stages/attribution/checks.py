@@ -31,7 +31,7 @@ class Outcome:
 
 
 class Check(Protocol):
-    """Collects what a model says, then decides."""
+    """Collects observations, then decides."""
 
     def add(self, batch: Batch, chunk: slice, seen: Observed) -> None:
         """Positions `chunk` of `batch`."""
@@ -44,14 +44,14 @@ class Check(Protocol):
 
 @dataclass
 class Gap:
-    """Absolute differences between what is stored and what a model says."""
+    """Absolute differences between stored values and a model's."""
 
     count: int = 0
     total: float = 0.0
     worst: float = 0.0
 
     def add(self, said_R: Tensor, stored_R: np.ndarray) -> None:
-        """Take in some positions; those the model rules out (-inf) are counted elsewhere."""
+        """Add some positions; those the model rules out (-inf) are counted elsewhere."""
         gap_R = np.abs(said_R.cpu().numpy() - stored_R)
         gap_R = gap_R[np.isfinite(gap_R)]
         self.count += len(gap_R)

@@ -65,7 +65,7 @@ class Evidence:
     )
 
     def add(self, seen: Observed, class_R: Tensor, group_R: Tensor) -> None:
-        """Take in the positions of a chunk, with the class of each token and its group."""
+        """Add the positions of a chunk, with the class of each token and its group."""
         kept_R = seen.drawn_R.cpu()
         self.tokens += len(kept_R)
         self.drawn += int(kept_R.sum())

@@ -1,4 +1,4 @@
-"""What a model says about tokens that were drawn: the terms of the tests, one chunk at a time.
+"""The terms of the tests: a model's distribution at tokens that were drawn, chunk by chunk.
 
 Every term has mean zero given the past if the model drew the tokens, or is the variance of one that
 has. Truncation by length or at the end token does not change that (both are stopping times), so
@@ -130,7 +130,7 @@ def _at(values_RV: Tensor, tok_R: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model that is asked about the tokens of a set: loaded once, its logits seen in chunks."""
+    """The model a set is tested against: loaded once, its logits made in chunks."""
 
     directory: Path
     dtype: str
@@ -156,7 +156,7 @@ class LoadedModel:
     def observe(
         self, batch: Batch, sampling: Sampling, rows_per_chunk: int
     ) -> Iterator[tuple[slice, Observed]]:
-        """What the model says of each position of `batch`, chunk by chunk."""
+        """The terms of each position of `batch`, chunk by chunk."""
         device, slack = self.head.weight.device, SLACK[self.dtype]
         class_V, vocab_size = self.class_V.to(device), len(self.class_V)
         hidden_TD = response_hidden(self.model, batch)

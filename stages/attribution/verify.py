@@ -58,8 +58,8 @@ _SEQUENCES = 32
 
 
 @dataclass(frozen=True)
-class Question:
-    """What is asked of every set."""
+class Settings:
+    """How every set is tested."""
 
     tokens: int = 65536
     """Response tokens after which no further sequences are read."""
@@ -116,7 +116,7 @@ class Finding:
         ]
 
 
-def verify_teacher(source: Input, sets: Sequence[Place], question: Question) -> list[Finding]:
+def verify_teacher(source: Input, sets: Sequence[Place], settings: Settings) -> list[Finding]:
     """Check whether one model made each of `sets`.
 
     Raises:
@@ -125,17 +125,17 @@ def verify_teacher(source: Input, sets: Sequence[Place], question: Question) -> 
         EngineError: an architecture whose head is not understood.
     """
     directory = local_directory(source)
-    manifests = {path: _checked_manifest(directory, path, question) for path in sets}
+    manifests = {path: _checked_manifest(directory, path, settings) for path in sets}
     found: dict[Place, Finding] = {}
-    types = {path: question.dtype or _dtype(manifest) for path, manifest in manifests.items()}
+    types = {path: settings.dtype or _dtype(manifest) for path, manifest in manifests.items()}
     for dtype in sorted(set(types.values())):
-        model = LoadedModel.load(directory, dtype, question.device)
+        model = LoadedModel.load(directory, dtype, settings.device)
         for path in (path for path in manifests if types[path] == dtype):
-            found[path] = _find(model, path, manifests[path], question)
+            found[path] = _find(model, path, manifests[path], settings)
     return [found[path] for path in sets]
 
 
-def _checked_manifest(directory: Path, path: Place, question: Question) -> Manifest:
+def _checked_manifest(directory: Path, path: Place, settings: Settings) -> Manifest:
     manifest = read_manifest(path)
     if manifest.kind not in ("sequences", "records"):
         raise DataError(f"{path}: holds {manifest.kind}, not sequences or records")
@@ -145,7 +145,7 @@ def _checked_manifest(directory: Path, path: Place, question: Question) -> Manif
             "set of records they were made from."
         )
     check_prompts_shared(path, manifest)
-    _sampling(path, manifest, question)
+    _sampling(path, manifest, settings)
     own = tokenizer_hash(directory)
     check_tokenizer(data_tokenizer(path, manifest), own, str(path), str(directory))
     template = (manifest.tokenizer or {}).get("chat_template")
@@ -159,20 +159,20 @@ def _checked_manifest(directory: Path, path: Place, question: Question) -> Manif
     return manifest
 
 
-def _sampling(path: Place, manifest: Manifest, question: Question) -> Sampling:
+def _sampling(path: Place, manifest: Manifest, settings: Settings) -> Sampling:
     """How the tokens were drawn; of records, the temperature they were made at."""
-    asked = question.temperature
+    given = settings.temperature
     if manifest.kind == "records":
         stated = {"temperature": _record(manifest).get("temperature", 1.0)}
     else:
         stated = manifest.meta.get("sampling")
-    if stated is None and asked is None:
+    if stated is None and given is None:
         raise DataError(
             f"{path}: does not say how its tokens were drawn (a text corpus was not drawn at all). "
             "Give the temperature to test with --temperature."
         )
     sampling = Sampling.model_validate(stated or {})
-    return sampling if asked is None else sampling.model_copy(update={"temperature": asked})
+    return sampling if given is None else sampling.model_copy(update={"temperature": given})
 
 
 def _record(manifest: Manifest) -> Mapping[str, Any]:
@@ -180,7 +180,7 @@ def _record(manifest: Manifest) -> Mapping[str, Any]:
 
 
 def _role(manifest: Manifest) -> Mapping[str, Any]:
-    """Identity of the model that drew the tokens, or that scored them, as the set says."""
+    """Identity of the model that drew or scored the tokens, from the manifest."""
     generator = manifest.meta.get("generator") if manifest.kind == "sequences" else None
     return generator or manifest.teacher or {}
 
@@ -190,18 +190,18 @@ def _dtype(manifest: Manifest) -> str:
     return named if named in SLACK else "float32"
 
 
-def _find(model: LoadedModel, path: Place, manifest: Manifest, question: Question) -> Finding:
-    sampling = _sampling(path, manifest, question)
+def _find(model: LoadedModel, path: Place, manifest: Manifest, settings: Settings) -> Finding:
+    sampling = _sampling(path, manifest, settings)
     check: Check = RecordCheck(RECORD_TOLERANCE[model.dtype])
     if manifest.kind == "sequences":
         tolerance = DRAWN_TOLERANCE[model.dtype]
-        check = DrawnCheck(model.class_V, question.level, question.temperature is None, tolerance)
+        check = DrawnCheck(model.class_V, settings.level, settings.temperature is None, tolerance)
     sequences = tokens = 0
-    for batch in _sample(path, manifest, question.tokens):
+    for batch in _sample(path, manifest, settings.tokens):
         sequences, tokens = sequences + len(batch), tokens + batch.tokens
         model.check_fits(batch, str(path))
-        for part in batch.microbatches(question.tokens_per_batch):
-            for chunk, seen in model.observe(part, sampling, question.rows_per_chunk):
+        for part in batch.microbatches(settings.tokens_per_batch):
+            for chunk, seen in model.observe(part, sampling, settings.rows_per_chunk):
                 check.add(part, chunk, seen)
     outcome = check.decide()
     digests = Store(path.parent if not isinstance(path, Path) else path.resolve().parent).digests
@@ -214,7 +214,7 @@ def _find(model: LoadedModel, path: Place, manifest: Manifest, question: Questio
         dtype=model.dtype,
         named=weights == _role(manifest).get("weights"),
         sampling=sampling,
-        level=question.level,
+        level=settings.level,
         sequences=sequences,
         tokens=tokens,
         verdict=outcome.verdict,

@@ -18,12 +18,12 @@ class EvaluateRun(EngineRun):
 
 
 class HeldOutText(Table):
-    """Sequences that every model is judged on as plain text, with the teacher beside it."""
+    """Held-out text on which every model is evaluated, with the teacher run beside it."""
 
     data: Named = "corpus"
     """`corpus`, or the directory of a set; what it holds out is read."""
     sequences: Positive | None = None
-    """At most so many sequences, from the first on; default all."""
+    """Use at most this many sequences, in order; default all."""
 
 
 class GradientCheck(Table):
@@ -41,7 +41,7 @@ class GradientCheck(Table):
 
 
 class Evaluate(StageTable):
-    """How every model is judged."""
+    """How every model is evaluated."""
 
     prompts: PromptSource | None = None
     """Questions the models answer; without them nothing is generated."""

@@ -1,4 +1,4 @@
-"""Who makes the parts of a stage."""
+"""Which processes make the parts of a stage."""
 
 from typing import Annotated, Literal
 
@@ -8,14 +8,14 @@ from stages.table import Positive, Table
 
 
 class Workers(Table):
-    """Parts of a stage do not depend on each other: several workers may make them side by side."""
+    """Parts of a stage are independent: several workers may make them in parallel."""
 
     executor: Literal["local", "ray"] = "local"
     """`local`: processes of this machine; `ray`: tasks of a Ray cluster (docs/ray.md)."""
     workers: Positive = 1
     """Processes or tasks at the same time, each with an engine of its own."""
     cpus: Positive | None = None
-    """CPU cores of one worker; default: of this machine an equal share, in a Ray cluster 1."""
+    """CPU cores of one worker; default an equal share of this machine, or 1 in a Ray cluster."""
     gpus: Annotated[float, Field(ge=0.0)] | None = None
     """GPUs of one worker; default `tensor_parallel` where there are GPUs. `ray` takes fractions."""
 

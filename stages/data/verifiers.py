@@ -8,7 +8,6 @@ import importlib.metadata
 import importlib.util
 import json
 import logging
-import queue
 import re
 import subprocess
 import sys
@@ -33,6 +32,7 @@ Check = Callable[[Sequence[str], Sequence[str | None]], NDArray[np.int8]]
 
 SCRIPT = Path(__file__).with_name("math_worker.py")
 _MAX_WORKERS = 4
+"""Processes of math-verify, each fed by a thread of its own."""
 
 EXACT_MATCH_VERSION = 1
 """Raised when the rules of `exact_match` change; 1 stays out of the key."""
@@ -72,8 +72,27 @@ def open_verifier(config: Verifier) -> Iterator[Check]:
             'verifier.kind = "math_verify", but math-verify is not installed. Install it, or use '
             '"exact_match".'
         )
-    with _MathPool() as pool:
-        yield pool.check
+    mine = threading.local()
+    workers: list[MathWorker] = []
+
+    def check_one(text: str, answer: str | None) -> int:
+        if answer is None:
+            return OUTCOME["unknown"]
+        if not hasattr(mine, "worker"):
+            mine.worker = MathWorker()
+            workers.append(mine.worker)
+        return mine.worker.check(text, answer)
+
+    def check(texts: Sequence[str], answers: Sequence[str | None]) -> NDArray[np.int8]:
+        return np.fromiter(threads.map(check_one, texts, answers), np.int8, len(texts))
+
+    with ThreadPoolExecutor(min(_MAX_WORKERS, cpu_count())) as threads:
+        try:
+            yield check
+        finally:
+            threads.shutdown()
+            for worker in workers:
+                worker.stop()
 
 
 def exact_match(extract: str) -> Check:
@@ -111,40 +130,6 @@ def exact_match(extract: str) -> Check:
         )
 
     return check
-
-
-class _MathPool:
-    """Worker processes, started as they are needed; each pair goes to one that is idle."""
-
-    def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(min(_MAX_WORKERS, cpu_count()))
-        self._idle: queue.SimpleQueue[MathWorker] = queue.SimpleQueue()
-        self._workers: list[MathWorker] = []
-
-    def __enter__(self) -> "_MathPool":
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._threads.shutdown()
-        for worker in self._workers:
-            worker.stop()
-
-    def check(self, texts: Sequence[str], answers: Sequence[str | None]) -> NDArray[np.int8]:
-        """As `Check`."""
-        return np.fromiter(self._threads.map(self._one, texts, answers), np.int8, len(texts))
-
-    def _one(self, text: str, answer: str | None) -> int:
-        if answer is None:
-            return OUTCOME["unknown"]
-        try:
-            worker = self._idle.get_nowait()
-        except queue.Empty:
-            worker = MathWorker()
-            self._workers.append(worker)
-        try:
-            return worker.check(text, answer)
-        finally:
-            self._idle.put(worker)
 
 
 class MathWorker:

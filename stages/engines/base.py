@@ -1,7 +1,7 @@
 """The interface of a generation engine, and the limits every engine checks.
 
 An engine draws each sequence from its own stream of random numbers, named by `Request.seed`, so
-what a sequence says does not depend on which others are decoded beside it. (Logits do, in the last
+a response does not depend on which others are decoded beside it. (Logits do, in the last
 bits: matrix kernels differ with the batch shape. A draw changes only where a uniform number falls
 into that gap.)
 
@@ -111,7 +111,7 @@ def token_limit(request: Request, sampling: Sampling, context: int) -> int:
 
 
 def check_candidates(candidates: int, facts: ModelFacts) -> None:
-    """Refuse more candidates than there are ids.
+    """Raise if more candidates are asked for than there are ids.
 
     Raises:
         ConfigError: naming both numbers.

@@ -63,7 +63,14 @@ class TransformersGenerator:
         from transformers import DynamicCache
 
         cache = DynamicCache(config=self._model.config)
-        ids_BL, mask_BL = self._left_padded(rows)
+        longest = max(len(row.request.prompt_ids) for row in rows)
+        ids_BL = torch.zeros(len(rows), longest, dtype=torch.long)
+        mask_BL = torch.zeros_like(ids_BL)
+        for place, row in enumerate(rows):  # padded on the left
+            prompt = torch.from_numpy(row.request.prompt_ids.astype(np.int64))
+            ids_BL[place, longest - len(prompt) :] = prompt
+            mask_BL[place, longest - len(prompt) :] = 1
+        ids_BL, mask_BL = ids_BL.to(self._model.device), mask_BL.to(self._model.device)
         while True:
             logits_BV = self._step(ids_BL, mask_BL, cache)
             tok_B = self._draw(logits_BV, rows, sampling, candidates)
@@ -78,16 +85,6 @@ class TransformersGenerator:
                 cache.batch_select_indices(index)
                 ids_BL, mask_BL = ids_BL[index], mask_BL[index]
                 rows = [rows[place] for place in alive]
-
-    def _left_padded(self, rows: list["_Row"]) -> tuple[Tensor, Tensor]:
-        longest = max(len(row.request.prompt_ids) for row in rows)
-        ids_BL = torch.zeros(len(rows), longest, dtype=torch.long)
-        mask_BL = torch.zeros_like(ids_BL)
-        for place, row in enumerate(rows):
-            prompt = torch.from_numpy(row.request.prompt_ids.astype(np.int64))
-            ids_BL[place, longest - len(prompt) :] = prompt
-            mask_BL[place, longest - len(prompt) :] = 1
-        return ids_BL.to(self._model.device), mask_BL.to(self._model.device)
 
     @torch.inference_mode()
     def _step(self, ids_BL: Tensor, mask_BL: Tensor, cache: Any) -> Tensor:

@@ -71,7 +71,7 @@ class VllmGenerator:
                 self._engine.abort_request(list(running))
 
     def close(self) -> None:
-        """Let go of the engine, so that its memory is free even while someone holds this object."""
+        """Drop the engine, so that its memory is freed even while this object is referenced."""
         self._engine = None
 
     def _add(self, request: Request, sampling: Sampling, candidates: int) -> str:
@@ -96,7 +96,7 @@ class VllmGenerator:
             skip_clone=True,
         )
         prompt = {"prompt_token_ids": request.prompt_ids.tolist()}
-        with engine_errors(f"vLLM refuses sequence {request.seq_id}"):
+        with engine_errors(f"vLLM rejects sequence {request.seq_id}"):
             self._engine.add_request(name, prompt, params)
         return name
 
@@ -126,14 +126,25 @@ def open_vllm(
         os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
 
     def options(on_cpu: bool) -> dict[str, Any]:
-        return {
+        common = {
             "dtype": dtype,
             "max_model_len": max_model_len,
             "max_num_seqs": run.max_sequences,
             "max_logprobs": _MAX_CANDIDATES,
             "logprobs_mode": "processed_logprobs",
             "seed": seed,
-            **(_cpu_options(run, max_model_len) if on_cpu else _gpu_options(run)),
+        }
+        if not on_cpu:
+            return common | {
+                "gpu_memory_utilization": run.memory_fraction,
+                "tensor_parallel_size": run.tensor_parallel,
+            }
+        return common | {
+            "enforce_eager": True,
+            "kv_cache_memory_bytes": run.kv_cache_mib << 20,
+            "enable_chunked_prefill": False,
+            "enable_prefix_caching": False,
+            "max_num_batched_tokens": max(max_model_len, run.max_sequences, _PREFILL_TOKENS),
         }
 
     with running_engine(directory, options) as engine:
@@ -143,20 +154,3 @@ def open_vllm(
             yield generator
         finally:
             generator.close()
-
-
-def _cpu_options(run: EngineRun, max_model_len: int) -> dict[str, Any]:
-    return {
-        "enforce_eager": True,
-        "kv_cache_memory_bytes": run.kv_cache_mib << 20,
-        "enable_chunked_prefill": False,
-        "enable_prefix_caching": False,
-        "max_num_batched_tokens": max(max_model_len, run.max_sequences, _PREFILL_TOKENS),
-    }
-
-
-def _gpu_options(run: EngineRun) -> dict[str, Any]:
-    return {
-        "gpu_memory_utilization": run.memory_fraction,
-        "tensor_parallel_size": run.tensor_parallel,
-    }

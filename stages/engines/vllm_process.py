@@ -1,4 +1,4 @@
-"""Starting and ending vLLM in this process, for whoever needs an engine.
+"""Starting and stopping vLLM in this process, for generation and for scoring.
 
 A CPU engine lives in this process, where vLLM keeps its distributed state in globals that closing
 any engine destroys: one at a time.
@@ -24,7 +24,7 @@ def running_engine(directory: Path, options: Callable[[bool], dict[str, Any]]) -
 
     Args:
         directory: A Hugging Face model.
-        options: Gives fields of `EngineArgs`, told whether vLLM runs on a CPU.
+        options: Gives fields of `EngineArgs`; its argument says whether vLLM runs on a CPU.
 
     Raises:
         EngineError: vLLM does not start, or runs in this process already.
@@ -53,7 +53,11 @@ def _start(directory: Path, options: Callable[[bool], dict[str, Any]]) -> Any:
         from vllm.platforms import current_platform
         from vllm.usage.usage_lib import UsageContext
 
-        _make_llvmlite_inspectable()
+        # vLLM 0.32 takes `vars()` of every object in every module to find Triton kernels. The
+        # library handle of llvmlite answers any attribute, `__dict__` too, with a wrapped C
+        # function, on which vLLM fails once numba is imported: give it an empty `__dict__`.
+        if (llvmlite := sys.modules.get("llvmlite.binding.ffi")) is not None:
+            llvmlite.lib._fntab.setdefault("__dict__", {})
         try:
             arguments = EngineArgs(
                 str(directory),
@@ -66,18 +70,6 @@ def _start(directory: Path, options: Callable[[bool], dict[str, Any]]) -> Any:
             return LLMEngine.from_engine_args(arguments, UsageContext.LLM_CLASS)
         finally:
             torch.set_num_threads = set_num_threads  # the CPU worker makes it do nothing
-
-
-def _make_llvmlite_inspectable() -> None:
-    """Give llvmlite's library handle an empty `__dict__`.
-
-    vLLM 0.32 takes `vars()` of every object in every module to find Triton kernels. The handle
-    answers any attribute with a wrapped C function, `__dict__` too, on which vLLM stumbles; so an
-    engine could not start once numba was imported.
-    """
-    module = sys.modules.get("llvmlite.binding.ffi")
-    if module is not None:
-        module.lib._fntab.setdefault("__dict__", {})
 
 
 @contextmanager

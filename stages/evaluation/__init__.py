@@ -1,7 +1,9 @@
-"""Parts of `stages.evaluate`, and the table of `stages.report`.
+"""Parts of `stages.evaluate`.
 
-- `answers`: the file of generated answers, and what it says about accuracy
-- `held_out`: one scoring pass over held-out rollouts: KL to the teacher, calibration
+- `answers`: the file of generated answers, and the accuracies that follow from it
+- `measure`: chooses the figures below from the inputs of the job
+- `held_out`: one pass over held-out rollouts: KL to the teacher, calibration
+- `text`: one pass over held-out text: loss, calibration, acceptance
+- `gradients`: gradients from records against those of the teacher's full distribution
 - `averages`: means over tokens with standard errors over prompts, calibration bins
-- `table`: rows of metrics as text and Markdown, for one run or over seeds
 """

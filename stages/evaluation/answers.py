@@ -1,7 +1,7 @@
 """Generated answers: one zstd-compressed JSON object a line, and what they say about accuracy.
 
-The figures come from the file and nothing else, so whoever distrusts one can read the answers it
-rests on. Imports no torch.
+The figures come from the file alone, so every figure can be checked against its answers.
+Imports no torch.
 """
 
 import json
@@ -39,10 +39,10 @@ class Answer:
 
 
 def write_answers(path: Place, answers: Iterable[Answer]) -> None:
-    """Write the file; it appears whole or not at all, and one that is there stays.
+    """Write the file atomically; an existing one is kept.
 
     Raises:
-        RetryError: the disk refused.
+        RetryError: a write failed.
     """
     lines = "".join(json.dumps(asdict(answer)) + "\n" for answer in answers)
     create_once(path, zstandard.ZstdCompressor(write_checksum=True).compress(lines.encode()))
@@ -59,8 +59,8 @@ def read_answers(path: Place) -> list[Answer]:
         return [Answer(**json.loads(line)) for line in plain.splitlines()]
     except (zstandard.ZstdError, ValueError, TypeError) as error:
         raise DataError(
-            f"{path}: damaged ({error}). Delete it and run `evaluate` again; the answers are made "
-            "anew."
+            f"{path}: damaged ({error}). Delete it and run `evaluate` again to make "
+            "the answers again."
         ) from error
 
 

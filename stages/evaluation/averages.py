@@ -33,7 +33,7 @@ class ClusterMean:
         self._sums: dict[int, list[float]] = {}
 
     def add(self, values_T: Floats, cluster_T: NDArray[np.int64]) -> None:
-        """Take in the values of T tokens and the cluster each belongs to."""
+        """Add the values of T tokens and the cluster each belongs to."""
         clusters, index_T = np.unique(cluster_T, return_inverse=True)
         totals = np.bincount(index_T, weights=values_T, minlength=len(clusters))
         counts = np.bincount(index_T, minlength=len(clusters))
@@ -56,7 +56,7 @@ class ClusterMean:
 
 
 @dataclass
-class Calibration:
+class CalibrationBins:
     """Expected calibration error against the teacher, over equal-width bins of confidence.
 
     ECE = sum_b (n_b / n) |mean confidence in b - mean teacher probability in b| (Guo et al. 2017,
@@ -75,7 +75,7 @@ class Calibration:
         self._count_B, self._confidence_B, self._teacher_B = np.zeros((3, self.bins))
 
     def add(self, confidence_T: Floats, teacher_T: Floats) -> None:
-        """Take in the student's confidence and the teacher's probability of the same id."""
+        """Add the student's confidence and the teacher's probability of the same id."""
         bin_T = np.clip((confidence_T * self.bins).astype(np.int64), 0, self.bins - 1)
         self._count_B += np.bincount(bin_T, minlength=self.bins)
         self._confidence_B += np.bincount(bin_T, weights=confidence_T, minlength=self.bins)

@@ -2,7 +2,7 @@
 
 Both are taken at the same weights on the same batch of held-out sequences: one of the student's
 objective on its stored records, one of KL(p || q) with the teacher run beside it. All parameters
-count, as one vector. Unbiased records differ from the whole by noise that shrinks with the batch;
+count, as one vector. Unbiased records differ from it by noise that shrinks with the batch;
 what a biased record is off by stays.
 """
 
@@ -54,7 +54,7 @@ def compare_gradients(
         seed: Of the order of the sequences.
 
     Returns:
-        `gradient_angle` in degrees and `gradient_norm`, the norm over that of the whole gradient,
+        `gradient_angle` in degrees and `gradient_norm`, the norm over that of the full gradient,
         means over the batches; `gradient_positions` in one batch, on average.
 
     Raises:
@@ -72,9 +72,9 @@ def compare_gradients(
     ) as batches:
         for _ in range(setting.batches):
             batch = next(batches)
-            ours, whole = (_gradient(setting, batch, loss) for loss in losses)
-            sizes = math.sqrt(_dot(ours, ours)), math.sqrt(_dot(whole, whole))
-            cosine = _dot(ours, whole) / (sizes[0] * sizes[1])
+            ours, full = (_gradient(setting, batch, loss) for loss in losses)
+            sizes = math.sqrt(_dot(ours, ours)), math.sqrt(_dot(full, full))
+            cosine = _dot(ours, full) / (sizes[0] * sizes[1])
             angles.append(math.degrees(math.acos(max(-1.0, min(1.0, cosine)))))
             ratios.append(sizes[0] / sizes[1])
             positions += batch.tokens

@@ -8,7 +8,7 @@ Shape letters: T positions, E entries, D hidden size.
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from stages.config import Objective
-from stages.evaluation.averages import Calibration, ClusterMean
+from stages.evaluation.averages import CalibrationBins, ClusterMean
 from stages.models.model import lm_head, response_hidden
 from stages.objectives.contract import guarantee
 from stages.objectives.head_loss import head_statistics
@@ -38,7 +38,7 @@ ROWS_PER_CHUNK = 1024
 
 
 @dataclass(frozen=True)
-class Judged:
+class Reported:
     """An objective whose value is reported, and what the value is."""
 
     objective: Objective
@@ -48,17 +48,17 @@ class Judged:
 @dataclass
 class _Sums:
     means: dict[str, ClusterMean] = field(default_factory=dict[str, ClusterMean])
-    calibration: Calibration | None = None
+    calibration: CalibrationBins | None = None
     positions: int = 0
 
 
-def measurable(meta: Mapping[str, object]) -> dict[str, Judged]:
+def measurable(meta: Mapping[str, object]) -> dict[str, Reported]:
     """The divergences that records of this `meta` can give, each in its best form."""
     record = meta.get("record")
     if not isinstance(record, Mapping):
         return {}
     temperature = float(record.get("temperature", 1.0))
-    found: dict[str, Judged] = {}
+    found: dict[str, Reported] = {}
     for objective in (
         ReverseKL(temperature=temperature),
         ReverseKL(temperature=temperature, form="bucketed"),
@@ -71,7 +71,7 @@ def measurable(meta: Mapping[str, object]) -> dict[str, Judged]:
             continue
         best = found.get(objective.name)
         if best is None or WEAKEST_LAST.index(level.level) < WEAKEST_LAST.index(best.level.level):
-            found[objective.name] = Judged(objective, level)
+            found[objective.name] = Reported(objective, level)
     return found
 
 
@@ -82,7 +82,7 @@ def score_held_out(
     """Divergence from the teacher and calibration over the `holdout` split of a record set.
 
     Args:
-        model: Student, on its device, in the type it is to be judged in.
+        model: Student, on its device, in the type it is evaluated in.
         directory: A committed set of kind `records`.
         tokens_per_batch: Tokens in one forward pass, padding included.
 
@@ -92,21 +92,17 @@ def score_held_out(
         cannot give is absent, and without a held-out split so is everything.
     """
     meta = read_manifest(directory).meta
-    judged = measurable(meta)
-    functions = {name: j.objective for name, j in judged.items()}
+    reported = measurable(meta)
+    functions = {name: j.objective for name, j in reported.items()}
     temperature = next((f.temperature for f in functions.values()), 1.0)
-    sums = _Sums(calibration=Calibration() if "forward_kl" in judged else None)
-    for batch in _microbatches(directory, tokens_per_batch):
-        _add(sums, model, batch, functions, temperature)
+    sums = _Sums(calibration=CalibrationBins() if "forward_kl" in reported else None)
+    for group in read_split(directory, "holdout"):
+        for batch in group.microbatches(tokens_per_batch):
+            _add(sums, model, batch, functions, temperature)
     if not sums.positions:
         log.info("%s: no held-out sequences; divergence and calibration are left out", directory)
         return {}
-    return _summary(sums, judged)
-
-
-def _microbatches(directory: Place, tokens_per_batch: int) -> Iterator[Batch]:
-    for batch in read_split(directory, "holdout"):
-        yield from batch.microbatches(tokens_per_batch)
+    return _summary(sums, reported)
 
 
 def _add(
@@ -116,7 +112,7 @@ def _add(
     functions: Mapping[str, ObjectiveFunction],
     temperature: float,
 ) -> None:
-    """Run the model over one micro-batch and take in its figures."""
+    """Run the model over one micro-batch and add its figures."""
     records = TorchRecords.from_batch(batch, model.device)
     hidden_TD, head = response_hidden(model, batch), lm_head(model)
     if hidden_TD.device.type == "cpu":
@@ -143,14 +139,14 @@ def _numpy(values_T: Tensor) -> np.ndarray:
     return values_T.double().cpu().numpy()
 
 
-def _summary(sums: _Sums, judged: Mapping[str, Judged]) -> dict[str, object]:
+def _summary(sums: _Sums, reported: Mapping[str, Reported]) -> dict[str, object]:
     out: dict[str, object] = {"held_out_tokens": sums.positions}
     for name, mean in sums.means.items():
         estimate = mean.estimate()
         assert estimate is not None, "there were positions"
         out[name] = estimate.mean
-        if name in judged:
-            out |= {f"{name}_se": estimate.error, f"{name}_level": judged[name].level.level}
+        if name in reported:
+            out |= {f"{name}_se": estimate.error, f"{name}_level": reported[name].level.level}
     if sums.calibration is not None:
         out["ece"] = sums.calibration.error()
     return out

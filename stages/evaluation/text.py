@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stages.evaluation.averages import Calibration, ClusterMean
+from stages.evaluation.averages import CalibrationBins, ClusterMean
 from stages.models.model import lm_head, response_hidden
 from stages.objectives.full_teacher import FullTeacher
 from storage.batch import Batch
@@ -37,10 +37,10 @@ def score_text(
     """What the model makes of the `holdout` split of a set of sequences.
 
     Args:
-        model: In evaluation mode, on its device, in the type it is to be judged in.
+        model: In evaluation mode, on its device, in the type it is evaluated in.
         directory: A committed set of sequences or records; only its tokens are read.
         teacher: On the same device; None leaves out the comparison.
-        sequences: At most so many, from the first on; None reads all.
+        sequences: Read at most this many, in order; None reads all.
         tokens_per_batch: Tokens in one forward pass, padding included.
 
     Returns:
@@ -54,7 +54,7 @@ def score_text(
         DataError: the set holds nothing out.
     """
     sums: dict[str, ClusterMean] = {}
-    calibration = Calibration()
+    calibration = CalibrationBins()
     tokens = 0
     for batch in _batches(directory, sequences, tokens_per_batch):
         found = _figures(model, batch, teacher)
@@ -65,7 +65,7 @@ def score_text(
         tokens += batch.tokens
     if not tokens:
         raise DataError(
-            f"{directory}: no held-out sequences to judge models on. Set `holdout` of the stage "
+            f"{directory}: no held-out sequences to evaluate models on. Set `holdout` of the stage "
             "that makes it, or leave [evaluate.text] out."
         )
     out: dict[str, object] = {"text_tokens": tokens, "text_ece": calibration.error()}
@@ -97,33 +97,23 @@ def _figures(
         hidden_TD, head = hidden_TD.float(), head.in_float32()
     tok_T = torch.from_numpy(batch.tok).to(model.device)
     teacher_TD = None if teacher is None else teacher.hidden(batch)
-    parts: list[dict[str, Tensor]] = []
+    found: dict[str, list[Tensor]] = {}
     for start in range(0, len(tok_T), ROWS_PER_CHUNK):
         chunk = slice(start, start + ROWS_PER_CHUNK)
+        tok_C = tok_T[chunk]
         logq_CW = head.logits(hidden_TD[chunk]).log_softmax(dim=-1)
-        part = _own(logq_CW, tok_T[chunk])
+        best_C, top_C = logq_CW.max(dim=-1)
+        values = {
+            "text_loss": -logq_CW.gather(1, tok_C[:, None]).squeeze(1),
+            "confidence": best_C.exp(),
+            "hit": (top_C == tok_C).float(),
+        }
         if teacher is not None and teacher_TD is not None:
-            part |= _against(logq_CW, teacher.logp(teacher_TD[chunk]))
-        parts.append(part)
-    names = parts[0] if parts else {}
-    return {
-        name: torch.cat([part[name] for part in parts]).double().cpu().numpy() for name in names
-    }
-
-
-def _own(logq_CW: Tensor, tok_C: Tensor) -> dict[str, Tensor]:
-    best_C, top_C = logq_CW.max(dim=-1)
-    return {
-        "text_loss": -logq_CW.gather(1, tok_C[:, None]).squeeze(1),
-        "confidence": best_C.exp(),
-        "hit": (top_C == tok_C).float(),
-    }
-
-
-def _against(logq_CW: Tensor, logp_CV: Tensor) -> dict[str, Tensor]:
-    """Against the teacher, which has no mass on the model's padding rows."""
-    p_CV, logq_CV = logp_CV.exp(), logq_CW[:, : logp_CV.shape[1]]
-    return {
-        "acceptance": torch.minimum(p_CV, logq_CV.exp()).sum(dim=-1),
-        "text_kl": (p_CV * (logp_CV - logq_CV)).sum(dim=-1),
-    }
+            # The teacher has no mass on the model's padding rows.
+            logp_CV = teacher.logp(teacher_TD[chunk])
+            p_CV, logq_CV = logp_CV.exp(), logq_CW[:, : logp_CV.shape[1]]
+            values["acceptance"] = torch.minimum(p_CV, logq_CV.exp()).sum(dim=-1)
+            values["text_kl"] = (p_CV * (logp_CV - logq_CV)).sum(dim=-1)
+        for name, value_C in values.items():
+            found.setdefault(name, []).append(value_C)
+    return {name: torch.cat(chunks).double().cpu().numpy() for name, chunks in found.items()}

@@ -66,7 +66,7 @@ def manifest_of_model(directory: Place) -> Manifest | None:
 
 
 def generator_weights(manifest: Manifest) -> str | None:
-    """Digest of the weights that wrote the sequences of a set, where it says."""
+    """Digest of the weights that wrote the sequences of a set; None where unknown."""
     generator = manifest.meta.get("generator")
     if not isinstance(generator, dict):
         return None

@@ -28,7 +28,7 @@ def prepare_environment() -> None:
 
 
 def cpu_build() -> bool:
-    """Whether the installed torch is a CPU build; told without importing it."""
+    """Whether the installed torch is a CPU build; found without importing it."""
     return importlib.metadata.version("torch").endswith("+cpu")
 
 

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
 
-ASKED = "AFTERGLOW_PICKLED_WEIGHTS"
+ALLOW_PICKLED = "AFTERGLOW_PICKLED_WEIGHTS"
 """Environment variable that lets pickled weights be loaded."""
 
 
@@ -193,11 +193,12 @@ def check_weights(directory: Path) -> None:
         DataError: there are pickled weights only, and the environment does not allow them.
     """
     pickled = sorted(file.name for file in directory.glob("pytorch_model*.bin"))
-    if not pickled or any(directory.glob("*.safetensors")) or os.environ.get(ASKED) == "1":
+    if not pickled or any(directory.glob("*.safetensors")) or os.environ.get(ALLOW_PICKLED) == "1":
         return
     raise DataError(
         f"{directory / pickled[0]}: pickled weights, which may run code when they are loaded. Save "
-        f"the model as safetensors (`save_pretrained`), or set {ASKED}=1 if you trust its origin."
+        "the model as safetensors (`save_pretrained`), or set "
+        f"{ALLOW_PICKLED}=1 if you trust its origin."
     )
 
 

@@ -72,7 +72,7 @@ def load_model(directory: Path, dtype: str, device: torch.device | str) -> PreTr
     if lacking:
         raise DataError(
             f"{directory}: {len(lacking)} weights are missing or of another shape than config.json "
-            f"says ({sorted(lacking)[0]}, ...). Copy the model anew."
+            f"says ({sorted(lacking)[0]}, ...). Copy the model again."
         )
     return model.eval().to(device)
 
@@ -188,7 +188,7 @@ def check_head(model: PreTrainedModel, head: Head) -> None:
     """Compare hidden states times head with the logits the model itself makes.
 
     Guards against architectures that treat hidden states or logits in a way `lm_head` does not
-    know: a wrong scale would spoil every record without a sign.
+    know: a wrong scale would corrupt every record silently.
 
     Raises:
         EngineError: they differ, or are not finite.
@@ -200,7 +200,7 @@ def check_head(model: PreTrainedModel, head: Head) -> None:
     if bool(wanted_LV.isnan().any() | wanted_LV.isposinf().any()):
         raise EngineError(
             f"{model.name_or_path}: the logits are NaN or infinite, whatever the input. The "
-            f"weights are damaged, or too large for {model.dtype}; copy the model anew."
+            f"weights are damaged, or too large for {model.dtype}; copy the model again."
         )
     off = (head.logits(hidden_LD) - wanted_LV).abs().max().item()
     # bfloat16 rounds logits by up to 0.4 %, a forgotten softcap or scale shows in per cents
@@ -208,7 +208,7 @@ def check_head(model: PreTrainedModel, head: Head) -> None:
         raise EngineError(
             f"{type(model).__name__}: its logits are not those of its head on its final hidden "
             f"states (off by {off:.3g}). The architecture does something in between that "
-            "`stages.models.model.lm_head` does not know; teach it there."
+            "`stages.models.model.lm_head` does not know; add it there."
         )
 
 
@@ -217,7 +217,7 @@ def check_head(model: PreTrainedModel, head: Head) -> None:
 
 
 class Tokens(Protocol):
-    """Prompts and responses of N sequences, flat with offsets; `storage.codec.Batch` is one."""
+    """Prompts and responses of N sequences, flat with offsets; `storage.batch.Batch` is one."""
 
     @property
     def seq_id(self) -> NDArray[np.int64]:
@@ -265,7 +265,7 @@ def response_hidden(model: PreTrainedModel, batch: Tokens) -> Tensor:
 
 
 def check_prompts(prompt_N: NDArray[np.int64], seq_id_N: NDArray[np.int64]) -> None:
-    """Refuse sequences whose first response token nothing precedes.
+    """Raise if nothing precedes the first response token of a sequence.
 
     Raises:
         DataError: a prompt has no token; its sequence is named.

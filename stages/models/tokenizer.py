@@ -61,8 +61,14 @@ def load_tokenizer(directory: Path) -> "PreTrainedTokenizerBase":
 def _load(directory: Path, _stamp: tuple[tuple[int, int], ...]) -> "PreTrainedTokenizerBase":
     """A tokenizer of 150 thousand ids takes seconds to build; `_stamp` tells changed files."""
     prepare_environment()
+    settings = directory / "tokenizer_config.json"
     try:
-        if _generic(directory):
+        # Where tokenizer.json holds everything, its class loads without torch, seconds faster.
+        if (
+            settings.exists()
+            and (directory / "tokenizer.json").exists()
+            and json.loads(settings.read_text()).get("tokenizer_class") in _GENERIC
+        ):
             from transformers import PreTrainedTokenizerFast as Loader
         else:
             from transformers import AutoTokenizer as Loader
@@ -70,25 +76,17 @@ def _load(directory: Path, _stamp: tuple[tuple[int, int], ...]) -> "PreTrainedTo
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise DataError(
             f"{directory}: no tokenizer that can be loaded ({error}). Save the model's tokenizer "
-            "anew with `tokenizer.save_pretrained`."
+            "again with `tokenizer.save_pretrained`."
         ) from error
-
-
-def _generic(directory: Path) -> bool:
-    """Whether tokenizer.json says it all; its class then loads without torch, seconds faster."""
-    settings = directory / "tokenizer_config.json"
-    if not settings.exists() or not (directory / "tokenizer.json").exists():
-        return False
-    return json.loads(settings.read_text()).get("tokenizer_class") in _GENERIC
 
 
 def copy_tokenizer(source: Place, target: Place) -> list[Place]:
     """Copy the tokenizer files in `source` byte for byte; returns the copies.
 
-    Each copy appears whole or not at all, and one that is there already stays.
+    Each copy is written atomically; an existing one is kept.
 
     Raises:
-        RetryError: the disk refused.
+        RetryError: a write failed.
     """
     target.mkdir(parents=True, exist_ok=True)
     names = [name for name in FILES if (source / name).exists()]

@@ -10,7 +10,7 @@ import pytest
 
 from stages.attribution.checks import DrawnCheck, previous_tokens
 from stages.attribution.observe import LoadedModel
-from stages.attribution.verify import Finding, Question, verify_teacher
+from stages.attribution.verify import Finding, Settings, verify_teacher
 from stages.config import Counts, HeadTail, Record, Sampled, Sampling, TopK
 from stages.job import Input
 from storage.errors import DataError
@@ -48,7 +48,7 @@ def tokens_only(answered: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def ask(model: Path, directory: Path, **question: Any) -> Finding:
-    (found,) = verify_teacher(Input(str(model)), [directory], Question(**question))
+    (found,) = verify_teacher(Input(str(model)), [directory], Settings(**question))
     return found
 
 

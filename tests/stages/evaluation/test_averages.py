@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stages.evaluation.averages import Calibration, ClusterMean
+from stages.evaluation.averages import CalibrationBins, ClusterMean
 
 
 def test_the_mean_is_over_tokens_however_they_arrive() -> None:
@@ -54,7 +54,7 @@ def test_one_cluster_has_no_error_and_none_no_mean() -> None:
 def test_calibration_against_the_formula() -> None:
     rng = np.random.default_rng(2)
     confidence_T, teacher_T = rng.random(500), rng.random(500)
-    calibration = Calibration()
+    calibration = CalibrationBins()
     for part in np.array_split(np.arange(500), 3):
         calibration.add(confidence_T[part], teacher_T[part])
     expected = 0.0
@@ -66,7 +66,7 @@ def test_calibration_against_the_formula() -> None:
 
 
 def test_calibration_edges() -> None:
-    calibration = Calibration()
+    calibration = CalibrationBins()
     assert calibration.error() is None
     calibration.add(np.array([1.0, 0.0]), np.array([1.0, 0.0]))
     assert calibration.error() == 0.0
@@ -78,7 +78,7 @@ def test_noisy_but_unbiased_probabilities_cancel_inside_a_bin() -> None:
     """A draw instead of the probability itself leaves a calibrated model calibrated."""
     rng = np.random.default_rng(3)
     confidence_T = rng.random(200_000)
-    calibration = Calibration()
+    calibration = CalibrationBins()
     calibration.add(confidence_T, (rng.random(200_000) < confidence_T).astype(float))
     error = calibration.error()
     assert error is not None

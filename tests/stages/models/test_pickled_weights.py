@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from stages.job import Input
-from stages.models.identity import ASKED, check_weights, local_directory, model_identity
+from stages.models.identity import ALLOW_PICKLED, check_weights, local_directory, model_identity
 from storage.errors import DataError
 
 
@@ -24,7 +24,7 @@ def test_pickled_weights_are_refused_by_whoever_asks(pickled: Path) -> None:
 
 
 def test_unless_asked_for(pickled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(ASKED, "1")
+    monkeypatch.setenv(ALLOW_PICKLED, "1")
     assert local_directory(Input(str(pickled))) == pickled
 
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from transformers import Qwen3ForCausalLM
 
 from stages import teacher_logits
-from stages.attribution.verify import Question, verify_teacher
+from stages.attribution.verify import Settings, verify_teacher
 from stages.config import PromptSource, TeacherLogits, TeacherPrompt, Tokenizer
 from stages.job import Job
 from stages.models.descent import check_prompts_shared
@@ -331,5 +331,5 @@ def test_the_teacher_cannot_be_run_again_on_what_is_stored(tmp_path: Path, teach
     with pytest.raises(DataError, match="prompts of its own"):
         check_prompts_shared(job.directory, manifest)
     with pytest.raises(DataError, match="prompts of its own"):
-        verify_teacher(job.inputs["teacher"], [job.directory], Question())
+        verify_teacher(job.inputs["teacher"], [job.directory], Settings())
     check_prompts_shared(job.directory, replace(manifest, meta={"record": {}}))
