@@ -2,21 +2,14 @@
 
 import io
 import os
-from collections.abc import Generator, Iterable
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 from storage.files.place import Place
 from storage.files.remote import Remote
 
-Span = tuple[int, int]
-"""First byte, and the one behind the last."""
-
 _TAIL = 1 << 17
 """Bytes read from the end of an object when it is opened: the footers of most parts."""
-_GAP = 1 << 18
-"""Spans no further apart than this are read in one request: it costs less than a second one."""
 
 
 class Source(Protocol):
@@ -26,10 +19,6 @@ class Source(Protocol):
 
     def read(self, start: int, length: int) -> bytes:
         """`length` bytes from `start` on, fewer at the end."""
-        ...
-
-    def hold(self, spans: Iterable[Span]) -> "Source":
-        """The same bytes; those in `spans` are about to be read."""
         ...
 
     def arrow(self) -> "Path | io.RawIOBase":
@@ -53,11 +42,6 @@ class LocalSource:
         """See `Source`."""
         return os.pread(self._stream.fileno(), length, start)
 
-    def hold(self, spans: Iterable[Span]) -> "LocalSource":
-        """Nothing to prepare: the page cache does it."""
-        del spans
-        return self
-
     def arrow(self) -> Path:
         """See `Source`."""
         return self._path
@@ -79,23 +63,14 @@ class RemoteSource:
         self._path = path
         self.size = path.size() if size is None else size
         start = max(0, self.size - _TAIL)
-        self._held: list[tuple[int, bytes]] = [(start, path.read_range(start, self.size))]
+        self._tail_start, self._tail = start, path.read_range(start, self.size)
 
     def read(self, start: int, length: int) -> bytes:
         """See `Source`."""
         stop = min(start + length, self.size)
-        for first, data in self._held:
-            if first <= start and stop <= first + len(data):
-                return data[start - first : stop - first]
+        if start >= self._tail_start:
+            return self._tail[start - self._tail_start : stop - self._tail_start]
         return self._path.read_range(start, stop)
-
-    def hold(self, spans: Iterable[Span]) -> "RemoteSource":
-        """See `Source`: neighbouring spans become one request."""
-        out = object.__new__(RemoteSource)
-        out._path, out.size, out._held = self._path, self.size, list(self._held)
-        for start, stop in joined(spans):
-            out._held.append((start, self.read(start, stop - start)))
-        return out
 
     def arrow(self) -> io.RawIOBase:
         """See `Source`."""
@@ -113,27 +88,6 @@ def open_source(path: Place, size: int | None = None) -> Source:
         RetryError, ConfigError: as `storage.files.remote.Remote`.
     """
     return LocalSource(path) if isinstance(path, Path) else RemoteSource(path, size)
-
-
-@contextmanager
-def opened(path: Place) -> Generator[Source]:
-    """`open_source` for a block."""
-    source = open_source(path)
-    try:
-        yield source
-    finally:
-        source.close()
-
-
-def joined(spans: Iterable[Span]) -> list[Span]:
-    """The spans in order, those with little between them as one."""
-    out: list[Span] = []
-    for start, stop in sorted(spans):
-        if out and start - out[-1][1] <= _GAP:
-            out[-1] = (out[-1][0], max(stop, out[-1][1]))
-        else:
-            out.append((start, stop))
-    return out
 
 
 class _Stream(io.RawIOBase):

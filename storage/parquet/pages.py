@@ -42,7 +42,7 @@ _MAGIC = b"PAR1"
 _SMALLEST_GROUP = 8  # bytes in the footer; far below what is possible
 
 
-class Unusual(Exception):
+class Unusual(ValueError):
     """Not laid out as this package's writer does, or damaged."""
 
 
@@ -80,28 +80,39 @@ class Footer:
             raise Unusual("row groups")
         self._groups = places[:count].copy()
 
-    def chunks(self, source: Source, group: int, columns: Sequence[str]) -> Iterator[Chunk]:
+    def columns(self, group: int, count: int) -> NDArray[np.int64]:
+        """Number of levels, compressed bytes and first byte of each column of a row group: [C, 3].
+
+        Raises:
+            Unusual: as above, or there are not `count` columns.
+        """
+        found = np.full(4, -1, np.int64)
+        places = np.empty(count, np.int64)
+        fields(self._data, int(self._groups[group]), found)
+        if structs(self._data, int(found[1]), places) != count:
+            raise Unusual("columns")
+        described = np.empty((count, 3), np.int64)
+        if not columns_of(self._data, places, described) or described.min() < 0:
+            raise Unusual("columns")
+        if described[:, 1:].max() > self._size:  # so that no sum of them can overflow
+            raise Unusual("column")
+        return described
+
+    def chunks(self, source: Source, group: int, names: Sequence[str]) -> Iterator[Chunk]:
         """The columns of a row group, which lie side by side and are read in one go.
 
         Raises:
-            Unusual: as above, or another number of columns.
+            Unusual: as `columns`, or they are far apart.
         """
-        found = np.full(4, -1, np.int64)
-        places = np.empty(len(columns), np.int64)
-        fields(self._data, int(self._groups[group]), found)
-        if structs(self._data, int(found[1]), places) != len(columns):
-            raise Unusual("columns")
-        said = np.empty((len(columns), 3), np.int64)
-        if not columns_of(self._data, places, said) or said.min() < 0:
-            raise Unusual("columns")
-        if said[:, 1:].max() > self._size:  # so that no sum of them can overflow
-            raise Unusual("column")
-        start, stop = int(said[:, 2].min()), int((said[:, 2] + said[:, 1]).max())
-        if stop > self._size or stop - start > 2 * int(said[:, 1].sum()):
+        described = self.columns(group, len(names))
+        rows = np.full(4, -1, np.int64)
+        fields(self._data, int(self._groups[group]), rows)
+        start, stop = int(described[:, 2].min()), int((described[:, 2] + described[:, 1]).max())
+        if stop > self._size or stop - start > 2 * int(described[:, 1].sum()):
             raise Unusual("columns far apart")
         data = np.frombuffer(source.read(start, stop - start), np.uint8)
-        for name, (levels, size, at) in zip(columns, said.tolist(), strict=True):
-            yield Chunk(name, data[at - start : at - start + size], int(found[3]), levels)
+        for name, (levels, size, at) in zip(names, described.tolist(), strict=True):
+            yield Chunk(name, data[at - start : at - start + size], int(rows[3]), levels)
 
 
 def read_chunk(chunk: Chunk, decompress: Decompress) -> tuple[Array, Offsets | None]:

@@ -1,12 +1,16 @@
 """The only module that knows pyarrow: `Rows` to Arrow and back, and how a part is laid out.
 
 Reading is zero-copy: the arrays of a `Rows` made here are views of Arrow's buffers.
+
+pyarrow is never asked where a column lies: on a damaged footer that ends the process
+(`storage.parquet.thrift` looks it up instead).
 """
 # pyarrow ships neither types nor stubs, so strict checking would say "unknown" about every line.
 # pyright: basic
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -17,7 +21,7 @@ from numpy.typing import NDArray
 
 from storage.errors import ConfigError, DataError, RetryError
 from storage.files.place import Place
-from storage.files.source import Source, Span, open_source, opened
+from storage.files.source import open_source
 from storage.files.write import HashingFile
 from storage.rows import Offsets, Rows
 from storage.schema import BLOBS, COLUMNS, EXTRA_BITS, Array, Blobs, Column
@@ -75,7 +79,11 @@ class Reader:
     def __init__(self, path: Place, size: int | None = None) -> None:
         self._source = open_source(path, size)
         try:
-            self._parquet = pq.ParquetFile(self._source.arrow(), page_checksum_verification=True)
+            self._parquet = pq.ParquetFile(
+                self._source.arrow(),
+                page_checksum_verification=True,
+                pre_buffer=not isinstance(path, Path),  # columns side by side: one request
+            )
         except BaseException:
             self._source.close()
             raise
@@ -94,41 +102,33 @@ class Reader:
 
     def read(self, group: int, columns: Sequence[str] | None) -> tuple[Rows, Blobs]:
         """One row group; `columns` None reads all."""
-        source = self._source.hold(self._spans(group, columns))
         if self._direct and columns is None:
-            from storage.parquet.pages import (
-                Unusual,  # Numba: only who reads records pays its import
-            )
-
             try:
-                return self._read_pages(source, group)
+                return self._read_pages(group)
             except UNREACHABLE:
                 raise
-            except (Unusual, *DAMAGE):
+            except DAMAGE:
                 pass  # Arrow can read it, or tell what is wrong with it
         names = None if columns is None else list(columns)
-        parquet = self._parquet
-        if source is not self._source:
-            checked = {"metadata": parquet.metadata, "page_checksum_verification": True}
-            parquet = pq.ParquetFile(source.arrow(), **checked)
-        return from_arrow(parquet.read_row_group(group, columns=names, use_threads=False))
+        return from_arrow(self._parquet.read_row_group(group, columns=names, use_threads=False))
 
-    def _spans(self, group: int, columns: Sequence[str] | None) -> Iterator[Span]:
-        """Where the columns of a row group lie."""
-        described = self._parquet.metadata.row_group(group)
-        for index in range(described.num_columns):
-            chunk = described.column(index)
-            if columns is None or chunk.path_in_schema.split(".")[0] in columns:
-                yield chunk.data_page_offset, chunk.data_page_offset + chunk.total_compressed_size
+    def column_bytes(self) -> dict[str, int]:
+        """Compressed bytes of every column, summed over row groups."""
+        from storage.parquet.pages import Footer
 
-    def _read_pages(self, source: Source, group: int) -> tuple[Rows, Blobs]:
+        footer = Footer(self._source)
+        sizes = [footer.columns(group, len(self.columns))[:, 1] for group in range(len(self.rows))]
+        return dict(zip(self.columns, np.sum(sizes, axis=0).tolist(), strict=True)) if sizes else {}
+
+    def _read_pages(self, group: int) -> tuple[Rows, Blobs]:
+        # Numba: only readers of records pay for its import.
         from storage.parquet.pages import Footer, read_blob, read_chunk
 
         self._footer = self._footer or Footer(self._source)
         columns: dict[str, Array] = {}
         offsets: dict[str, Offsets] = {}
         blobs: Blobs = {}
-        for chunk in self._footer.chunks(source, group, [*self._names, *self._blobs]):
+        for chunk in self._footer.chunks(self._source, group, [*self._names, *self._blobs]):
             if chunk.name in BLOBS:
                 blobs[chunk.name] = read_blob(chunk, decompress)
                 continue
@@ -167,15 +167,11 @@ def decompress(frame: Array, size: int) -> memoryview:
 
 def column_bytes(path: Place) -> dict[str, int]:
     """Compressed bytes of every column of a file; anything in `DAMAGE` may be raised."""
-    with opened(path) as source:
-        footer = pq.read_metadata(source.arrow())
-    out: dict[str, int] = {}
-    for group in range(footer.num_row_groups):
-        for index in range(footer.num_columns):
-            chunk = footer.row_group(group).column(index)
-            name = chunk.path_in_schema.split(".")[0]
-            out[name] = out.get(name, 0) + chunk.total_compressed_size
-    return out
+    reader = Reader(path)
+    try:
+        return reader.column_bytes()
+    finally:
+        reader.close()
 
 
 def _path(name: str) -> str:

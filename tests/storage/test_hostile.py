@@ -148,6 +148,34 @@ def test_a_column_that_is_missing(tmp_path: Path, column: str) -> None:
         list(read_rows(path))
 
 
+REMOTE = """
+import sys
+from pathlib import Path
+from storage.errors import DataError
+from storage.files.remote import Remote
+from storage.parquet.reader import DAMAGE, column_bytes
+from storage.shard import read_rows
+
+(part,) = Path(sys.argv[1]).glob("part-*.parquet")
+whole = part.read_bytes()
+there = Remote(f"memory://sets/{part.name}")
+start = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+for bit in range(8 * start, 8 * (start + 200)):
+    damaged = bytearray(whole)
+    damaged[bit >> 3] ^= 1 << (bit & 7)
+    there.write_bytes(bytes(damaged))
+    try:
+        list(read_rows(there))
+    except DataError as error:
+        assert part.name in str(error)
+    try:
+        column_bytes(there)
+    except DAMAGE:
+        pass
+"""
+"""Every bit of the schema in a footer flipped, in a part on an object store."""
+
+
 LIMITED = """
 import resource, sys
 from pathlib import Path
@@ -203,6 +231,14 @@ def test_a_damaged_footer_neither_ends_the_process_nor_takes_its_memory(
     tried, refused, grown = _fuzz_footer(tmp_path, kind, 101)
     assert refused > tried // 2  # the rest hit what nobody reads: statistics, the writer's name
     assert grown < 64
+
+
+def test_a_damaged_footer_on_an_object_store_does_not_end_the_process(tmp_path: Path) -> None:
+    write_set(tmp_path, meta_of("sequences"), [1])
+    done = subprocess.run(
+        [sys.executable, "-c", REMOTE, tmp_path], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, f"{done.returncode}: {done.stderr[-2000:]}"
 
 
 @pytest.mark.parametrize("kind", PACKABLE)
