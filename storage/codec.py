@@ -6,6 +6,7 @@ Parquet itself is in `storage.parquet.reader`.
 """
 
 import zlib
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,7 +83,7 @@ def to_batch(rows: Rows, meta: SetMeta, draw: int = 0) -> Batch:
     records = meta.kind == "records"
     if not 0 <= draw < meta.copies:
         raise DataError(f"there is no draw {draw}: the set keeps {meta.copies} for each position")
-    entry_off, ids, weight, logp, exact, rest = _decode(rows, meta, draw)
+    entries, rest = _decode(rows, meta, draw)
     return Batch(
         seq_id=rows["seq_id"],
         prompt_id=rows["prompt_id"],
@@ -94,35 +95,46 @@ def to_batch(rows: Rows, meta: SetMeta, draw: int = 0) -> Batch:
         ref_lp=rows.columns.get("ref_lp"),
         lp=rows["lp"] if records else None,
         ent=rows["ent"].astype(np.float32) if records else None,
-        entry_off=entry_off,
-        ids=ids,
-        weight=weight,
-        logp=logp,
-        exact=exact,
+        **entries._asdict(),
         rest=rest,
         lz=rows.columns.get("lz"),
     )
 
 
-def _decode(
-    rows: Rows, meta: SetMeta, draw: int
-) -> tuple[Array, Array, Array, Array, Array, Array]:
-    from storage.kernels import HALF, HALF_EXP, decode_records  # Numba: only who reads records pays
+class _Entries(NamedTuple):
+    """The fields of `Batch` that have one value per entry, and their offsets."""
+
+    entry_off: NDArray[np.int64]
+    ids: NDArray[np.int64]
+    weight: NDArray[np.float32]
+    logp: NDArray[np.float32]
+    exact: NDArray[np.bool_]
+
+    @classmethod
+    def empty(cls, positions: int, entries: int) -> "_Entries":
+        """Arrays to be filled; the offsets are zeros."""
+        return cls(
+            np.zeros(positions + 1, np.int64),
+            np.empty(entries, np.int64),
+            np.empty(entries, np.float32),
+            np.empty(entries, np.float32),
+            np.empty(entries, np.bool_),
+        )
+
+
+def _decode(rows: Rows, meta: SetMeta, draw: int) -> tuple[_Entries, NDArray[np.float32]]:
+    """Entries of one draw, and the teacher mass outside the head of each position: [T]."""
+    # Numba: only readers of records pay for its import.
+    from storage.kernels import HALF, HALF_EXP, decode_records
 
     positions, copies = rows.tokens, meta.copies
-    entry_off = np.zeros(positions + 1, np.int64)
     if "nu" not in rows:
-        none = np.empty(0, np.float32)
-        rest = np.ones(positions, np.float32)
-        return entry_off, np.empty(0, np.int64), none, none, np.empty(0, np.bool_), rest
+        return _Entries.empty(positions, 0), np.ones(positions, np.float32)
     counted = meta.record_kind is not None and meta.record_kind.counts
     nu, nh = rows["nu"], np.zeros(positions, np.uint8) if counted else rows["nh"]
     _check_sums(rows, nu, nh, copies)
     rest = np.ones(positions, np.float32) if counted else rows["rest"]
-    entries = int(nu[draw::copies].sum(dtype=np.int64))
-    ids = np.empty(entries, np.int64)
-    weight, logp = np.empty(entries, np.float32), np.empty(entries, np.float32)
-    exact = np.empty(entries, np.bool_)
+    entries = _Entries.empty(positions, int(nu[draw::copies].sum(dtype=np.int64)))
     decode_records(
         int(meta.record_params["draws"]) if counted else 0,
         copies,
@@ -137,13 +149,9 @@ def _decode(
         _bits(rows, "tlp"),
         HALF,
         HALF_EXP,
-        entry_off,
-        ids,
-        weight,
-        logp,
-        exact,
+        *entries,
     )
-    return entry_off, ids, weight, logp, exact, rest
+    return entries, rest
 
 
 def _bits(rows: Rows, name: str) -> Array:

@@ -2,14 +2,16 @@
 
 Transformers and vLLM open files, so the files of a set on an object store are fetched into the
 cache once. A copy is named after the set and the digest of its manifest, and every file is compared
-with the manifest's sha256 before it gets its name.
+with the manifest's sha256 before it gets its name. `check_files` does the same for sets of this
+machine: a weight file has no checksum of its own, and a flipped bit in it is a slightly different
+model.
 """
 
 import hashlib
 import logging
 from pathlib import Path, PurePosixPath
 
-from storage.errors import DataError
+from storage.errors import DamageError, DataError
 from storage.files.place import Place, cache_root
 from storage.files.remote import Remote
 from storage.files.write import disk_errors, sha256_file, temporary_name
@@ -90,3 +92,28 @@ def _fetch_file(directory: Remote, file: File, target: Path) -> None:
             f"{directory / file.path}: missing. Restore it from a copy, or delete the set and run "
             "its stage again."
         ) from error
+
+
+def check_files(directory: Place) -> None:
+    """Hash every listed file of a set that is not a part; does nothing where there is no manifest.
+
+    Of a set on an object store the local copy is hashed, and fetched where it is missing.
+
+    Raises:
+        DamageError: one is missing or changed.
+        DataError: the manifest is unreadable.
+    """
+    if not (directory / FILE_NAME).exists():
+        return
+    if not isinstance(directory, Path):
+        local_copy(directory)
+        return
+    for file in read_manifest(directory).files:
+        path = directory / file.path
+        found = sha256_file(path) if path.is_file() else "that of no file"
+        if found != file.sha256:
+            raise DamageError(
+                path,
+                f"{path}: damaged (its sha256 is {found}, not {file.sha256}). Restore it from a "
+                f"copy, or remove {directory} and run the same command: it is made again.",
+            )

@@ -55,9 +55,8 @@ class PackedLayout(Layout):
 
     @cached_property
     def _code(self) -> "Code":
-        from storage.packed.codec import (
-            load_code,  # Numba: only who handles records pays its import
-        )
+        # Numba: only readers of records pay for its import.
+        from storage.packed.codec import load_code
 
         return load_code(self._directory, self._meta.ranks, self._meta.vocab_size)
 

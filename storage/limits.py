@@ -1,7 +1,7 @@
 """What a manifest or a footer may say at all: checked before anything is allocated or opened by it.
 
 Whoever can write a file can write any number into it. The limits are far above every real set, and
-low enough that a reader that believes them asks for no more memory than a row group may take.
+low enough that a reader that trusts them allocates no more than a row group may take.
 """
 
 import re

@@ -2,7 +2,7 @@
 
 Readers open manifests only, never a directory listing, so a late, killed or racing writer cannot
 change what was read before. `SetMeta` is the part of a manifest that travels in every footer, so
-that a stray part explains itself. This module imports neither NumPy nor pyarrow.
+that a part found without its manifest can be read. This module imports neither NumPy nor pyarrow.
 """
 
 import hashlib

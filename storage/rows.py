@@ -243,7 +243,7 @@ def _typed(name: str, values: Any) -> Array:
         if low < limits.min or high > limits.max:
             odd = low if low < limits.min else high
             raise DataError(f"column {name!r}: {odd} does not fit into {dtype}")
-    with np.errstate(over="ignore"):  # infinities are refused by name when the part is written
+    with np.errstate(over="ignore"):  # `check_rows` names infinities when the part is written
         return array.astype(dtype)
 
 

@@ -13,9 +13,9 @@ from pipeline.execution.chain import Chain, StageFailed
 from pipeline.execution.runner import missing
 from pipeline.execution.units import format_shards
 from pipeline.planning.plan import Planned
+from storage.copies import check_files
 from storage.errors import DataError
 from storage.files.place import place
-from storage.intact import check_files
 from storage.manifest import Manifest, Part
 from storage.shard import verify_part
 from storage.store import Store

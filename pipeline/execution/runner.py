@@ -21,9 +21,9 @@ from stages.config import Training
 from stages.job import Job, ShardSpec
 from stages.ranks import here
 from stages.training.group import ALONE
+from storage.copies import check_files
 from storage.errors import AfterglowError, ConfigError, DataError, RetryError
 from storage.files.remote import Remote
-from storage.intact import check_files
 from storage.manifest import Manifest, Part, write_manifest
 from storage.shard import find_part
 from storage.store import Store

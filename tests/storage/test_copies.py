@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from storage.copies import check_files
 from storage.errors import DamageError
-from storage.intact import check_files
 from storage.manifest import FILE_NAME, SetIdentity, build_manifest, write_manifest
 from tests.storage.make import KEY
 
