@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from storage.files.place import Place, place
-from storage.manifest import Json, ManifestKind, SetIdentity
+from storage.manifest import Json, Manifest, ManifestKind, SetIdentity, read_manifest
 from storage.store import Store
 
 ConfigT = TypeVar("ConfigT")
@@ -34,6 +35,11 @@ class Input:
     def directory(self) -> Place:
         """Where a set or a model outside the Hub is."""
         return place(self.path)
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """Of a set; read once, since sets never change."""
+        return read_manifest(self.directory)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from stages.training.distributed import current
 from stages.training.fit import data_stream, fit, record_loss
 from stages.training.loop import Task
 from stages.training.microbatches import step_count
-from storage.manifest import Manifest, read_manifest
+from storage.manifest import Manifest
 
 
 def run(job: Job[Pretrain]) -> Manifest:
@@ -43,7 +43,7 @@ def run(job: Job[Pretrain]) -> Manifest:
                 source=source,
                 steps=0 if config.init_only else step_count(config, source.steps_per_epoch),
                 loss=record_loss(CrossEntropy(), config, model.device),
-                data=read_manifest(corpus),
+                data=source.manifest,
                 tokenizer_from=tokenizer_from,
                 dtype=dtype,
             )

@@ -20,7 +20,7 @@ from stages.training.distributed import current
 from stages.training.fit import data_stream, fit, record_loss
 from stages.training.loop import Task
 from stages.training.microbatches import step_count
-from storage.manifest import Manifest, read_manifest
+from storage.manifest import Manifest
 
 
 def run(job: Job[Sft]) -> Manifest:
@@ -35,7 +35,7 @@ def run(job: Job[Sft]) -> Manifest:
     """
     config, source_set = job.config, job.inputs["sequences"].directory
     base = local_directory(job.inputs["base"])
-    data = read_manifest(source_set)
+    data = job.inputs["sequences"].manifest
     check_tokenizer(
         data_tokenizer(source_set, data), tokenizer_hash(base), str(source_set), str(base)
     )

@@ -57,7 +57,7 @@ from stages.weights.rates import has_outcomes, read_rates
 from stages.weights.step import Weighting
 from storage.errors import ConfigError
 from storage.files.place import Place
-from storage.manifest import Manifest, read_manifest
+from storage.manifest import Manifest
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ def run(job: Job[Student]) -> Manifest:
 def _check(job: Job[Student]) -> _Checked:
     """Everything that needs no model: the legality contract, token ids, descent."""
     source = job.inputs["records" if job.config.data == "live" else "data"]
-    directory, data = source.directory, read_manifest(source.directory)
+    directory, data = source.directory, source.manifest
     if job.config.data == "live":
         check_prompts_shared(directory, data)
         if current().size > 1:

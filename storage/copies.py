@@ -15,7 +15,7 @@ from storage.errors import DamageError, DataError
 from storage.files.place import Place, cache_root
 from storage.files.remote import Remote
 from storage.files.write import disk_errors, sha256_file, temporary_name
-from storage.manifest import FILE_NAME, File, read_manifest
+from storage.manifest import FILE_NAME, Manifest, File, read_manifest
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ def _fetch_file(directory: Remote, file: File, target: Path) -> None:
         ) from error
 
 
-def check_files(directory: Place) -> None:
+def check_files(directory: Place, manifest: Manifest | None = None) -> None:
     """Hash every listed file of a set that is not a part; does nothing where there is no manifest.
 
     Of a set on an object store the local copy is hashed, and fetched where it is missing.
@@ -108,7 +108,7 @@ def check_files(directory: Place) -> None:
     if not isinstance(directory, Path):
         local_copy(directory)
         return
-    for file in read_manifest(directory).files:
+    for file in (manifest or read_manifest(directory)).files:
         path = directory / file.path
         found = sha256_file(path) if path.is_file() else "that of no file"
         if found != file.sha256:

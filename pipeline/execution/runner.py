@@ -130,7 +130,7 @@ def _check_inputs(job: Job[Any]) -> None:
     """
     for source in job.inputs.values():
         if source.key is not None:
-            check_files(source.directory)
+            check_files(source.directory, source.manifest)
 
 
 def _run_parts(module: Any, job: Job[Any], specs: list[ShardSpec]) -> None:
