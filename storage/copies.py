@@ -15,7 +15,7 @@ from storage.errors import DamageError, DataError
 from storage.files.place import Place, cache_root
 from storage.files.remote import Remote
 from storage.files.write import disk_errors, sha256_file, temporary_name
-from storage.manifest import FILE_NAME, Manifest, File, read_manifest
+from storage.manifest import FILE_NAME, File, Manifest, read_manifest
 
 log = logging.getLogger(__name__)
 
