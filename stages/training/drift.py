@@ -15,14 +15,14 @@ really drawn from, so chi2 measures the very weights the corrected objective wor
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from stages.config import Drift
-from stages.training.sums import Gather, alone
+from stages.training.group import ALONE, Group
 
 log = logging.getLogger(__name__)
 
@@ -74,21 +74,21 @@ class Guard:
         self._state: Verdict = "ok"
 
     def add(self, sums: Tensor | None) -> None:
-        """Take in `ratio_sums` of one micro-batch."""
+        """Add `ratio_sums` of one micro-batch."""
         if self._limits is not None and sums is not None:
             self._sums = sums if self._sums is None else self._sums + sums
 
-    def judge(self, step: int, gather: Gather = alone) -> bool:
-        """Whether the run must stop after this step; warns once on leaving the limits.
+    def must_stop(self, step: int, group: Group = ALONE) -> bool:
+        """Whether the run must stop after this step; warns once when it crosses a limit.
 
         Args:
             step: Optimiser steps made.
-            gather: Exchanges the sums of all processes, `Group.gather`: all come to one verdict.
+            group: The verdict is on the sums of all its processes, and the same in all of them.
         """
         if self._limits is None or step % JUDGED_EVERY:
             return False
         own = None if self._sums is None else self._sums.tolist()
-        sums = [one for one in gather(own) if one is not None]
+        sums = [share for share in group.all_gather(own) if share is not None]
         if not sums:
             return False
         found = summary(*(sum(column) for column in zip(*sums, strict=True)))
@@ -108,11 +108,12 @@ class Guard:
         return self._state == "stop"
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must hold."""
-        return {"sums": self._sums, "state": self._state}
+        """What a checkpoint must hold, as plain numbers."""
+        return {"sums": None if self._sums is None else self._sums.tolist(), "state": self._state}
 
-    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
-        """Continue from a checkpoint."""
-        sums = state["sums"]
-        self._sums = None if sums is None else sums.to(device)
-        self._state = state["state"]
+    def add_states(self, states: Sequence[Mapping[str, Any]], device: torch.device) -> None:
+        """Add the sums of the processes of a checkpoint; all of them had the same verdict."""
+        for state in states:
+            self._state = state["state"]
+            if state["sums"] is not None:
+                self.add(torch.tensor(state["sums"], dtype=torch.float64, device=device))

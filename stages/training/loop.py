@@ -25,10 +25,10 @@ from stages.models.model import lm_head, response_hidden
 from stages.objectives.head_loss import head_statistics
 from stages.objectives.position_loss import PositionLoss
 from stages.objectives.tensors import TorchRecords
-from stages.training import checkpoint, remote_checkpoint, reshard, sharded_checkpoint
+from stages.training import checkpoint, remote_checkpoint
 from stages.training.distributed import current
 from stages.training.drift import Guard, ratio_sums
-from stages.training.metrics import METRICS, Line, Metrics, describe
+from stages.training.metrics import METRICS, Line, Metrics, Window, describe
 from stages.training.microbatches import Source, cut
 from stages.training.optim import (
     adamw,
@@ -38,7 +38,6 @@ from stages.training.optim import (
     scale_gradients,
     set_rate,
 )
-from stages.training.window import Window
 from stages.weights.base import Student
 from stages.weights.step import StepWeights, Weighting
 from storage.batch import Batch
@@ -112,8 +111,14 @@ def train(task: Task, work: Path) -> Outcome:
     config, model, group = task.config, task.model, current()
     optimiser = adamw(model, config)
     window, guard = Window(), Guard(task.name, task.limits)
-    step = _resume(task, work, optimiser, window, guard)
-    stopped = False
+    tensors = checkpoint.tensors_of(model, optimiser)
+    step, stopped = 0, False
+    if left := checkpoint.load(work, task.identity, tensors, group):
+        step = left["step"]
+        task.source.load_state_dict(left["source"])
+        window.add_states([state["window"] for state in left["own"]], model.device)
+        guard.add_states([state["guard"] for state in left["own"]], model.device)
+        log.info("%s: continuing after step %d of %d", task.name, step, task.steps)
     with Metrics(task.job.site / METRICS, step, group.first) as metrics:
         while step < task.steps and not stopped:
             batch = window.waiting(task.source.__next__)
@@ -130,11 +135,11 @@ def train(task: Task, work: Path) -> Outcome:
             step += 1
 
             # -------------------------------------------------------------- once in a while
-            stopped = guard.judge(step, group.all_gather)
+            stopped = guard.must_stop(step, group)
             if step % config.run.log_every == 0 or step == task.steps or stopped:
                 line = {
                     "step": step,
-                    **window.flush(group.all_gather),
+                    **window.flush(group),
                     "grad_norm": norm.item(),
                     "rate": rate,
                 }
@@ -142,7 +147,11 @@ def train(task: Task, work: Path) -> Outcome:
                 log.info("%s: %s", task.name, describe(line, task.steps))
             # A run that is to stop here must not resume behind this point.
             if step % config.run.checkpoint_every == 0 and not stopped:
-                _save(task, work, optimiser, window, guard, step)
+                shared = {"step": step, "source": dict(task.source.state_dict())}
+                own = {"window": window.state_dict(), "guard": guard.state_dict()}
+                checkpoint.save(work, task.identity, tensors, shared, own, group)
+                if group.first:
+                    remote_checkpoint.send_checkpoint(task.job, work)
         return Outcome(step, metrics.last, stopped)
 
 
@@ -297,44 +306,3 @@ def _ids(batch: Batch) -> list[int]:
 def _some(items: list[int]) -> str:
     shown = ", ".join(map(str, items[:8]))
     return f"{shown} and {len(items) - 8} more" if len(items) > 8 else shown
-
-
-def _save(
-    task: Task,
-    work: Path,
-    optimiser: torch.optim.Optimizer,
-    window: Window,
-    guard: Guard,
-    step: int,
-) -> None:
-    state = checkpoint.capture(task.model, optimiser) | {
-        "step": step,
-        "source": dict(task.source.state_dict()),
-        "window": window.state_dict(),
-        "guard": guard.state_dict(),
-    }
-    if current().size == 1:
-        checkpoint.save(work, task.identity, state)
-    else:
-        sharded_checkpoint.save(work, task.identity, state, current())
-    if current().first:
-        remote_checkpoint.send_checkpoint(task.job, work)
-
-
-def _resume(
-    task: Task, work: Path, optimiser: torch.optim.Optimizer, window: Window, guard: Guard
-) -> int:
-    """Put everything back as it was at the checkpoint; returns the steps already made."""
-    if current().size == 1:
-        state = checkpoint.load(work, task.identity)
-    else:
-        left = sharded_checkpoint.newest(work, task.identity, current())
-        state = left and left.taken(current(), reshard.places(task.model, optimiser))
-    if state is None:
-        return 0
-    checkpoint.restore(state, task.model, optimiser)
-    task.source.load_state_dict(state["source"])
-    window.load_state_dict(state["window"], task.model.device)
-    guard.load_state_dict(state["guard"], task.model.device)
-    log.info("%s: continuing after step %d of %d", task.name, state["step"], task.steps)
-    return state["step"]

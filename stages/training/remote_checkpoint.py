@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.job import Job
-from stages.training.checkpoint import FILE, MARKER
+from stages.training.checkpoint import HEAD
 from stages.training.metrics import METRICS
 from storage.copies import ATTEMPT, fetch
 from storage.files.remote import Remote
@@ -34,7 +34,7 @@ def fetch_checkpoint(job: Job[Any], work: Path) -> None:
     """
     kept = _kept(job)
     names = [] if kept is None else [name for name in kept.below() if name != METRICS]
-    if kept is None or not {FILE, MARKER} & set(names):
+    if kept is None or HEAD not in names:
         return
     for path in _checkpoint_files(work):
         if path.relative_to(work).as_posix() not in names:
@@ -71,9 +71,8 @@ def send_checkpoint(job: Job[Any], work: Path) -> None:
 
 
 def _checkpoint_files(work: Path) -> list[Path]:
-    """Files of the checkpoints in `work`, the one that names others last."""
-    marker = work / MARKER
-    return [*sorted(work.rglob("*.pt")), *([marker] if marker.exists() else [])]
+    """Files of the checkpoint in `work`, the head last."""
+    return [*sorted(work.glob("step-*/*.pt")), *work.glob(HEAD)]
 
 
 def send_model(job: Job[Any], manifest: Manifest) -> Manifest:

@@ -88,7 +88,7 @@ def test_the_launcher_ends_with_75_and_leaves_no_process(tmp_path: Path, victim:
 def _wait_for_checkpoint(store: Path, launcher: subprocess.Popen[str]) -> list[int]:
     """Wait until the run can be continued; returns the ids of its two workers."""
     deadline = time.monotonic() + 600
-    while not list(store.glob("pretrain-*/.work/checkpoint.json")):
+    while not list(store.glob("pretrain-*/.work/checkpoint.pt")):
         assert launcher.poll() is None, launcher.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.2)

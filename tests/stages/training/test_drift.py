@@ -7,7 +7,7 @@ import torch
 
 from stages.config import Drift
 from stages.training.drift import Guard, ratio_sums, summary, verdict
-from stages.training.window import Window
+from stages.training.metrics import Window
 
 
 def weights(*w: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -88,7 +88,7 @@ def test_window_survives_a_checkpoint() -> None:
         ratio_sums(logq[:2], ref_lp[:2]),
         tokens=5,
     )
-    other.load_state_dict(one.state_dict(), torch.device("cpu"))
+    other.add_states([one.state_dict()], torch.device("cpu"))
     for window in (one, other):
         window.add(
             {"loss": torch.tensor([6.0]), "logq": logq[2:]},
@@ -112,7 +112,7 @@ def guard_over(w: float, steps: range, guard: Guard) -> list[int]:
     stops: list[int] = []
     for step in steps:
         guard.add(ratio_sums(*weights(w, w)))
-        if guard.judge(step):
+        if guard.must_stop(step):
             stops.append(step)
     return stops
 
@@ -132,11 +132,11 @@ def test_the_guard_judges_every_tenth_step_and_warns_once(
 
 def test_the_guard_without_limits_or_data_lets_all_pass() -> None:
     assert guard_over(9.0, range(1, 21), Guard("run", None)) == []
-    assert not Guard("run", Drift(stop_chi2=0.1)).judge(10)
+    assert not Guard("run", Drift(stop_chi2=0.1)).must_stop(10)
 
 
 def test_the_guard_survives_a_checkpoint() -> None:
     one, other = (Guard("run", Drift(warn_chi2=0.5, stop_chi2=2.0)) for _ in range(2))
     guard_over(3.0, range(1, 6), one)
-    other.load_state_dict(one.state_dict(), torch.device("cpu"))
+    other.add_states([one.state_dict()], torch.device("cpu"))
     assert guard_over(0.8, range(6, 11), other) == [10]  # (5 * 9 + 5 * 0.64) / 10 - 1 = 3.82

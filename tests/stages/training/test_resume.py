@@ -63,6 +63,6 @@ def test_a_set_directory_with_another_runs_checkpoint_is_refused(
     """As after a directory was copied by hand: same short name, other data behind it."""
     job = student_job(world, tmp_path / "store")
     with checkpoint.workspace(job.site) as work:
-        checkpoint.save(work, {"key": job.key, "data": "d" * 64}, {"step": 4})
+        checkpoint.save(work, {"key": job.key, "data": "d" * 64}, {}, {"step": 4}, {})
     with pytest.raises(DataError, match="its data is dddd"):
         train.run(job)

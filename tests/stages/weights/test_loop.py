@@ -17,8 +17,7 @@ from stages.training import checkpoint
 from stages.training.drift import Guard
 from stages.training.fit import record_loss
 from stages.training.loop import Task, _forward_backward, train  # pyright: ignore[reportPrivateUsage]
-from stages.training.metrics import read
-from stages.training.window import Window
+from stages.training.metrics import Window, read
 from stages.weights.base import Doubles, Positions, Reads, Weight
 from stages.weights.entropy import Entropy
 from stages.weights.pass_rate import PassRate
