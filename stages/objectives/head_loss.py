@@ -282,8 +282,10 @@ class _Pass:
             if slope_CV is not None:
                 dlogits_CV.mul_(slope_CV)
             gradients.add(dlogits_CV, hidden_CD, self.head.weight, positions)
-        names = stats[0] if stats else {}
-        return total, {name: torch.cat([part[name] for part in stats]) for name in names}
+        if not stats:
+            none = total.new_zeros(0)
+            return total, {"loss": none, "logq": none}
+        return total, {name: torch.cat([part[name] for part in stats]) for name in stats[0]}
 
     def _slope(self, logits_CV: Tensor) -> Tensor | None:
         """Derivative of the softcap at finished logits: 1 - tanh^2; None without a softcap."""
