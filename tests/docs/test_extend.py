@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.docs.extending import extended
 
 
@@ -19,3 +21,21 @@ def test_objective(tmp_path: Path) -> None:
 def test_record_kind(tmp_path: Path) -> None:
     copy = extended("Record kind", tmp_path)
     copy.run("-c", "\n".join(copy.programs))
+
+
+def test_position_loss(tmp_path: Path) -> None:
+    copy = extended("Position loss", tmp_path)
+    copy.run("-c", "\n".join(copy.programs))
+
+
+@pytest.mark.parametrize(
+    ("section", "weight"),
+    [("Position weight", "position_decay"), ("Sequence weight and routing", "brevity")],
+)
+def test_weights(section: str, weight: str, tmp_path: Path) -> None:
+    copy = extended(section, tmp_path)
+    copy.run("-c", "\n".join(copy.programs))
+    proofs = "tests/stages/weights/test_contract.py"
+    chosen = f"looks_at_what_it_says and {weight}"
+    done = copy.run("-m", "pytest", "-q", "-p", "no:cacheprovider", proofs, "-k", chosen)
+    assert " passed" in done
