@@ -125,7 +125,8 @@ class Student(Training):
     the set, or its `full` distribution (`forward_kl` only): what records are estimates of."""
     objective: SerializeAsAny[Objective] = ReverseKL()
     weights: tuple[SerializeAsAny[Weight], ...] = ()
-    """How much each position counts in the loss; several multiply."""
+    """How much each position counts in the loss; several multiply. Positions of weight 0 cost no
+    logits, and are left out of the drift that is measured."""
     normalise: Literal["weights", "count"] = "weights"
     """With `weights`: divide the weighted sum of the losses of a step by the sum of the weights,
     or by the number of positions."""

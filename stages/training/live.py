@@ -2,7 +2,7 @@
 
 Each step takes the prompts that step would have read from the stored records, samples responses
 from the *current* student, has the live teacher score them with the record parameters of the stored
-set, and hands out the batch. Prompts, order, sampling, record and objective are those of the
+set, and returns the batch. Prompts, order, sampling, record and objective are those of the
 offline run; only the contexts are fresh. What it costs is the teacher, resident and run at every
 step, and decoding in between.
 
@@ -37,7 +37,7 @@ _DRAWS = zlib.crc32(b"live/sample")  # scoring draws from the same seed: no numb
 
 
 class LiveSource:
-    """Batches scored while the student trains; a `training.data.Source`.
+    """Batches scored while the student trains; a `microbatches.Source`.
 
     The batch of a step depends on seed, step and the student's weights alone, so a resumed run
     sees what an undisturbed one would have seen.
@@ -52,7 +52,7 @@ class LiveSource:
         seed: Of the run.
         dtype: Of the student's forward pass.
         rows_per_chunk, tokens_per_batch: Execution of scoring.
-        plain: Hand out sequences without records, for a loss that reads the teacher itself.
+        plain: Return sequences without records, for a loss that reads the teacher itself.
 
     Raises:
         EngineError: the teacher's head is of an unknown kind.
@@ -77,7 +77,7 @@ class LiveSource:
         self._head = scoring_head(teacher)
         drawn = meta.get("sampling")
         self._sampling = Sampling.model_validate(drawn) if drawn else None
-        # No position is seen twice, so one draw of it will do.
+        # No position is seen twice, so one draw is enough.
         self._record = stored_record(meta["record"]).one_draw()
         self._plain = plain
         self._candidates = 0 if plain else self._record.forced
@@ -89,7 +89,7 @@ class LiveSource:
             candidates=self._candidates,
             record=None if plain else self._record.described(),
         )
-        # Ids above the stored vocabulary are padding of the head: the teacher cannot score them.
+        # Ids above the stored vocabulary are padding of the head, which the teacher cannot score.
         self._facts = replace(facts, vocab_size=min(facts.vocab_size, self._meta.vocab_size))
         self._seed, self._dtype = seed, dtype
         self._draws = int(hash64(seed, _DRAWS)[0])
@@ -106,7 +106,7 @@ class LiveSource:
         if self._sampling is None:
             rows = _as_stored(stored)
         else:
-            # Never seen before and never again: fresh names give fresh randomness.
+            # Fresh sequence ids give fresh randomness.
             seq_id = np.arange(len(stored), dtype=np.int64) + first * len(stored)
             rows = self._rollouts(stored, seq_id, self._sampling)
         return to_batch(rows if self._plain else self._score(rows), self._meta)

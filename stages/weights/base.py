@@ -130,6 +130,8 @@ class Weight(Table):
         name = str(cls.model_fields["name"].default)
         if not issubclass(cls, cls.known.setdefault(name, cls)):
             raise TypeError(f"{cls.__qualname__}: {cls.known[name]} is called `{name}` already")
+        if lacking := [field for field in ("reads", "reason") if not hasattr(cls, field)]:
+            raise TypeError(f"{cls.__qualname__} does not say {' and '.join(lacking)}: see Weight")
 
     @model_validator(mode="wrap")
     @classmethod

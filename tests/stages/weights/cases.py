@@ -36,7 +36,7 @@ def graded_world(root: Path, *, outcomes: bool = True, samples: int = SAMPLES) -
         Rows.from_columns(columns, rows.offsets),
         key=B_KEY,
         record=record,
-        candidates=record.candidates,
+        candidates=2,
         generator=identity(world.reference),
         teacher=identity(world.teacher),
         words=world.teacher,

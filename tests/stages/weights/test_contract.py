@@ -57,7 +57,7 @@ class Drawn(Weight):
         """Weight of id 0 in the record."""
         row_E = np.repeat(np.arange(len(at)), np.diff(at.batch.entry_off))
         first_E = np.where(at.batch.ids == 0, at.batch.weight, 0.0)
-        return np.bincount(row_E, weights=first_E, minlength=len(at))
+        return np.bincount(row_E, weights=first_E, minlength=len(at)).astype(np.float64)
 
 
 def outcome_of(records: TorchRecords) -> np.ndarray:

@@ -1,6 +1,6 @@
 """The table of a weight, the key of a student that has some, and selections by themselves."""
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from pipeline.planning.fingerprint import identity
 from stages.config import Student
-from stages.weights.base import top_share
+from stages.weights.base import Weight, top_share
 from stages.weights.entropy import Entropy
 from stages.weights.random_share import Random
 
@@ -36,6 +36,15 @@ def test_a_table_becomes_the_weight_it_names() -> None:
 def test_a_wrong_table_is_named(table: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         student(weights=[table])
+
+
+def test_a_weight_must_tell_the_contract_what_it_reads() -> None:
+    with pytest.raises(TypeError, match="Silent does not say reads and reason"):
+
+        class Silent(Weight):
+            name: Literal["silent"] = "silent"
+
+    Weight.known.pop("silent")
 
 
 def test_only_weights_enter_the_key() -> None:
