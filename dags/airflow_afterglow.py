@@ -1,23 +1,23 @@
 """The chain as Airflow 3 DAGs: `afterglow` runs a recipe, `afterglow_<name>` further students.
 
-Nothing here knows what a stage does. Stages and edges come from `pipeline.graph`, work units from
+This file holds no stage logic. Stages and edges come from `pipeline.graph`, work units from
 `afterglow units`, and every task runs the `afterglow` command. Parsing needs Airflow,
-`pipeline.graph` and `pipeline.command`, which are made of the standard library.
+`pipeline.graph` and `pipeline.command`; the latter two need only the standard library.
 
-For each stage: `<stage>.units` asks what is left to do, `<stage>.run` is mapped over the answer,
-and `<stage>.commit` writes the manifest and updates the asset `afterglow://<stage>`. A stage that
-the recipe lacks, or that is done, maps over nothing and is passed through, and updates no asset.
+For each stage, `<stage>.units` lists the remaining work, `<stage>.run` is mapped over the list, and
+`<stage>.commit` writes the manifest and updates the asset `afterglow://<stage>`. If the recipe
+lacks the stage, or the stage is done, its tasks are skipped and no asset is updated.
 
-Exit code 75 (the machine got in the way) and death by a signal are retried, every other failure is
-final at once: bad data does not get better by waiting. Settings, read from the environment wherever
-the file is parsed, by the DAG processor and by the workers:
+Exit code 75 (the machine was the cause) and death by a signal are retried. Every other failure is
+final, because waiting does not fix bad data. The DAG processor and the workers read these settings
+from the environment when they parse the file:
 
-    AFTERGLOW_COMMAND        the command, default `afterglow`; may hold arguments
-    AFTERGLOW_UNITS          most mapped tasks of a set, default 8
+    AFTERGLOW_COMMAND        the command, default `afterglow`; may include arguments
+    AFTERGLOW_UNITS          maximum of mapped tasks of a set, default 8
     AFTERGLOW_GPU_POOL       pool of the tasks that use a GPU, default `default_pool`
-    AFTERGLOW_RETRY_SECONDS  least wait before the first of five retries, default 60; doubled then
+    AFTERGLOW_RETRY_SECONDS  minimum wait before the first of five retries, default 60; then doubled
     AFTERGLOW_STUDENTS       recipes (TOML files, separated by blanks) of students to train and
-                             evaluate on every set of teacher records that is committed
+                             evaluate on every new set of teacher records
 """
 
 import shlex
@@ -41,7 +41,7 @@ RETRY_SECONDS = float(command.setting("RETRY_SECONDS", "60"))
 STUDENTS = [Path(name) for name in shlex.split(command.setting("STUDENTS", ""))]
 
 RECORDS = BY_NAME["train"].reads["data"][0]
-"""The stage whose sets students train on unless they say otherwise."""
+"""The stage whose sets students train on by default."""
 ASSETS = {stage.name: Asset(f"afterglow://{stage.name}") for stage in STAGES}
 """The committed sets of each stage; the event's `extra` holds their directories by node."""
 
@@ -54,16 +54,16 @@ SHORT_NAME = (
     "{{ task.op_kwargs['unit'][1:4]"
     " | reject('in', ['--shard', '--here', '--config', '--recipe']) | join(' ') }}"
 )
-"""What a mapped task is called in the UI: the node and its parts, as in `rollouts 0-3`."""
+"""Name of a mapped task in the UI: the node and its parts, as in `rollouts 0-3`."""
 _STDOUT = 1
-"""Descriptor whose lines Airflow logs as information; those of stderr it logs as errors."""
+"""Airflow logs lines of stdout as information, and lines of stderr as errors."""
 
 
 def recipe_params(config: list[str]) -> dict[str, Param]:
     """Parameters of a run: what selects the recipe on the command line."""
     return {
-        "recipe": Param("demo", type="string", description="recipe that comes with the package"),
-        "config": Param(config, type="array", description="TOML files, instead of `recipe`"),
+        "recipe": Param("demo", type="string", description="a recipe that comes with the package"),
+        "config": Param(config, type="array", description="TOML files; replace `recipe`"),
         "overrides": Param([], type="array", description="single fields: train.steps=500"),
     }
 
@@ -75,11 +75,11 @@ def arguments(params: dict[str, Any], more: list[str]) -> list[str]:
 
 
 def call(words: list[str]) -> dict[str, Any]:
-    """What `afterglow WORDS` says on its last line; its log is the task's log.
+    """The last line of `afterglow WORDS`, parsed; its log goes to the task's log.
 
     Raises:
-        AirflowException: it may succeed later, and is tried again.
-        AirflowFailException: it will not.
+        AirflowException: it failed and may succeed later: Airflow retries it.
+        AirflowFailException: it failed, and a retry would fail too.
     """
     try:
         return command.call(words, log=_STDOUT)
@@ -92,8 +92,8 @@ def add_stage(stage: Stage, choices: Any) -> Any:
 
     Args:
         stage: From `pipeline.graph`.
-        choices: Lists of further overrides, or the task that finds them; the stage is completed
-            under each.
+        choices: Lists of further overrides, or the task that returns them; the stage is completed
+            with each.
     """
 
     @task_group(group_id=stage.name.replace("-", "_"))
@@ -130,7 +130,7 @@ def add_stage(stage: Stage, choices: Any) -> Any:
 
 
 def add_chain(names: set[str], choices: Any) -> None:
-    """The stages called `names`, wired as in the graph."""
+    """The stages `names`, connected as in the graph."""
     groups = {stage.name: add_stage(stage, choices) for stage in STAGES if stage.name in names}
     for stage in STAGES:
         for needed in stage.needs:
@@ -151,7 +151,7 @@ with DAG(
 
 
 def add_students(recipe: Path) -> None:
-    """A DAG that trains the students of one recipe on the records that have been committed."""
+    """A DAG that trains the students of one recipe on newly committed records."""
     with DAG(
         f"afterglow_{recipe.stem}",
         schedule=[ASSETS[RECORDS]],
@@ -164,7 +164,7 @@ def add_students(recipe: Path) -> None:
 
         @task
         def records(triggering_asset_events: Any) -> list[list[str]]:
-            """Each set that triggered this run, as an override of what the students read."""
+            """The sets that triggered this run, each as an override of `train.data`."""
             events = [event for found in triggering_asset_events.values() for event in found]
             sets = [directory for event in events for directory in event.extra.values()]
             return [[f"train.data={directory}"] for directory in dict.fromkeys(sets)] or [[]]

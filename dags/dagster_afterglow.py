@@ -1,21 +1,21 @@
-"""The chain as Dagster assets: an asset a stage, a partition a recipe, a set a materialisation.
+"""The chain as Dagster assets: stages are assets, recipes partitions, sets materialisations.
 
-Nothing here knows what a stage does. Stages and edges come from `pipeline.graph`, work units from
+This file holds no stage logic. Stages and edges come from `pipeline.graph`, work units from
 `afterglow units`, and every step runs the `afterglow` command. Loading needs Dagster,
-`pipeline.graph` and `pipeline.command`, which are made of the standard library.
+`pipeline.graph` and `pipeline.command`; the latter two need only the standard library.
 
-A partition is named by what selects the recipe, as on the command line: `demo`, `my.toml`, or
-either with overrides after it, `demo seed=1 train.steps=500`. Its materialisation of a stage is the
-set (or sets) of that stage for that recipe. Add partitions in the UI, or with
+A partition is named by the arguments that select its recipe: `demo`, `my.toml`, or either followed
+by overrides, `demo seed=1 train.steps=500`. Materialising a stage for a partition makes the set (or
+sets) of that stage for that recipe. Add partitions in the UI, or with
 
     instance.add_dynamic_partitions("afterglow", ["demo seed=1"])
 
-Exit code 75 (the machine got in the way) and death by a signal are retried, every other failure is
-final at once. Steps that use a GPU are in the pool `afterglow_gpu`; it has no limit until one is
-set. Settings, read from the environment wherever the file is loaded:
+Exit code 75 (the machine was the cause) and death by a signal are retried; every other failure is
+final. Steps that use a GPU are in the pool `afterglow_gpu`, which has no limit until one is set.
+Settings, read from the environment when the file is loaded:
 
-    AFTERGLOW_COMMAND        the command, default `afterglow`; may hold arguments
-    AFTERGLOW_UNITS          most parallel steps of a set, default 8
+    AFTERGLOW_COMMAND        the command, default `afterglow`; may include arguments
+    AFTERGLOW_UNITS          maximum of parallel steps of a set, default 8
     AFTERGLOW_RETRY_SECONDS  wait before each of five retries, default 60
 """
 
@@ -50,17 +50,17 @@ RECIPES = DynamicPartitionsDefinition(name="afterglow")
 
 
 def arguments(partition: str) -> list[str]:
-    """Arguments of `afterglow` that select the recipe a partition is named after."""
+    """Arguments of `afterglow` that select the recipe of a partition."""
     source, *overrides = shlex.split(partition)
     return command.recipe_arguments(source, [source] * source.endswith(".toml"), overrides)
 
 
 def call(words: list[str]) -> dict[str, Any]:
-    """What `afterglow WORDS` says on its last line.
+    """The last line of `afterglow WORDS`, parsed.
 
     Raises:
-        RetryRequested: it may succeed later.
-        Failure: it will not.
+        RetryRequested: it failed and may succeed later.
+        Failure: it failed, and a retry would fail too.
     """
     try:
         return command.call(words)
@@ -71,12 +71,12 @@ def call(words: list[str]) -> dict[str, Any]:
 
 
 def asset_name(stage: str) -> str:
-    """Dagster allows no dashes in names."""
+    """Name of the asset of a stage: Dagster allows no dashes."""
     return stage.replace("-", "_")
 
 
 def stage_asset(stage: Stage) -> AssetsDefinition:
-    """One stage: ask for units, run them side by side, commit."""
+    """The asset of one stage: list units, run them in parallel, commit."""
     name = asset_name(stage.name)
     needed = [asset_name(need) for need in stage.needs]
     pool = GPU_POOL if stage.gpu else None

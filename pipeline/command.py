@@ -1,7 +1,7 @@
-"""The `afterglow` command as schedulers call it: arguments in, the last line out, or a `Failed`.
+"""Calls the `afterglow` command for a scheduler and returns the last line it prints.
 
-Standard library only, like `pipeline.graph`: the files in `dags/` are made of these two and of
-their scheduler, and are parsed many times a minute.
+Standard library only, like `pipeline.graph`: the files in `dags/` import these two and their
+scheduler, which parses them many times a minute.
 """
 
 import json
@@ -12,18 +12,18 @@ from collections.abc import Iterable
 from typing import Any
 
 TRY_AGAIN = 75
-"""Exit code of a failure that is not the data's or the configuration's: disk full, pre-empted."""
+"""Exit code of a failure that the machine caused: disk full, pre-empted."""
 
 RETRIES = 5
-"""How often a scheduler repeats a task that ended so."""
+"""How often a scheduler repeats such a task."""
 
 
 class Failed(Exception):
-    """The command has failed; its own log says why."""
+    """The command failed; its log says why."""
 
     def __init__(self, arguments: list[str], code: int) -> None:
         ended = f"exit code {code}" if code >= 0 else f"killed by signal {-code}"
-        super().__init__(f"afterglow {shlex.join(arguments)}: {ended}; see its log")
+        super().__init__(f"afterglow {shlex.join(arguments)}: {ended}; its log says why")
         self.again = code < 0 or code == TRY_AGAIN
         """Whether the same command may succeed later: exit code 75, or death by a signal."""
 
@@ -34,24 +34,24 @@ def setting(name: str, default: str) -> str:
 
 
 def recipe_arguments(recipe: str, config: Iterable[str], overrides: Iterable[str]) -> list[str]:
-    """Arguments that select a recipe: TOML files or, where there are none, one by its name."""
+    """Arguments that select a recipe: the files `config` or, if there are none, the name `recipe`."""
     files = [word for file in config for word in ("--config", file)]
     source = files or ["--recipe", recipe]
     return [*source, *(word for override in overrides for word in ("--set", override))]
 
 
 def call(arguments: list[str], log: int | None = None) -> dict[str, Any]:
-    """Run `afterglow ARGUMENTS` (or what AFTERGLOW_COMMAND says instead).
+    """Run `afterglow ARGUMENTS`; AFTERGLOW_COMMAND replaces the word `afterglow`.
 
     Args:
         arguments: Of the command.
-        log: Descriptor that its messages go to; default our own stderr.
+        log: Descriptor for its log; default: stderr of this process.
 
     Returns:
         The JSON object on the last line of stdout.
 
     Raises:
-        Failed: any exit code but 0.
+        Failed: the exit code is not 0.
     """
     command = shlex.split(setting("COMMAND", "afterglow"))
     done = subprocess.run(

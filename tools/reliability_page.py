@@ -2,8 +2,8 @@
 
     python tools/reliability_page.py [FILE...]
 
-The files are what `tests.faults.recovery` and `tests.faults.soak` print, one JSON object a line;
-they are taken into the figures first. `make test-faults` and `make soak` call this.
+FILE holds what `tests.faults.recovery` and `tests.faults.soak` print, one JSON object a line; it is
+merged into the figures first. `make test-faults` and `make soak` call this.
 """
 
 import json
@@ -16,9 +16,16 @@ from pipeline.planning.document import replace_block
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGE, FIGURES = DOCS / "reliability.md", DOCS / "reliability.json"
 
+_SOAK = {
+    "resident_mib": "resident MiB",
+    "descriptors": "file descriptors",
+    "children": "child processes",
+}
+"""Figures of the soak that the page calls otherwise."""
+
 
 def merge(figures: dict[str, Any], line: dict[str, Any]) -> None:
-    """Take one result into the figures."""
+    """Merge one result into the figures."""
     if "first" in line:
         figures["soak"] = line
     else:
@@ -43,26 +50,27 @@ def _recovery(found: dict[str, dict[str, dict[str, int]]]) -> str:
         for disturbance, row in by_kind.items()
     ]
     head = (
-        "| stage | disturbance | times disturbed | sets compared at the end, equal | not equal "
-        "| finished parts found again | of these made again |\n|---|---|---|---|---|---|---|"
+        "| stage | disturbance | times disturbed | final sets equal | not equal "
+        "| finished parts kept | of these made again |\n|---|---|---|---|---|---|---|"
     )
     return "\n".join([head, *rows])
 
 
 def _fuzz(found: dict[str, Any]) -> str:
     return (
-        f"Fuzz, {found['minutes']:g} minutes: {found['parts tried']:,} spoilt parts, of which "
-        f"{found['parts refused']:,} were refused by name and the others read as they were "
-        f"written; {found['manifests tried']:,} spoilt manifests, of which "
-        f"{found['manifests refused']:,} were refused and the others read as they were written."
+        f"Fuzzing, {found['minutes']:g} minutes: of {found['parts tried']:,} corrupted parts, "
+        f"{found['parts refused']:,} gave an error that names the file and the others read as "
+        f"written; of {found['manifests tried']:,} corrupted manifests, "
+        f"{found['manifests refused']:,} gave an error and the others read as written."
     )
 
 
 def _soak(found: dict[str, Any]) -> str:
-    names = [name for name in found["first"] if name != "rounds"]
     rows = [
-        f"| {name.replace('_', ' ')} | {found['first'][name]} | {found['last'][name]} |"
-        for name in names
+        f"| {_SOAK.get(name, name.replace('_', ' '))} | {found['first'][name]} "
+        f"| {found['last'][name]} |"
+        for name in found["first"]
+        if name != "rounds"
     ]
     head = (
         f"| soak of {found['minutes']:g} minutes | after round {found['first']['rounds']} "

@@ -11,7 +11,7 @@ def test_the_page_shows_the_figures() -> None:
     assert f"{BEGIN}\n{page.text(figures)}\n{END}" in page.PAGE.read_text()
 
 
-def test_results_are_taken_in() -> None:
+def test_results_are_merged() -> None:
     row = {"disturbed": 3, "recovered": 2, "lost": 0}
     round_ = {"rounds": 3, "resident_mib": 500}
     figures: dict[str, object] = {}
@@ -20,4 +20,4 @@ def test_results_are_taken_in() -> None:
     found = page.text(figures)
     assert "| corpus | full disk | 3 | 2 | 0 |  |  |" in found
     assert "| soak of 30 minutes | after round 3 | after round 3 |" in found
-    assert "| resident mib | 500 | 500 |" in found
+    assert "| resident MiB | 500 | 500 |" in found
