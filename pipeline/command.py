@@ -34,7 +34,7 @@ def setting(name: str, default: str) -> str:
 
 
 def recipe_arguments(recipe: str, config: Iterable[str], overrides: Iterable[str]) -> list[str]:
-    """Arguments that select a recipe: the files `config` or, if there are none, the name `recipe`."""
+    """Arguments that select a recipe: the files `config` or, without any, the name `recipe`."""
     files = [word for file in config for word in ("--config", file)]
     source = files or ["--recipe", recipe]
     return [*source, *(word for override in overrides for word in ("--set", override))]
