@@ -3,17 +3,17 @@
 A weight is a pure function of the student's distribution at the position, the teacher's record, the
 place in the response, and what is known of the sequence (outcome, pass rate of its prompt). No
 gradient flows through it. Each weight is one file here (options, function and what it leaves of the
-legality contract) and one line in `registry.WEIGHTS`.
+legality contract) and one line in `catalogue`.
 
     base          what a weight is, and what it may read
-    registry      the weights there are
+    catalogue     the weights there are
     random_share  the control: a fresh random share of the positions
     entropy       the share of the positions at which the student is least certain
     pass_rate     prompts the student solves sometimes (PACED)
     rates         share of right answers per prompt, counted on the set that is trained on
     step          the weights of one optimiser step over all ranks
-    contract      what is left of the guarantee
 
-NumPy throughout, no torch: the functions run on the CPU, in float64, so that every rank and every
-resumed run computes the same bits from the same statistics.
+`stages.objectives.contract` says what weights leave of the guarantee. The functions are NumPy, not
+torch: they run on the CPU in float64, so that every rank and every resumed run computes the same
+bits from the same statistics.
 """
