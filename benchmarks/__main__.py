@@ -56,11 +56,11 @@ LIBRARIES = (
 INTRODUCTION = """\
 # Benchmarks
 
-Speed and size against targets and against what else one could use. This page is written by
-`make bench`; nothing on it is typed by hand. Everything that is compared is measured in the same
-run, turn by turn, in CPU time of the process, on one core: other load moves all times, but hardly
-their ratio, so **compare ratios**. A ratio is the median over rounds of the ratio within a round;
-± is half the distance between its quartiles. The figures of every round are in `benchmarks.jsonl`.
+Speed and size, measured against targets and alternatives. `make bench` writes this page. What is
+compared is measured in the same run, in turn, as CPU time of the process on one core: other load
+changes all times but hardly their ratio, so **compare ratios**. A ratio is the median over rounds
+of the ratio within a round; ± is half its interquartile range. `benchmarks.jsonl` has the figures
+of every round.
 """
 
 

@@ -85,11 +85,12 @@ def run(options: Options) -> Report:
         try:
             containers[name] = make()
         except ModuleNotFoundError as error:
-            absent.append(f"{name}: left out, {error.name} is not installed")
+            absent.append(f"{name}: skipped, {error.name} is not installed")
     with tempfile.TemporaryDirectory() as scratch:
         rows, raw = _measure(Path(scratch), containers, items, options)
     table = Table(
-        f"Sequences with records of 50 draws (r12, {positions:,} positions), one by one as tensors",
+        f"Sequences with records of 50 draws (r12, {positions:,} positions), "
+        "read one by one as tensors",
         (
             "container",
             "B/position",

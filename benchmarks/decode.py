@@ -84,17 +84,17 @@ def run(options: Options) -> Report:
             size = sizes["naive" if layout == "naive" else "open"] / count
             rows.append([name, layout, figure(speed), f"{over:.2f}", f"{size:.2f}"])
     table = Table(
-        "Shard to torch CSR, one core, whole rows",
+        "Shard to torch CSR, one core, all columns",
         ("records", "path", "positions/s", "x naive", "B/position"),
         rows,
     )
     notes = [
         "`open`: all columns read, both checksums verified, decoded to int64 ids and float32 "
-        "weights, handed to torch. `open, trainer` adds what the training loop makes of a batch "
-        "(`TorchRecords`).",
-        "B/position: the whole file, tokens and the four numbers of every position included.",
+        "weights, passed to torch. `open, trainer` adds the conversion to the `TorchRecords` of "
+        "the training loop.",
+        "B/position: the whole file, with tokens and the four numbers of every position.",
     ]
-    return Report("Getting records out", lines, [table], notes, raw)
+    return Report("Reading records", lines, [table], notes, raw)
 
 
 def _measure(

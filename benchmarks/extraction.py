@@ -72,11 +72,11 @@ def run(options: Options) -> Report:
             [name, f"{1e3 * alone / length:.3f}", *(f"{over[record]:.3f}" for record in RECORDS)]
         )
     table = Table(
-        "Forward pass with records over the same without, one core, float32",
+        "Time of the forward pass with records over the time without, one core, float32",
         ("teacher (Qwen3 blocks)", "forward + head, ms/position", *RECORDS),
         rows,
     )
-    return Report("Making records", lines, [table], [], raw)
+    return Report("Extraction of records", lines, [table], [], raw)
 
 
 def _teacher(vocabulary: int, hidden: int, layers: int) -> PreTrainedModel:

@@ -64,19 +64,20 @@ def run(options: Options) -> Report:
             rows,
         ),
         Table(
-            f"Stored records against the same, {positions // 4:,} positions, {seeds} seeds",
+            f"Stored records against the exact error, {positions // 4:,} positions, {seeds} seeds",
             ("teacher", "record", "exact", "measured", "standard error"),
             checks,
         ),
     ]
-    return Report("What an entry is worth: gradient error", lines, tables, _NOTES)
+    return Report("Gradient error of records", lines, tables, _NOTES)
 
 
 _NOTES = (
-    "gradient MSE: mean over positions of the squared distance between the gradient of the forward "
-    "KL by the student's logits from the record and from the whole distribution.",
-    "A tail of less mass than tau / sqrt(2) is kept by chance, so a teacher that is nearly certain "
-    "costs `head_tail` little more than the one entry that counts get by with.",
+    "gradient MSE: mean over positions of the squared distance between two gradients of the "
+    "forward KL with respect to the student's logits: from the record and from the whole "
+    "distribution.",
+    "`head_tail` keeps a tail lighter than tau / sqrt(2) with a probability below 1, so for a "
+    "nearly certain teacher it needs little more than the one entry that counts need.",
 )
 
 
@@ -115,7 +116,7 @@ def _rows(name: str, found: Profile) -> list[list[str]]:
     if tau is not None:
         rows.append(row(f"head_tail, tau = {tau:.3g} (error of N = 50)", found.head_tail(tau)))
     for entries in (theirs.entries, found.head_tail(TAU).entries):
-        rows.append(row("least possible of an unbiased record", found.bound(entries)))
+        rows.append(row("lower bound for unbiased records", found.bound(entries)))
     return rows
 
 

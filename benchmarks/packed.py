@@ -80,10 +80,12 @@ def run(options: Options) -> Report:
             sizes,
         ),
         Table(
-            "Shard to CSR, one core, whole rows", ("set", "layout", "positions/s", "x open"), speeds
+            "Shard to CSR, one core, all columns",
+            ("set", "layout", "positions/s", "x open"),
+            speeds,
         ),
     ]
-    return Report("How near the floor", lines, tables, [], raw)
+    return Report("Size against the floor", lines, tables, [], raw)
 
 
 def write_both(scratch: Path, data: Sequences, record: Record, vocabulary: int) -> dict[str, Path]:

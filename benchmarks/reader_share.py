@@ -58,7 +58,7 @@ def run(options: Options) -> Report:
         ("", "ms per step"),
         [[name, f"{value:.3f}"] for name, value in per_step.items()],
     )
-    return Report("Reader and trainer", [line], [table], [], {"seconds": found})
+    return Report("Reader share of a train step", [line], [table], [], {"seconds": found})
 
 
 def _demo(store: Path) -> tuple[PreTrainedModel, Path, Student]:

@@ -51,23 +51,24 @@ def run(options: Options) -> Report:
     header = ("teacher", "record", "entries", "gradient MSE")
     table = Table(
         f"Bytes per position, parts of {positions:,} positions",
-        (*header, "open: record", "whole", "packed: record", "whole"),
+        (*header, "open: record", "open: all", "packed: record", "packed: all"),
         rows,
     )
     split = Table(
-        "Where the bytes of the record are",
+        "Bytes of each column of the record",
         ("teacher", "record", "layout", "bytes per position of each column"),
         columns,
     )
-    return Report("What a record weighs", lines, [table, split], _NOTES)
+    return Report("Bytes per record", lines, [table, split], _NOTES)
 
 
 RS_KD = "RS-KD counts, N = 50"
 
 _NOTES = (
-    "All records of a teacher have the same gradient error of the forward KL; `head_tail` holds "
-    "more than that: log p of its head and the mass outside, which reverse KL needs.",
-    "The target is of the record's columns in the packed layout; the published figure is 36 B.",
+    "The records of a teacher have equal gradient errors for the forward KL. `head_tail` also "
+    "holds log p of its head and the mass outside, which reverse KL needs.",
+    "all: the record, the tokens and the other columns of every position.",
+    "The target counts the record's columns in the packed layout; the published figure is 36 B.",
 )
 
 

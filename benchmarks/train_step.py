@@ -103,7 +103,7 @@ def run(options: Options) -> Report:
             for one in CANDIDATES
         ]
         header = ("objective", "ms per step", "over cross_entropy", "MB")
-        tables.append(Table(f"A train step, {name}, {steps.batch.tokens} positions", header, rows))
+        tables.append(Table(f"Train step, {name}, {steps.batch.tokens} positions", header, rows))
     return Report("Train step", lines, tables, [], raw)
 
 

@@ -84,7 +84,7 @@ def _cost(found: dict[str, Seconds], positions: int) -> Table:
             speed = positions / statistics.median(values)
             ratio = f"{statistics.median(over):.3f} ± {spread(over):.2g}"
             table.append([dtype, name, figure(speed), ratio])
-    header = ("numbers", "what", "positions per second", "time over vLLM, forward + head")
+    header = ("dtype", "what", "positions per second", "time over vLLM, forward + head")
     return Table("Cost, one core", header, table)
 
 

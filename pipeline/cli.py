@@ -148,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     group = verify.add_argument_group("with --teacher")
     group.add_argument("--tokens", type=int, metavar="N", help="response tokens to read (65536)")
     group.add_argument("--level", type=float, metavar="P", help="rate of false alarms (1e-4)")
-    group.add_argument("--temperature", type=float, metavar="T", help="test this one instead")
+    group.add_argument("--temperature", type=float, metavar="T", help="test this temperature")
     group.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: the set's own")
 
     gc = verb("gc", "list files of the store that nothing uses; with --yes, remove them")
@@ -158,7 +158,7 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         default=24.0,
         metavar="HOURS",
-        help="spare what was written to since (24); longer than any writer pauses",
+        help="keep files written to in the last HOURS (24); no writer pauses that long",
     )
     adopt = verb("adopt", "check sets that were made elsewhere and copy them into the store")
     adopt.add_argument(

@@ -16,7 +16,7 @@ MODELS: dict[str, tuple[str, ...]] = {
 }
 """Models a stage may read, and the stages that may make them. `teacher` and `student` are tables of
 the recipe. The policy writes the rollouts: in the first round it is pi_ref, in later rounds the
-student as the round before has left it."""
+student of the round before."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "train",
-        "train students from the records, no teacher in sight",
+        "train students on the records, without a teacher",
         table="training.Train",
         reads={
             "init": ("policy",),

@@ -210,7 +210,7 @@ def _verify_teacher(options: argparse.Namespace) -> Result:
     rejected = [one for one in found if one.rejected]
     if rejected:
         sets = "; ".join(f"{one.set} ({', '.join(one.reasons)})" for one in rejected)
-        raise Rejected(f"{options.teacher} is not behind {sets}", result)
+        raise Rejected(f"{options.teacher} did not make {sets}", result)
     return result
 
 

@@ -1,14 +1,14 @@
-"""`corpus`: text files, or a built-in task, tokenised once into sequences.
+"""`corpus`: tokenises text files, or a built-in task, once into sequences.
 
 Text: documents are encoded in the order of the files, each followed by the end token, and the
-stream is cut into windows; a window's prompt is the begin token, its response the rest. A task:
-prompt and worked solution of each problem, the solution followed by the end token. No model sampled
-these sequences, so there is no `ref_lp` and there are no candidates.
+stream is split into windows; the prompt of a window is the begin token, its response the rest.
+Task: each problem gives one sequence, its worked solution followed by the end token. No model
+sampled these sequences, so there is no `ref_lp` and there are no candidates.
 
-Windows are shuffled; the last `holdout` of them form split `holdout`. The set keeps its tokenizer
-in `tokenizer/`. Tokenizer and token ids are made once, in `.work/prepared`, because `plan` needs
-their number. The directory appears under its name only when complete, so racing processes agree on
-one of them.
+Sequences are shuffled; the last `holdout` of them form split `holdout`. The set keeps its tokenizer
+in `tokenizer/`. `plan` needs the number of tokens, so the first process makes tokenizer and token
+ids in `.work/prepared`. The directory gets its name only when complete, so racing processes agree
+on one.
 """
 
 import json
@@ -55,8 +55,8 @@ READ_BYTES = 1 << 20
 class Prepared:
     """The tokenised corpus: S sequences, of which sequence i is `tokens[bounds[2i]:bounds[2i+2]]`.
 
-    Of a task, `bounds[2i+1]` says where the response begins. Of text, the prompt is `begin` alone
-    and no `bounds` are kept: sequence i is the i-th window.
+    For a task, `bounds[2i+1]` is the first token of the response. For text, the prompt is `begin`
+    alone and `bounds` is empty: sequence i is the i-th window.
     """
 
     directory: Path
@@ -90,7 +90,7 @@ class Prepared:
 
 
 def plan(job: Job[Corpus]) -> list[ShardSpec]:
-    """The parts of the set, those held out last. Tokenises the corpus if that is still to do.
+    """The parts of the set, those held out last. Tokenises the corpus first if necessary.
 
     Raises:
         DataError: a file is missing, empty or not UTF-8, or a tokenizer lacks what is needed.
@@ -103,7 +103,7 @@ def plan(job: Job[Corpus]) -> list[ShardSpec]:
 
 @contextmanager
 def open_engine(job: Job[Corpus]) -> Iterator[Prepared]:
-    """The tokenised corpus, mapped into memory."""
+    """The tokenised corpus, memory-mapped."""
     yield _prepare(job)
 
 
@@ -148,7 +148,7 @@ def commit(job: Job[Corpus]) -> Manifest:
 
 
 def _rows(prepared: Prepared, indices: NDArray[np.int64], right: bool) -> Rows:
-    """Sequences of the corpus; those of a task are known to be right."""
+    """Sequences of the corpus; `right`: a task's, whose solutions are right."""
     pairs = [prepared.sequence(int(index)) for index in indices]
     ended = np.array([response[-1] == prepared.end for _, response in pairs])
     columns = {
@@ -172,7 +172,7 @@ def _rows(prepared: Prepared, indices: NDArray[np.int64], right: bool) -> Rows:
 
 
 def _prepare(job: Job[Corpus]) -> Prepared:
-    """The tokenised corpus, made if it is not there yet."""
+    """The tokenised corpus; the first process makes it."""
     directory = job.site / ".work" / "prepared"
     if not directory.is_dir():
         temporary = temporary_name(directory.parent, "prepared")
@@ -189,7 +189,7 @@ def _prepare(job: Job[Corpus]) -> Prepared:
                 except OSError:
                     if not directory.is_dir():
                         raise
-                    log.info("%s: another process has made it meanwhile", directory)
+                    log.info("%s: another process made it first", directory)
                 sync_directory(directory.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -234,7 +234,7 @@ def _tokenise(config: Corpus, directory: Path) -> None:
 
 
 def _text_pieces(config: Corpus, tokenizer: Any, end: int) -> Iterator[list[int]]:
-    """Token ids of the files, the end token after each that is not empty."""
+    """Token ids of the files, with the end token after each file that is not empty."""
     for file in corpus_files(config):
         empty = True
         for text in file_pieces(file):
@@ -264,7 +264,7 @@ def _task_pieces(config: Corpus, tokenizer: Any, end: int) -> Iterator[list[int]
 
 
 def _documents(config: Corpus) -> Iterator[str]:
-    """What a tokenizer is made from: the text, or a task's characters, problems and solutions."""
+    """Training text of a tokenizer: the files, or a task's characters, problems and solutions."""
     if config.task is not None:
         yield task(config.task).characters
         for problem in task(config.task).problems(0, config.count, config.seed):
@@ -275,7 +275,7 @@ def _documents(config: Corpus) -> Iterator[str]:
 
 
 def file_pieces(file: Path) -> Iterator[str]:
-    """Content of a text file, in pieces of whole lines or words: it need not fit into memory.
+    """Content of a text file, in pieces of whole lines or words that fit into memory.
 
     Raises:
         DataError: it is not UTF-8; file and offset are named.
@@ -298,5 +298,5 @@ def _decoded(file: Path, offset: int, content: bytes) -> str:
     except UnicodeDecodeError as error:
         raise DataError(
             f"{file}, byte {offset + error.start}: not UTF-8 ({error.reason}). Convert the file, "
-            "for example with `iconv -t UTF-8`, or leave it out."
+            "for example with `iconv -t UTF-8`, or remove it from the list."
         ) from error

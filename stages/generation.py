@@ -1,10 +1,10 @@
-"""What `sft-data` and `rollouts` have in common: prompts in, drawn sequences out, part by part.
+"""Shared by `sft-data` and `rollouts`: samples responses to prompts, part by part.
 
 A set holds `n` responses to each prompt. Its order is sample-major over a seeded permutation of the
-prompts, so that a part, and any prefix of the set, holds many prompts rather than many answers to
-few. Prompts held out for evaluation come last, in parts of their own. A sequence is named by its
-prompt and sample (`seq_id = prompt_id * n + sample`), and its name and the seed decide what is
-drawn: any number of workers and any interruption give the same set.
+prompts, so that a part, and any prefix of the set, holds many prompts rather than many responses to
+few. Held-out prompts come last, in parts of their own. Prompt and sample give a sequence its id
+(`seq_id = prompt_id * n + sample`), and id and seed decide what is drawn: the set does not depend
+on the number of workers or on interruptions.
 """
 
 import logging
@@ -48,11 +48,11 @@ _SECONDS_PER_LINE = 30.0
 
 @dataclass(frozen=True)
 class SampleOrder:
-    """Which prompt and sample the i-th sequence of a set is."""
+    """The order of a set: which prompt and sample its i-th sequence is."""
 
     prompts: int
     held_out: int
-    """Prompts of split `holdout`: the last ones of the permutation."""
+    """Prompts of split `holdout`: the last of the permutation."""
     n: int
     seed: int
 
@@ -91,7 +91,7 @@ def held_out_count(total: int, share: float) -> int:
 
 @dataclass(frozen=True)
 class Generation:
-    """One generating job, resolved: what `plan`, `run_shard` and `commit` of its stage share."""
+    """One job of a generating stage, as its `plan`, `run_shard` and `commit` share it."""
 
     job: Job[Any]
     writer: Input
@@ -102,15 +102,15 @@ class Generation:
 
     @cached_property
     def teacher(self) -> Mapping[str, Any] | None:
-        """The teacher the set descends from: the writer itself, or the one the writer learnt from.
+        """The teacher the set descends from: the writer itself, or the teacher of the writer.
 
-        None for a student made elsewhere, which does not name its teacher.
+        None for a student made elsewhere, which names no teacher.
         """
         if self.job.inputs.get("teacher") == self.writer:
             return self.identity.to_json()
         manifest = manifest_of_model(self.model)
         if manifest is None:
-            log.warning("%s: not made here, so the teacher it learnt from is unknown", self.model)
+            log.warning("%s: not made by Afterglow, so its teacher is unknown", self.model)
         return manifest.teacher if manifest else None
 
     @property
@@ -120,7 +120,7 @@ class Generation:
 
     @cached_property
     def prompts(self) -> Prompts:
-        """The prompts as the model's token ids; each leaves room for a response."""
+        """The prompts as token ids of the model; each has room for a response in the context."""
         source = self.config.prompts.model_dump_json()
         prompts = _load_prompts(self.job.key, source, self.model)
         prompts.check_context(self.facts.context)
@@ -128,7 +128,7 @@ class Generation:
 
     @cached_property
     def facts(self) -> ModelFacts:
-        """What the model's files say."""
+        """Facts from the model's files."""
         return model_facts(self.model)
 
     @cached_property
@@ -138,7 +138,7 @@ class Generation:
 
     @cached_property
     def identity(self) -> ModelIdentity:
-        """Who writes."""
+        """Identity of the model that writes."""
         cache = DigestCache(self.job.store.digests)
         return model_identity(self.model, self.writer.dtype, cache, self.writer.called)
 
@@ -155,7 +155,7 @@ class Generation:
         return split_parts(order.boundary, order.prompts * order.n, per_part)
 
     def open_engine(self) -> AbstractContextManager[Generator]:
-        """The engine with the model, its context just long enough."""
+        """The engine with the model, and a context just long enough."""
         run, sampling = self.config.run, self.config.sampling
         context = needed_context(self.facts, self.prompts.longest, sampling.max_tokens, run)
         return open_generator(
@@ -221,7 +221,7 @@ class Generation:
         )
 
     def _seed(self, purpose: str) -> int:
-        """Seed of this stage for one purpose: no two stages of a run share random numbers."""
+        """Seed for one purpose in this stage: no two stages of a run share random numbers."""
         return int(hash64(self.job.seed, zlib.crc32(f"{self.job.stage}/{purpose}".encode()))[0])
 
     @property
@@ -286,20 +286,20 @@ class _Drawn:
 
 
 def in_order(completions: Iterable[Completion], seq_ids: Sequence[int]) -> Iterator[Completion]:
-    """Completions in the order of `seq_ids`; holds back those that come early."""
+    """Completions in the order of `seq_ids`; buffers those that come early."""
     waiting: dict[int, Completion] = {}
     source = iter(completions)
     for seq_id in seq_ids:
         while seq_id not in waiting:
             completion = next(source, None)
             if completion is None:
-                raise EngineError(f"sequence {seq_id}: the engine ended without a response to it")
+                raise EngineError(f"sequence {seq_id}: the engine ended without a response")
             waiting[completion.seq_id] = completion
         yield waiting.pop(seq_id)
 
 
 def _log_progress(completions: Iterable[Completion], what: str, total: int) -> Iterator[Completion]:
-    """Pass completions on, with one log line each half minute."""
+    """Yield the completions and log progress every half minute."""
     start = last = time.monotonic()
     tokens = 0
     for done, completion in enumerate(completions, start=1):

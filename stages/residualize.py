@@ -1,15 +1,15 @@
-"""`residualize`: records of a teacher that pi_ref did not learn from, made fit to train on.
+"""`residualize`: corrects the records of a teacher that pi_ref did not learn from.
 
-Offline distillation wants one teacher in both places (arXiv 2604.13010, theorem 3.8). Where another
-one has scored the rollouts, this stage takes the recurring part of the difference between its
-log-probabilities and pi_ref's out of them (`attribution.cross_teacher`, arXiv 2607.28449) and
-writes a new set: the sequences as they are, `lp` corrected, nothing of the vocabulary. The
-correction is defined for the realised token only, so head, draws and `rest` of the source are left
-behind and the set is of kind `sampled`; the contract then admits sampled-token objectives alone. A
-corrected score is no log-probability and may exceed zero. `ent` stays the scoring teacher's own.
+Offline distillation needs the same teacher for pi_ref's data and for the scores (arXiv 2604.13010,
+theorem 3.8). If another teacher scored the rollouts, this stage removes the recurring part of the
+difference between its log-probabilities and pi_ref's (`attribution.cross_teacher`, arXiv
+2607.28449) and writes a new set with the same sequences and corrected `lp`. The correction is
+defined for the realised token only, so the new set has no head, draws or `rest`: it is of kind
+`sampled`, and the contract admits only objectives that read the realised token. A corrected score
+is no log-probability and may exceed zero. `ent` is still that of the scoring teacher.
 
-Part i of the result holds the sequences of part i of the source. Sums are taken over all parts of
-the split `train` first; whoever makes single parts repeats that pass, which reads four columns.
+Part i of the result holds the sequences of part i of the source. The means need a first pass over
+four columns of all parts of split `train`; each process that makes parts repeats it.
 """
 
 import logging
@@ -161,8 +161,8 @@ def _warn_of_temperatures(directory: Place, source: Manifest) -> None:
     sampled = (source.meta.get("sampling") or {}).get("temperature")
     if sampled != recorded or not source.meta.get("full_support", False):
         log.warning(
-            "%s: tokens were drawn at temperature %s%s and scored at %s; the difference will pass "
-            "for a habit of the teacher, and be taken out as far as it recurs",
+            "%s: tokens were drawn at temperature %s%s and scored at %s; the correction "
+            "cannot tell that difference from the teacher's and removes what recurs of it too",
             directory,
             sampled,
             "" if source.meta.get("full_support") else " without full support",

@@ -160,8 +160,8 @@ def commit(job: Job[TeacherLogits]) -> Manifest:
         path = job.directory / part.file
         if stored_record(read_meta(path).record or {}) != stored_record(meta["record"]):
             raise DataError(
-                f"{path}: was drawn at another tau than {meta['record']['tau']:g}, that of the "
-                "set. Remove the part and run the stage again."
+                f"{path}: was drawn at another tau than {meta['record']['tau']:g}, the set's. "
+                "Remove the part and run the stage again."
             )
     return replace(manifest, meta=meta)
 
@@ -215,7 +215,7 @@ def _calibrated(job: Job[TeacherLogits], scorer: Scorer) -> Record:
         if not rows.tokens:
             where = job.inputs["sequences"].directory
             raise DataError(f"{where}: holds no positions to calibrate tau on")
-        log.info("%s: looking for tau on %s positions", job.name, f"{rows.tokens:,}")
+        log.info("%s: calibrating tau on %s positions", job.name, f"{rows.tokens:,}")
         return calibrate(scorer, rows, record, job.seed)
 
     return calibrated(job.directory, job.key, job.config.record, find)

@@ -131,8 +131,8 @@ def _check(job: Job[Student]) -> _Checked:
         if current().size > 1:
             raise ConfigError(
                 f'{job.name}: data = "live" runs in one process: the student writes fresh '
-                "responses between the steps, which it cannot do while its weights are cut over "
-                "several. Set run.processes = 1, or train on stored records."
+                "responses between the steps, which it cannot do while its weights are "
+                "sharded. Set run.processes = 1, or train on stored records."
             )
     promise = (
         _full(job.config)
@@ -220,8 +220,8 @@ def _weighting(job: Job[Student], directory: Place) -> Weighting | None:
         where = 'fresh responses (`data = "live"`)' if config.data == "live" else str(directory)
         raise ConfigError(
             f"{job.name}: {', '.join(readers)}: reads whether a response is right, but {where} "
-            "has no outcomes. Give the rollouts a verifier and prompts with answers, or leave "
-            "that out."
+            "has no outcomes. Give the rollouts a verifier and prompts with answers, or "
+            "remove that option."
         )
     if not config.weights:
         return None

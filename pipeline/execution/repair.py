@@ -3,7 +3,7 @@
 A set never changes, so a part that is made again must be the very file that the manifest names: its
 name holds its hash, and the new file replaces the damaged one in one rename. Stages whose engine is
 deterministic give that file (all on the CPU; a GPU that draws tokens may not). If another file
-comes out, it is removed, the damaged one stays, and the user is told.
+comes out, it is removed, the damaged one stays, and an error says so.
 """
 
 import logging
@@ -103,8 +103,8 @@ def _repair(
             if other.name not in listed:
                 other.unlink()
         raise DataError(
-            f"{directory / part.file}: damaged, and what was made in its place is not the same: "
-            f"this machine or engine does not repeat what made it. Remove {directory} and all that "
-            "was made from it, then run the same command; or restore the file from a copy."
+            f"{directory / part.file}: damaged, and the part made in its place differs: this "
+            f"machine or engine does not reproduce it byte for byte. Remove {directory} and the "
+            "sets made from it, then run the same command; or restore the file from a copy."
         )
     return [part.file for part in damaged]

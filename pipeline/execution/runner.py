@@ -136,7 +136,7 @@ def _check_inputs(job: Job[Any]) -> None:
 def _run_parts(module: Any, job: Job[Any], specs: list[ShardSpec]) -> None:
     todo = [spec for spec in specs if find_part(job.directory, spec.index) is None]
     if len(todo) < len(specs):
-        log.info("%s: %d of %d parts are there", job.name, len(specs) - len(todo), len(specs))
+        log.info("%s: %d of %d parts exist", job.name, len(specs) - len(todo), len(specs))
     if not todo:
         return
     with module.open_engine(job) as engine:
@@ -162,7 +162,7 @@ def errors_of_disk(job: Job[Any]) -> Generator[None]:
         free = shutil.disk_usage(job.store.local).free >> 20 if job.store.local.exists() else 0
         raise RetryError(
             f"{job.name}: {reason} ({where}; {free} MiB free). "
-            "Finished parts are kept: repair the cause and run the same command again."
+            "Finished parts are kept: fix the cause and run the same command again."
         ) from error
 
 

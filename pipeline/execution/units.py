@@ -55,7 +55,7 @@ def find_units(planned: Iterable[Planned], store: Store, at_most: int) -> Units:
         if chosen.manifest(store) is not None:
             continue
         if waiting := chosen.waits_for(store):
-            log.info("%s waits for %s: ask again after it", name, ", ".join(waiting))
+            log.info("%s waits for %s: run this again once they are done", name, ", ".join(waiting))
         elif not stage.sharded:
             out.append(["run", name, "--here"])
         else:

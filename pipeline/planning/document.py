@@ -21,8 +21,8 @@ def surroundings(path: Path) -> tuple[str, str]:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise DataError(
-            f"{path}: has no part to replace. Put the lines `{BEGIN}` and `{END}` where the "
-            "table shall stand."
+            f"{path}: has no block to replace. Put the lines `{BEGIN}` and `{END}` where the "
+            "table should go."
         )
     return before, after
 

@@ -59,8 +59,8 @@ class Planned:
         """
         if self.key is None:
             raise ConfigError(
-                f"{self.node.name}: its key is unknown until what it reads is on this machine; "
-                "`afterglow run` fetches models from the Hub where that can be reached"
+                f"{self.node.name}: its key is unknown until its inputs are on this machine; "
+                "`afterglow run` downloads models from the Hub"
             )
         return Job(
             stage=self.node.stage.name,
@@ -161,9 +161,7 @@ def _external(
 def _hub_commit(source: External, ready: bool) -> str | None:
     """Commit a Hub revision stands for: pinned, remembered by the local cache, or asked for."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", source.path):
-        raise ConfigError(
-            f"{source.path}: no such directory, and not the form of a Hub id (owner/name)"
-        )
+        raise ConfigError(f"{source.path}: no such directory, and not a Hub id (owner/name)")
     if _COMMIT.fullmatch(source.revision):
         return source.revision
     from huggingface_hub import constants, file_download

@@ -37,8 +37,8 @@ def adopt_set(source: Path, store: Store) -> Manifest:
     if computed != manifest.key or manifest.payload.get("stage") != manifest.stage:
         raise DataError(
             f"{source}: its key is {manifest.key[:12]} ({manifest.stage}), but that of its payload "
-            f"is {computed[:12]} ({manifest.payload.get('stage')}). Somebody changed the manifest; "
-            "get the set from its origin."
+            f"is {computed[:12]} ({manifest.payload.get('stage')}). The manifest was changed; "
+            "get the set from its origin again."
         )
     sizes = {part.file: part.bytes for part in manifest.parts}
     sizes |= {file.path: file.bytes for file in manifest.files}

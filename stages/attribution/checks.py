@@ -92,7 +92,7 @@ class DrawnCheck:
         if seen.p_mean is not None and seen.p_mean < self.level / 2:
             reasons.append("mean of log p + H is not zero")
         if seen.p_classes is not None and seen.p_classes < self.level / 2:
-            reasons.append("ids do not come in the model's proportions")
+            reasons.append("classes of ids do not have the model's proportions")
         if self.gap.mean is not None and not self.gap.mean <= self.tolerance:
             reasons.append(f"stored log-probabilities of the draws differ by {self.gap.mean:.2g}")
         figures = {

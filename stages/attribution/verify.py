@@ -141,7 +141,7 @@ def _checked_manifest(directory: Path, path: Place, settings: Settings) -> Manif
         raise DataError(f"{path}: holds {manifest.kind}, not sequences or records")
     if "correction" in _record(manifest):
         raise DataError(
-            f"{path}: its scores were corrected after scoring, so they are no model's. Verify the "
+            f"{path}: its scores were corrected after scoring, so no model gives them. Verify the "
             "set of records they were made from."
         )
     check_prompts_shared(path, manifest)

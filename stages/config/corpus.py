@@ -18,7 +18,7 @@ class Tokenizer(Table):
     vocab_size: Positive = 4096
     """`byte_bpe`: number of tokens, special ones included."""
     path: Annotated[str | None, BY_CONTENT] = None
-    """Take this tokenizer instead of making one."""
+    """Use this tokenizer instead of training one."""
 
 
 class Corpus(StageTable):
@@ -34,11 +34,11 @@ class Corpus(StageTable):
     count: Positive = 20000
     """Sequences taken from the task."""
     sequence_length: Positive = 256
-    """Text is cut into sequences of this many tokens."""
+    """Text is split into sequences of this many tokens."""
     seed: int = 0
     """Seed of the task and of the order of sequences."""
     holdout: Fraction = 0.02
-    """Share of sequences kept out of training, for evaluation."""
+    """Share of sequences held out for evaluation."""
     sequences_per_part: Positive = 65536
     tokenizer: Tokenizer = Tokenizer()
 

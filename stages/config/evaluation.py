@@ -21,7 +21,7 @@ class HeldOutText(Table):
     """Held-out text on which every model is evaluated, with the teacher run beside it."""
 
     data: Named = "corpus"
-    """`corpus`, or the directory of a set; what it holds out is read."""
+    """`corpus`, or the directory of a set; its held-out sequences are read."""
     sequences: Positive | None = None
     """Use at most this many sequences, in order; default all."""
 
@@ -37,24 +37,24 @@ class GradientCheck(Table):
     batch_size: Positive = 64
     """Sequences per gradient; noise shrinks with it, bias does not."""
     batches: Positive = 4
-    """Gradients the figures are means over."""
+    """Number of gradients to average over."""
 
 
 class Evaluate(StageTable):
     """How every model is evaluated."""
 
     prompts: PromptSource | None = None
-    """Questions the models answer; without them nothing is generated."""
+    """Prompts that the models answer; default: nothing is generated."""
     records: bool = True
-    """Compare with the teacher on what `teacher-logits` holds out."""
+    """Compare with the teacher on the held-out sequences of `teacher-logits`."""
     text: HeldOutText | None = None
     """Loss, calibration and acceptance on held-out text; default none."""
     gradient: GradientCheck | None = None
-    """Angle and norm of the gradients that records give; default none."""
+    """Angle and norm of gradients from records; default none."""
     record_bytes: Annotated[
         bool, KeyName("weight"), Field(validation_alias=AliasChoices("record_bytes", "weight"))
     ] = False
-    """Also report the bytes that a position of a student's records takes (once called `weight`)."""
+    """Also report the bytes per position of a student's records (formerly called `weight`)."""
     verifier: Verifier = Verifier()
     n: Positive = 1
     """Sampled responses per prompt; pass@k is reported for k = 1, 2, 4, ... up to n."""
@@ -62,7 +62,7 @@ class Evaluate(StageTable):
     greedy: bool = True
     """Also answer every prompt greedily."""
     teacher: bool = True
-    """Also evaluate the teacher: the ceiling of the table."""
+    """Also evaluate the teacher."""
     run: EvaluateRun = EvaluateRun()
 
 
@@ -72,4 +72,4 @@ class Report(StageTable):
     presence = "implied"
 
     baseline: str = "sft"
-    """Row the gains are measured against."""
+    """Row that gains are measured against."""

@@ -13,11 +13,11 @@ class Workers(Table):
     executor: Literal["local", "ray"] = "local"
     """`local`: processes of this machine; `ray`: tasks of a Ray cluster (docs/ray.md)."""
     workers: Positive = 1
-    """Processes or tasks at the same time, each with an engine of its own."""
+    """Parallel processes or tasks, each with an engine of its own."""
     cpus: Positive | None = None
     """CPU cores of one worker; default an equal share of this machine, or 1 in a Ray cluster."""
     gpus: Annotated[float, Field(ge=0.0)] | None = None
-    """GPUs of one worker; default `tensor_parallel` where there are GPUs. `ray` takes fractions."""
+    """GPUs of one worker; default `tensor_parallel` if there are GPUs. Ray accepts fractions."""
 
     @property
     def spread(self) -> bool:

@@ -15,17 +15,17 @@ class EngineRun(Table):
     """How an engine generates."""
 
     engine: Literal["auto", "vllm", "transformers"] = "auto"
-    """`auto` takes vLLM where it is installed."""
+    """`auto` uses vLLM if it is installed."""
     max_sequences: Positive = 256
     """Sequences decoded at the same time."""
     max_model_len: Positive | None = None
-    """Context length given to the engine; default prompt plus response."""
+    """Context length of the engine; default: longest prompt plus longest response."""
     memory_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.85
-    """Share of GPU memory the engine may take."""
+    """Share of GPU memory the engine may use."""
     kv_cache_mib: Positive = 256
     """Size of the key-value cache on a CPU, in MiB."""
     tensor_parallel: Positive = 1
-    """GPUs that hold one model together."""
+    """GPUs that one model is spread over."""
 
 
 class GenerateRun(EngineRun, Workers):
@@ -65,10 +65,10 @@ class Rollouts(Generate):
     candidates: Annotated[int, Field(ge=0, le=64)] = 4
     """How many of pi_ref's own likeliest ids are kept per position."""
     holdout: Fraction = 0.02
-    """Share of the prompts whose rollouts are kept out of training, for evaluation."""
+    """Share of the prompts whose rollouts are held out for evaluation."""
 
     def of_round(self, number: int) -> Self:
-        """Rollouts to the prompts that follow; the first round has held out enough."""
+        """Rollouts to the next prompts; only the first round holds prompts out."""
         prompts = self.prompts
         if prompts.limit is not None:
             start = prompts.first + prompts.limit * (number - 1)

@@ -92,15 +92,15 @@ class Drawn(Record):
     """Records with ids drawn at random."""
 
     copies: Annotated[int, Field(ge=1, le=MAX_COPIES)] = 1
-    """`counts`, `head_tail`: independent draws kept per position; epoch e of a reader takes draw
-    e modulo `copies`, so that several epochs do not see one frozen draw."""
+    """`counts`, `head_tail`: independent draws kept per position; epoch e of a reader reads draw
+    e modulo `copies`, so that epochs do not all see the same draw."""
     logp: bool = False
     """`counts`, `head_tail`: keep log p of the drawn ids too, which divergences other than the
     forward KL need."""
 
     @property
     def uniforms(self) -> int:
-        """One for each copy. Copy m takes the m-th, so that more copies leave the first alone."""
+        """One for each copy. Copy m uses the m-th, so that more copies do not change the first."""
         return self.copies
 
     def one_draw(self) -> Self:
@@ -140,8 +140,8 @@ class HeadTail(Drawn):
     tau: Annotated[float, Field(ge=MIN_TAU, lt=1.0)] | None = 0.023
     """`head_tail`: probability from which an id is stored exactly; also bounds tail weights."""
     entries: Annotated[float, Field(ge=1.0)] | None = None
-    """`head_tail`, instead of `tau`: the mean number of ids a position shall keep. tau is found on
-    a sample of the positions to be scored, once, and then holds for all of them."""
+    """`head_tail`, instead of `tau`: the mean number of ids to keep per position. tau is calibrated
+    once, on a sample of the positions to be scored, and then holds for all of them."""
     candidates: Annotated[int, Field(ge=0, le=MAX_CANDIDATES)] = 4
     """`head_tail`: how many of pi_ref's own top ids are forced into the head; 0 is off."""
 

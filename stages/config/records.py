@@ -19,11 +19,11 @@ class TeacherPrompt(Table):
 
     template: str = "{prompt}"
     """Text with fields in braces: `{prompt}` and any column of the prompt's row, such as a
-    reference solution the student does not see. Of a prompt that is a list of chat messages it
-    becomes the last message of the user. Braces themselves are doubled."""
+    reference solution the student does not see. In a prompt that is a list of chat messages it
+    replaces the last user message. Write literal braces doubled."""
     prompts: PromptSource | None = None
-    """Where the rows come from; default the prompts of `rollouts` or `sft-data`, if `source` names
-    one of these."""
+    """File of the rows; default: the prompts of `rollouts` or `sft-data`, if `source` is one of
+    them."""
 
     @field_validator("template")
     @classmethod
@@ -57,20 +57,20 @@ class ScoreRun(Workers):
     """Execution of teacher scoring."""
 
     engine: Literal["transformers", "vllm"] = "transformers"
-    """vLLM for teachers that transformers runs slowly or one GPU does not hold; the two agree
+    """vLLM for teachers that transformers runs slowly or that do not fit on one GPU; the two agree
     within the tolerances of docs/scoring-engines.md."""
     tokens_per_batch: Positive = 8192
     """Tokens in one teacher forward pass, padding included."""
     rows_per_chunk: Positive = 256
     """Positions whose logits exist at the same time."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """`transformers`: where it runs; vLLM runs where it was built for."""
+    """`transformers`: where it runs; vLLM runs on the device it was built for."""
     memory_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.85
-    """`vllm`: share of GPU memory the engine may take."""
+    """`vllm`: share of GPU memory the engine may use."""
     kv_cache_mib: Positive = 256
     """`vllm`: size of the key-value cache on a CPU, in MiB."""
     tensor_parallel: Positive = 1
-    """`vllm`: GPUs that hold the teacher together."""
+    """`vllm`: GPUs that the teacher is spread over."""
 
 
 class TeacherLogits(StageTable):
@@ -82,17 +82,17 @@ class TeacherLogits(StageTable):
     """`rollouts`, `sft-data`, `corpus`, or the directory of a set made elsewhere. Default: the
     rollouts, as the stages before this one pass them on."""
     limit: Positive | None = None
-    """Training sequences that are scored, from the first on; default all. What the source holds
-    out is scored in any case."""
+    """Score at most this many training sequences, in order; default all. Held-out sequences are
+    always scored."""
     record: AnyRecord = HeadTail()
     layout: Literal["open", "packed"] = "open"
-    """`packed` stores the same records in about three quarters of the bytes; other programs can
-    then read everything but the records (storage/FORMAT.md)."""
+    """`packed` stores the same records in about three quarters of the bytes, but only Afterglow can
+    then read the records (storage/FORMAT.md)."""
     teacher_prompt: TeacherPrompt | None = None
     """Default: the teacher reads the prompts as the student read them, token by token."""
     consistency: Literal["refuse", "warn"] = "refuse"
     """What to do when the sequences descend from another teacher. A set that `[residualize]` reads
-    may be scored by another one in any case."""
+    may always be scored by another one."""
     run: ScoreRun = ScoreRun()
 
     def unused(self) -> frozenset[str]:
@@ -158,13 +158,13 @@ class Residualize(StageTable):
     """`teacher-logits` (the default), `teacher-logits:<name>`, or the directory of a set of
     records."""
     folds: Annotated[int, Field(ge=2, le=64)] = 5
-    """Prompts are split into so many folds; each is corrected by what the others show."""
+    """Number of folds of the prompts; each fold is corrected by means over the others."""
     token_share: Fraction = 0.5
-    """Weight of the mean by token id; the rest is that of the mean by position and surprisal."""
+    """Weight of the mean by token id; the mean by position and surprisal has the rest."""
     pseudo_count: Annotated[float, Field(ge=0.0)] = 20.0
-    """Tokens' worth of the overall mean mixed into every mean."""
+    """Every mean is shrunk towards the overall mean as if by this many tokens."""
     position_bins: Positive = 16
-    """Positions are binned by powers of two, the last bin taking all that follow."""
+    """Positions are binned by powers of two, the last bin takes all that follow."""
     surprisal_bins: Positive = 8
     """pi_ref's surprisals are binned by quantiles."""
 

@@ -32,9 +32,9 @@ class StageTable(Table):
     """The config table of a stage; in a recipe it has the name of the stage."""
 
     presence: ClassVar[Literal["optional", "implied", "required", "by name"]] = "optional"
-    """`optional`: without the table the stage is left out. `implied`: without it, defaults hold,
-    and the stage is left out only where there is nothing to read. `by name`: the recipe holds any
-    number of tables, `[stage.name]`, one for each set."""
+    """`optional`: without the table the stage does not run. `implied`: without it, the stage runs
+    with the defaults if it has something to read. `by name`: the recipe has any number of tables,
+    `[stage.name]`, one for each set."""
 
     def variants(self) -> Mapping[str, "StageTable"]:
         """The tables of the sets to make, by name; the main set is called ""."""

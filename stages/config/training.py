@@ -29,12 +29,12 @@ class TrainRun(Table):
     log_every: Positive = 10
     """Optimiser steps between lines in the log and in metrics.jsonl."""
     prefetch: Positive = 3
-    """Batches the reader keeps ready."""
+    """Batches that the reader prepares ahead."""
     softmax: Literal["torch", "triton"] = "torch"
     """Kernels of the fused head and loss; `triton` needs a GPU and has not been timed on one."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     processes: Positive = 1
-    """Processes the training is spread over (FSDP2), one a GPU. Under torchrun, what it started."""
+    """Processes that FSDP2 shards the training over, one per GPU; no effect under torchrun."""
 
 
 class Training(StageTable):
@@ -50,7 +50,7 @@ class Training(StageTable):
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     """Shape of the decay after warm-up, from `learning_rate` to `final_ratio` of it."""
     warmup: Fraction = 0.0
-    """Share of the steps spent warming up."""
+    """Share of the steps used for warm-up."""
     final_ratio: Fraction = 0.0
     """Learning rate at the last step, as a share of `learning_rate`."""
     betas: tuple[float, float] = (0.9, 0.98)
@@ -58,7 +58,7 @@ class Training(StageTable):
     grad_clip: Annotated[float, Field(gt=0.0)] = 1.0
     """Largest global gradient norm."""
     max_length: Positive | None = None
-    """Sequences are cut to this many tokens, prompt included; default no cut."""
+    """Sequences are truncated to this many tokens, prompt included; default no truncation."""
     run: TrainRun = TrainRun()
 
     @model_validator(mode="after")
@@ -80,8 +80,8 @@ class Architecture(Table):
     """Width of the MLP; default three times `hidden_size`."""
     tie_embeddings: bool = True
     init_std: Annotated[float, Field(gt=0.0)] = 0.02
-    """Standard deviation of the initial weights. The usual 0.02 suits wide models; those of a few
-    hundred units learn faster from about 1 / sqrt(hidden_size)."""
+    """Standard deviation of the initial weights. The usual 0.02 suits wide models; those with
+    a hidden size of a few hundred learn faster from about 1 / sqrt(hidden_size)."""
     max_positions: Positive = 2048
 
 
@@ -92,7 +92,7 @@ class Pretrain(Training):
 
     architecture: Architecture = Architecture()
     init_only: bool = False
-    """Stop at the random initialisation: a base model that knows nothing."""
+    """Stop at the random initialisation."""
     seed: int = 0
     """Seed of initialisation and data order; independent of the recipe's seed."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -118,11 +118,11 @@ class Student(Training):
     init: Named = "sft"
     """`sft` (pi_ref), `scratch`, a directory or Hub id, or `pretrain:<name>`."""
     data: Annotated[str | None, BY_CONTENT] = None
-    """`teacher-logits` (the default), `teacher-logits:<name>` for one made by a comparison table,
+    """`teacher-logits` (the default), `teacher-logits:<name>` for the set of a comparison table,
     `residualize`, `sft-data`, `live` (teacher in the loop), or the directory of a set."""
     live: Literal["record", "full"] = "record"
-    """`data = "live"`: whether the objective reads a record of the teacher, drawn like those of
-    the set, or its `full` distribution (`forward_kl` only): what records are estimates of."""
+    """`data = "live"`: whether the objective reads a record, drawn like those of the set, or the
+    teacher's `full` distribution (`forward_kl` only), which records estimate."""
     objective: SerializeAsAny[Objective] = ReverseKL()
     weights: tuple[SerializeAsAny[Weight], ...] = ()
     """How much each position counts in the loss; several multiply. Positions of weight 0 cost no
@@ -131,10 +131,10 @@ class Student(Training):
     """With `weights`: divide the weighted sum of the losses of a step by the sum of the weights,
     or by the number of positions."""
     rounds: Positive = 1
-    """Times that rollouts, scoring and training follow each other: from the second on, the student
-    as it is writes rollouts of its own to the prompts that follow, and goes on from there with a
-    fresh optimiser. A round takes `steps`, or ends early at `drift.stop_chi2`. Tables of `compare`
-    have one round unless they say otherwise."""
+    """Rounds of rollouts, scoring and training (docs/rounds.md). From the second on, the student of
+    the round before writes rollouts to the next prompts and trains on with a fresh optimiser. A
+    round takes `steps`, or ends early at `drift.stop_chi2`. Tables of `compare` have one round
+    unless they set `rounds`."""
     drift: Drift = Drift()
     consistency: Literal["refuse", "warn"] = "refuse"
     """What to do when pi_ref and the records descend from different teachers."""

@@ -158,7 +158,10 @@ class MathWorker:
             timer.cancel()
         if not line:
             self.stop()
-            log.warning("an answer could not be compared with %r within its limits: wrong", answer)
+            log.warning(
+                "an answer could not be compared with %r within its limits: counted as wrong",
+                answer,
+            )
             return OUTCOME["wrong"]
         return int(line)
 

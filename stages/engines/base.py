@@ -90,7 +90,7 @@ def needed_context(facts: ModelFacts, longest_prompt: int, max_tokens: int, run:
         raise ConfigError(
             f"run.max_model_len = {asked}: prompts of up to {longest_prompt} and responses of up "
             f"to {max_tokens} tokens need {needed}, and the model's context is {facts.context}. "
-            "Leave it out, or lower `sampling.max_tokens`."
+            "Remove it, or lower `sampling.max_tokens`."
         )
     return asked
 

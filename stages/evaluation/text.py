@@ -66,7 +66,7 @@ def score_text(
     if not tokens:
         raise DataError(
             f"{directory}: no held-out sequences to evaluate models on. Set `holdout` of the stage "
-            "that makes it, or leave [evaluate.text] out."
+            "that makes it, or remove [evaluate.text]."
         )
     out: dict[str, object] = {"text_tokens": tokens, "text_ece": calibration.error()}
     for name, mean in sums.items():

@@ -215,7 +215,7 @@ def check_teacher(
 
     Args:
         expected: `Manifest.teacher` of the set, or None when its origin is unknown.
-        found: `ModelIdentity.to_json()` of the teacher at hand.
+        found: `ModelIdentity.to_json()` of the teacher in use.
         where: Name of the set, for the message.
         consistency: `refuse` raises, `warn` logs.
 
@@ -227,8 +227,8 @@ def check_teacher(
         return
     if expected.get("dtype") != found.get("dtype"):
         log.warning(
-            "%s: its teacher ran in %s, the one at hand runs in %s: probabilities will differ by "
-            "rounding. Set teacher.dtype to that of the set to rule it out.",
+            "%s: its teacher ran in %s, the teacher in use runs in %s: probabilities will "
+            "differ by rounding. Set teacher.dtype to that of the set to rule it out.",
             where, expected.get("dtype"), found.get("dtype"),
         )  # fmt: skip
     ours, theirs = expected["files"], found["files"]
@@ -247,7 +247,7 @@ def check_teacher(
         f"{where}: its teacher is {expected['path']} (weights {str(expected['weights'])[:12]}), "
         f"but {found['path']} (weights {str(found['weights'])[:12]}) is about to be used; "
         f"differing: {', '.join(differing)}. Offline distillation needs the same teacher in both "
-        'places. Use that teacher, or set `consistency = "warn"` to go on regardless.'
+        'places. Use that teacher, or set `consistency = "warn"` to continue anyway.'
     )
     if consistency == "refuse":
         raise DataError(message)

@@ -207,8 +207,8 @@ def check_head(model: PreTrainedModel, head: Head) -> None:
     if not off <= 0.02 * wanted_LV.abs().max().item() + 1e-4:
         raise EngineError(
             f"{type(model).__name__}: its logits are not those of its head on its final hidden "
-            f"states (off by {off:.3g}). The architecture does something in between that "
-            "`stages.models.model.lm_head` does not know; add it there."
+            f"states (off by {off:.3g}). The architecture has a step in between that "
+            "`stages.models.model.lm_head` lacks; add it there."
         )
 
 

@@ -141,8 +141,8 @@ def find_tau(heads: Heads, entries: float) -> float:
         raise ConfigError(
             f"teacher-logits.record.entries = {entries:g} cannot be reached: on a sample of "
             f"{len(heads.p_RK):,} positions this teacher keeps between {least:.2f} (tau near 1) "
-            f"and {most:.2f} (tau = 1/128) entries, candidates included. Set it within, or change "
-            "record.candidates."
+            f"and {most:.2f} (tau = 1/128) entries, candidates included. Choose a value in "
+            "this range, or change record.candidates."
         )
     low, high = math.log(MIN_TAU), math.log(MOST_TAU)
     for _ in range(_STEPS):

@@ -266,7 +266,7 @@ def _check_ids(rows: Rows, column: str, level: Any, limit: int) -> None:
         row = int(np.searchsorted(rows.offsets[level], bad[0], side="right")) - 1
         raise DataError(
             f"sequence {rows['seq_id'][row]}: id {rows[column][bad[0]]} in column {column!r}, but "
-            f"the teacher's vocabulary has {limit}. The sequences are of another tokenizer, or "
+            f"the teacher's vocabulary has {limit}. The sequences have another tokenizer, or "
             "were sampled from padding rows of the vocabulary."
         )
 
@@ -277,6 +277,6 @@ def _check_lengths(rows: Rows, limit: int | None) -> None:
         row = int(fed_N.argmax())
         raise DataError(
             f"sequence {rows['seq_id'][row]} has {fed_N[row] + 1} tokens, more than the teacher's "
-            f"context of {limit}. Lower sampling.max_tokens of the rollouts, or take a teacher "
+            f"context of {limit}. Lower sampling.max_tokens of the rollouts, or use a teacher "
             "with a longer context."
         )

@@ -127,8 +127,8 @@ class TeacherPrompts:
         asked = [i for i, message in enumerate(prompt) if _role(message) == "user"]
         if not asked:
             raise DataError(
-                f"{self.where}, row {number}: no message of the user in `{self.source.field}`, so "
-                "the template has no place"
+                f"{self.where}, row {number}: no user message in `{self.source.field}` for the "
+                "template to replace"
             )
         last = prompt[asked[-1]]
         text = self._text(number, row, last.get("content"))

@@ -129,7 +129,7 @@ class VllmScorer:
             skip_reading_prefix_cache=not cached,
             extra_kwargs=request.to_kwargs(),
         )
-        with engine_errors(f"vLLM refuses sequence {request.positions.seq_T[0]}"):
+        with engine_errors(f"vLLM rejects sequence {request.positions.seq_T[0]}"):
             self._engine.add_request(name, {"prompt_token_ids": fed.tolist()}, params)
         return name
 

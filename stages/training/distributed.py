@@ -206,7 +206,7 @@ def _lost_peers(size: int) -> Generator[None]:
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or "gloo" in str(error):
             raise RetryError(
-                f"another of the {size} processes ended or cannot be reached; it may have said "
-                "why. Finished checkpoints are kept: run the same command again."
+                f"another of the {size} processes ended or cannot be reached; its own "
+                "message may say why. Finished checkpoints are kept: run the same command again."
             ) from error
         raise

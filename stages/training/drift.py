@@ -1,4 +1,4 @@
-"""How far the student has left the policy that wrote the data.
+"""How far the student has drifted from the policy that wrote the data.
 
 Everything offline rests on the realised tokens still being likely under the student: the gap
 between the live and the offline gradient is bounded by the square root of chi2(pi || pi_ref)
@@ -96,9 +96,9 @@ class Guard:
         self._state = verdict(found["drift_chi2"], self._limits)
         if self._state not in ("ok", before):
             log.warning(
-                "%s: step %d: the student has left the policy that wrote the data: chi2 %.3g, "
-                "effective share of the sample %.2g%s. Fewer steps, a lower learning rate or "
-                "fresh rollouts bring it back.",
+                "%s: step %d: the student has drifted from the policy that wrote the data: chi2 "
+                "%.3g, effective share of the sample %.2g%s. Use fewer steps, a lower learning "
+                "rate or fresh rollouts.",
                 self._name,
                 step,
                 found["drift_chi2"],

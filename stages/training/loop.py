@@ -272,13 +272,13 @@ def _require_finite(
     which = (
         f"caused by sequences {_some(guilty)}"
         if guilty
-        else f"though no sequence of {_some(_ids(batch))} is at fault alone"
+        else f"though no sequence of {_some(_ids(batch))} causes it alone"
     )
     whole = sum(current().all_gather(mean.item()))
     raise EngineError(
         f"{task.name}: step {step + 1}: loss {whole:g}, gradient norm {norm.item():g}, "
-        f"{which}. The step was not taken. Look at these sequences in the data; if nothing is "
-        "wrong with them, lower `learning_rate`, warm up longer, or train in float32."
+        f"{which}. The step was not taken. Check these sequences in the data; if they are "
+        "right, lower `learning_rate`, warm up longer, or train in float32."
     )
 
 

@@ -36,12 +36,12 @@ def read_rates(directory: Place) -> PassRates:
         raise DataError(
             f"{directory}: {int((known_P == 0).sum())} of {len(known_P)} prompts have no response "
             "with a known outcome, so they have no pass rate. Give the rollouts a verifier and "
-            "prompts with answers, or leave the weight out."
+            "prompts with answers, or remove the weight."
         )
     if known_P.max(initial=0) < 2:
         raise DataError(
             f"{directory}: every prompt has one response, so its pass rate is its outcome. Set "
-            "rollouts.n to 4 or more, or leave the weight out."
+            "rollouts.n to 4 or more, or remove the weight."
         )
     return PassRates(prompt_id_P, right_P / known_P)
 

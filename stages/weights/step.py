@@ -142,7 +142,7 @@ class StepWeights:
             raise DataError(
                 f"{name}: step {self._step + 1}: every position has weight zero, so there is "
                 f"nothing to train on. Loosen train.weights ({tables}), raise `batch_size`, or "
-                "leave out the sequences that never count."
+                "remove the sequences that never count."
             )
         return sum(sums)
 

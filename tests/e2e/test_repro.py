@@ -92,5 +92,5 @@ def test_a_page_without_markers_is_refused_before_the_work(store: Path, tmp_path
     (tmp_path / "page.md").write_text("# Page\n")
     outcome = afterglow("seeds", "--into", tmp_path / "page.md", *RECIPE, store=tmp_path / "new")
     assert outcome.code == DataError.exit_code
-    assert "has no part to replace" in outcome.err
+    assert "has no block to replace" in outcome.err
     assert not (tmp_path / "new").exists()

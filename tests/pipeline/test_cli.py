@@ -77,7 +77,7 @@ def test_a_damaged_part_is_made_again_before_commit(store: Path) -> None:
     part.write_bytes(part.read_bytes()[:-100])
     again = corpus("run", "corpus", store=store)
     assert again.code == 0, again.err
-    assert "2 of 3 parts are there" in again.err
+    assert "2 of 3 parts exist" in again.err
     assert {path.name for path in directory.glob("part-*.parquet")} == before
 
 

@@ -56,7 +56,7 @@ def test_another_model_is_not(teacher: Path, sets: list[Path], tmp_path: Path) -
     done = verify("--teacher", other, *sets)
     assert done.code == 65
     assert [finding["verdict"] for finding in done.result["findings"]] == ["rejected"] * 2
-    assert f"{other} is not behind {sets[0]}" in done.err
+    assert f"{other} did not make {sets[0]}" in done.err
     json.loads(done.out.strip().splitlines()[-1])
 
 

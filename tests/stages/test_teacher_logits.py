@@ -354,7 +354,7 @@ def test_another_chat_template_is_refused_and_another_dtype_is_said(
     job = make_job(tmp_path, teacher, source)
     half = replace(job.inputs["teacher"], dtype="bfloat16")
     open_and_close(replace(job, inputs={**job.inputs, "teacher": half}))
-    assert "its teacher ran in float32, the one at hand runs in bfloat16" in caplog.text
+    assert "its teacher ran in float32, the teacher in use runs in bfloat16" in caplog.text
     other = Path(shutil.copytree(teacher, tmp_path / "other"))
     (other / "chat_template.jinja").write_text("{{ messages[0].content }}!")
     with pytest.raises(DataError, match=r"differing: chat template"):

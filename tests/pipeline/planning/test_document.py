@@ -20,7 +20,7 @@ def test_only_what_is_between_the_markers_changes(tmp_path: Path) -> None:
 def test_a_page_without_the_markers_stays_as_it_is(tmp_path: Path, content: str) -> None:
     page = tmp_path / "page.md"
     page.write_text(content)
-    with pytest.raises(DataError, match=r"page\.md: has no part to replace"):
+    with pytest.raises(DataError, match=r"page\.md: has no block to replace"):
         replace_block(page, "text")
     assert page.read_text() == content
 

@@ -267,7 +267,7 @@ def test_fields_of_any_name_and_of_a_task(tmp_path: Path, chat: Path) -> None:
         ({"prompt": "x", "hint": ["y"]}, "row 1: a list in field `hint`"),
         ({"prompt": "x", "hint": True}, "row 1: a bool in field `hint`"),
         ({"hint": "x"}, "row 1: no field `prompt`"),
-        ({"prompt": [{"role": "system", "content": "x"}], "hint": "y"}, "no message of the user"),
+        ({"prompt": [{"role": "system", "content": "x"}], "hint": "y"}, "no user message"),
         ({"prompt": "", "hint": " "}, "row 1: the teacher's prompt is empty"),
     ],
 )
