@@ -29,7 +29,7 @@ from benchmarks.peers import (
     tensors,
 )
 from benchmarks.records import Sequences, counts_of, meta_of, write_part
-from stages.config import Counts
+from stages.config.record_kinds import Counts
 from storage.batch import Batch
 from storage.codec import stored, to_batch
 from storage.manifest import SetMeta

@@ -33,7 +33,7 @@ from benchmarks.harness import (
 )
 from benchmarks.records import Sequences, counts_of, drawn, meta_of, write_part
 from benchmarks.sources import Synthetic
-from stages.config import Counts, HeadTail, Record
+from stages.config.record_kinds import Counts, HeadTail, Record
 from stages.objectives.tensors import TorchRecords
 from storage.batch import Batch
 from storage.codec import stored, to_batch

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.sources import Source
-from stages.config import HeadTail
+from stages.config.record_kinds import HeadTail
 from stages.scoring.sampler_kernels import REST_FLOOR
 from storage.kinds import MIN_TAU
 

@@ -25,7 +25,7 @@ from benchmarks.harness import (
     main,
     ratios,
 )
-from stages.config import Counts, HeadTail, Sampled
+from stages.config.record_kinds import Counts, HeadTail, Sampled
 from stages.models.model import lm_head, response_hidden
 from stages.scoring.score import score_rows, scoring_head
 from storage.codec import to_batch

@@ -20,7 +20,7 @@ from benchmarks.harness import Goal, Line, Options, Report, Table, main
 from benchmarks.records import Sequences, draw, meta_of
 from benchmarks.sources import Block, Source, Synthetic
 from benchmarks.teachers import demo, text
-from stages.config import Counts, HeadTail, Record
+from stages.config.record_kinds import Counts, HeadTail, Record
 from storage.codec import stored, to_batch
 
 _GRID = tuple(round(4 * 2 ** (step / 2)) for step in range(30))

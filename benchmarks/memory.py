@@ -18,7 +18,7 @@ from pathlib import Path
 from benchmarks.generator import SETS, VOCABULARY, Teacher, small_world, world
 from benchmarks.harness import ROOT, Goal, Line, Options, Report, Table, main, spread
 from benchmarks.records import counts_of, meta_of, write_part, write_set
-from stages.config import Counts
+from stages.config.record_kinds import Counts
 
 _RECORD = Counts(sampler="multinomial")
 FEW, MANY = 8, 256

@@ -16,7 +16,7 @@ from benchmarks.floor import floor
 from benchmarks.generator import SETS, Teacher, small_world, world
 from benchmarks.harness import Goal, Line, Options, Report, Table, figure, interleave, main, ratios
 from benchmarks.records import Sequences, counts_of, meta_of, packed_meta, write_part, write_set
-from stages.config import Counts, Record
+from stages.config.record_kinds import Counts, Record
 from storage.codec import to_batch
 from storage.manifest import SetMeta
 from storage.shard import PartFile

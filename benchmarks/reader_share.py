@@ -20,9 +20,11 @@ from benchmarks.harness import Goal, Line, Options, Report, Table, interleave, m
 from benchmarks.records import counts_of, meta_of, write_part, write_set
 from benchmarks.teachers import make
 from pipeline.planning.config import load_recipe
-from stages.config import Counts, Objective, Student
+from stages.config.record_kinds import Counts
+from stages.config.training import Student
 from stages.job import Job
 from stages.models.model import load_model
+from stages.objectives.objective import Objective
 from stages.objectives.temper import build_objective
 from stages.training.fit import record_loss
 from stages.training.loop import Task, train

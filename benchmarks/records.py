@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from benchmarks.generator import Counts as Counted
 from benchmarks.generator import Teacher
 from benchmarks.sources import Block, Source
-from stages.config import Record
+from stages.config.record_kinds import Record
 from stages.scoring.sampler_cpu import Records, concat, sample
 from storage.manifest import Manifest, Part, SetMeta, write_manifest
 from storage.packed.frequencies import write_ranks

@@ -25,7 +25,7 @@ from benchmarks.harness import (
     ratios,
     speed_line,
 )
-from stages.config import Counts, HeadTail, Sampled
+from stages.config.record_kinds import Counts, HeadTail, Sampled
 from stages.scoring.sampler_cpu import sample
 
 RECORDS = {

@@ -21,7 +21,7 @@ from benchmarks.packed import write_both
 from benchmarks.records import Sequences, counts_of, drawn
 from benchmarks.sources import Source, Synthetic
 from benchmarks.teachers import demo, text
-from stages.config import Counts, HeadTail, Record
+from stages.config.record_kinds import Counts, HeadTail, Record
 from storage.parquet.reader import column_bytes
 from storage.schema import column_names
 from storage.sizes import weight

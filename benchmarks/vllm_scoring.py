@@ -33,7 +33,8 @@ from benchmarks.harness import (
     ratios,
     spread,
 )
-from stages.config import Counts, HeadTail, Sampled, ScoreRun
+from stages.config.record_kinds import Counts, HeadTail, Sampled
+from stages.config.records import ScoreRun
 from stages.models.environment import prepare_environment
 from stages.scoring.drawn import Records
 from stages.scoring.scorer import Scorer, open_scorer

@@ -21,8 +21,8 @@ from typing import Any
 
 import tomli_w
 
-from stages.config import Table
 from stages.ranks import here
+from stages.table import Table
 from storage.files.place import Place, is_local
 from storage.files.write import replace_file
 from storage.manifest import Manifest

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.config import Corpus
+from stages.config.corpus import Corpus
 from stages.counter import shuffled
 from stages.data.sources import corpus_files
 from stages.data.tasks import task

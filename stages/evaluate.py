@@ -28,7 +28,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.config import Evaluate, PromptSource, Sampling
+from stages.config.data import PromptSource, Sampling
+from stages.config.evaluation import Evaluate
 from stages.counter import hash64
 from stages.data.prompts import Prompts, load_prompts
 from stages.data.verifiers import Check, open_verifier

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.config import Generate, PromptSource
+from stages.config.data import PromptSource
+from stages.config.generation import Generate
 from stages.counter import hash64, shuffled
 from stages.data.prompts import Prompt, Prompts, load_prompts
 from stages.data.verifiers import Check, open_verifier

@@ -5,7 +5,7 @@ from functools import partial
 
 import torch
 
-from stages.config import Pretrain
+from stages.config.training import Pretrain
 from stages.job import Job
 from stages.models.architecture import new_model
 from stages.models.descent import tokenizer_directory

@@ -15,7 +15,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 
-from stages.config import Report
+from stages.config.evaluation import Report
 from stages.job import Job
 from stages.reporting.page import FILE, page
 from stages.reporting.table import (

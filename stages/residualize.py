@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from stages.attribution.cross_teacher import COLUMNS, Correction, Estimator
-from stages.config import Residualize, Sampled
+from stages.config.record_kinds import Sampled
+from stages.config.records import Residualize
 from stages.job import Job, ShardSpec
 from stages.models.descent import TOKENIZER
 from stages.models.tokenizer import copy_tokenizer

@@ -8,7 +8,7 @@ is handed on.
 
 from contextlib import AbstractContextManager
 
-from stages.config import Rollouts
+from stages.config.generation import Rollouts
 from stages.engines.base import Generator
 from stages.generation import Generation
 from stages.job import Job, ShardSpec

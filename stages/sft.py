@@ -10,7 +10,7 @@ from functools import partial
 
 import torch
 
-from stages.config import Sft
+from stages.config.training import Sft
 from stages.job import Job
 from stages.models.descent import data_tokenizer, tokenizer_directory
 from stages.models.identity import check_tokenizer, local_directory, tokenizer_hash

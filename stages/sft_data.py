@@ -7,7 +7,7 @@ from it takes over its chat template and end token.
 
 from contextlib import AbstractContextManager
 
-from stages.config import SftData
+from stages.config.generation import SftData
 from stages.engines.base import Generator
 from stages.generation import Generation
 from stages.job import Job, ShardSpec

@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.config import HeadTail, Record, TeacherLogits, stored_record
+from stages.config.record_kinds import HeadTail, Record, stored_record
+from stages.config.records import TeacherLogits
 from stages.job import Job, ShardSpec
 from stages.models.descent import TOKENIZER, data_tokenizer
 from stages.models.identity import (

@@ -21,7 +21,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from stages.config import Drift, Student
+from stages.config.objectives import Drift
+from stages.config.training import Student
 from stages.job import Job
 from stages.models.architecture import new_model
 from stages.models.descent import (

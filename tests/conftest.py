@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import hypothesis
 import pytest
 
-from stages.config import GenerateRun, ScoreRun, Tokenizer
+from stages.config.corpus import Tokenizer
+from stages.config.generation import GenerateRun
+from stages.config.records import ScoreRun
 from stages.data.tasks import task
 from stages.engines.base import Generator
 from stages.engines.open import open_generator

@@ -31,7 +31,7 @@ def loaded_by(module: str) -> set[str]:
         "pipeline.cli",
         "pipeline.planning.config",
         "pipeline.execution.runner",
-        "stages.config",
+        "stages.config.training",
         "stages.models.identity",
         "stages.job",
         "stages.data.prompts",

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from stages.config import stored_record
+from stages.config.record_kinds import stored_record
 from stages.objectives.contract import COLUMNS, NO_TEACHER, RULES, all_rows, guarantee, variants
 from stages.objectives.objective import Guarantee, Objective
 from storage.errors import ConfigError

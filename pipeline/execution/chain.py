@@ -19,7 +19,8 @@ from pipeline.execution.units import Units, complete, format_shards, local
 from pipeline.ledger import to_toml
 from pipeline.planning.config import Recipe
 from pipeline.planning.plan import Planned
-from stages.config import Training, Workers
+from stages.config.execution import Workers
+from stages.config.training import Training
 from storage.errors import AfterglowError, RetryError
 
 log = logging.getLogger(__name__)

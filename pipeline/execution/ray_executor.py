@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 from pipeline.execution.units import Executor, Units, gpus_of_worker
-from stages.config import Workers
+from stages.config.execution import Workers
 from storage.errors import ConfigError, RetryError
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from typing import Any
 
 from pipeline import ledger
 from pipeline.planning.plan import Planned
-from stages.config import Training
+from stages.config.training import Training
 from stages.job import Job, ShardSpec
 from stages.ranks import here
 from stages.training.group import ALONE

@@ -21,7 +21,9 @@ from itertools import groupby, pairwise
 from types import FrameType
 
 from pipeline.planning.plan import Planned
-from stages.config import EngineRun, ScoreRun, Workers
+from stages.config.execution import Workers
+from stages.config.generation import EngineRun
+from stages.config.records import ScoreRun
 from stages.job import ShardSpec
 from storage.errors import ConfigError, RetryError, UsageError
 from storage.shard import find_part

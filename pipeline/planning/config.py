@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic import Field, ValidationError, create_model, model_validator
 
 from pipeline.graph import STAGES, Stage
-from stages.config import ModelRef, StageTable, Table, merge
+from stages.config.data import ModelRef
+from stages.config.merge import merge
+from stages.config.stage import StageTable
+from stages.table import Table
 from storage.errors import ConfigError
 
 Tree = dict[str, object]

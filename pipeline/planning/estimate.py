@@ -7,7 +7,9 @@ follow the entropy of ids: two bytes an id.
 from dataclasses import dataclass
 
 from pipeline.planning.nodes import Node
-from stages.config import Drawn, Expected, PromptSource, Record
+from stages.config.data import PromptSource
+from stages.config.record_kinds import Drawn, Record
+from stages.config.stage import Expected
 from stages.data.prompts import count_prompts
 
 _ID = 2.0

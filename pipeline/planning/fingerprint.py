@@ -16,8 +16,7 @@ import math
 from collections.abc import Mapping
 from typing import cast
 
-from stages.config import ByContent, Table
-from stages.table import KeyName
+from stages.table import ByContent, KeyName, Table
 
 Payload = dict[str, object]
 

@@ -14,7 +14,10 @@ from typing import Literal
 
 from pipeline.graph import BY_NAME, MODELS, STAGES, Stage, downstream
 from pipeline.planning.config import Recipe
-from stages.config import Evaluate, ModelRef, StageTable, Student
+from stages.config.data import ModelRef
+from stages.config.evaluation import Evaluate
+from stages.config.stage import StageTable
+from stages.config.training import Student
 from storage.errors import ConfigError
 
 _ROUND_SEEDS = 1_000_000

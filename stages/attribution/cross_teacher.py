@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.config import Residualize
+from stages.config.records import Residualize
 from stages.counter import hash64
 from storage.errors import DataError
 from storage.rows import Rows

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
-from stages.config import Sampling
+from stages.config.data import Sampling
 from stages.counter import hash64
 from stages.models.model import (
     Head,

@@ -33,7 +33,7 @@ from stages.attribution.checks import (
     Verdict,
 )
 from stages.attribution.observe import SLACK, LoadedModel
-from stages.config import Sampling
+from stages.config.data import Sampling
 from stages.job import Input
 from stages.models.descent import check_prompts_shared, data_tokenizer
 from stages.models.identity import (

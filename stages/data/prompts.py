@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.config import PromptSource
+from stages.config.data import PromptSource
 from stages.data.prompt_files import Row, count_rows, read_rows
 from stages.data.tasks import task
 from storage.errors import DataError

@@ -11,7 +11,9 @@ import sysconfig
 from collections.abc import Iterable
 from pathlib import Path
 
-from stages.config import Corpus, PromptSource, StageTable
+from stages.config.corpus import Corpus
+from stages.config.data import PromptSource
+from stages.config.stage import StageTable
 from stages.data.tasks import task
 from stages.data.verifiers import verifier_identity
 from stages.models.identity import DigestCache, tokenizer_hash

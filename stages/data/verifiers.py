@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.config import Verifier
+from stages.config.data import Verifier
 from stages.models.environment import cpu_count
 from storage.errors import ConfigError, EngineError
 from storage.schema import OUTCOME

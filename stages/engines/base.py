@@ -15,7 +15,8 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.config import EngineRun, Sampling
+from stages.config.data import Sampling
+from stages.config.generation import EngineRun
 from stages.counter import hash64
 from stages.models.facts import ModelFacts
 from storage.errors import ConfigError, DataError

@@ -4,7 +4,7 @@ import importlib.util
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from stages.config import EngineRun
+from stages.config.generation import EngineRun
 from stages.engines.base import Generator
 from stages.models.environment import prepare_environment
 from storage.errors import ConfigError

@@ -20,7 +20,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stages.config import EngineRun, Sampling
+from stages.config.data import Sampling
+from stages.config.generation import EngineRun
 from stages.counter import uniform
 from stages.engines.base import Completion, Request, check_candidates, token_limit
 from stages.models.facts import ModelFacts, model_facts

@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from stages.config import EngineRun, Sampling
+from stages.config.data import Sampling
+from stages.config.generation import EngineRun
 from stages.engines.base import Completion, Request, check_candidates, token_limit
 from stages.engines.vllm_process import engine_errors, running_engine
 from stages.models.facts import ModelFacts, model_facts

@@ -16,13 +16,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stages.config import Objective
 from stages.evaluation.averages import CalibrationBins, ClusterMean
 from stages.models.model import lm_head, response_hidden
 from stages.objectives.contract import guarantee
 from stages.objectives.head_loss import head_statistics
 from stages.objectives.likelihood import ForwardKL
-from stages.objectives.objective import WEAKEST_LAST, Guarantee, ObjectiveFunction
+from stages.objectives.objective import WEAKEST_LAST, Guarantee, Objective, ObjectiveFunction
 from stages.objectives.reverse_kl import ReverseKL
 from stages.objectives.tensors import TorchRecords
 from storage.batch import Batch

@@ -6,7 +6,8 @@ torch, so `stages.evaluate` loads this module late.
 
 from pathlib import Path
 
-from stages.config import Evaluate, Objective, of_manifest
+from stages.config.evaluation import Evaluate
+from stages.config.objectives import of_manifest
 from stages.evaluation.gradients import Measured, compare_gradients
 from stages.evaluation.held_out import score_held_out
 from stages.evaluation.text import score_text
@@ -15,6 +16,7 @@ from stages.models.descent import check_prompts_shared, manifest_of_model
 from stages.models.identity import local_directory
 from stages.models.model import load_model, pick_device
 from stages.objectives.full_teacher import FullTeacher
+from stages.objectives.objective import Objective
 from stages.objectives.temper import build_objective
 from storage.manifest import read_manifest
 from storage.sizes import weight

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
-from stages.config import Architecture
+from stages.config.training import Architecture
 from storage.errors import ConfigError
 
 

@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.config import Tokenizer as TokenizerTable
+from stages.config.corpus import Tokenizer as TokenizerTable
 from stages.models.environment import prepare_environment
 from storage.errors import ConfigError, DataError
 from storage.files.place import Place

@@ -16,12 +16,13 @@ from typing import Any
 from stages.job import Job
 from stages.reporting import charts
 from stages.reporting.table import Row, cells
-from stages.training import metrics
 from storage.files.place import Place
 from storage.manifest import FILE_NAME, Manifest, read_manifest
 
 FILE = "report.html"
 PROVENANCE = "provenance.json"
+METRICS = "metrics.jsonl"
+"""As `stages.training.metrics` names it, which imports torch."""
 _CURVES = {
     "loss": "loss of each objective, by step",
     "drift_ess": "effective share of the sample under the student, by step",
@@ -118,13 +119,12 @@ def _accuracies(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
 
 
 def _curves(found: Sequence[Ancestor]) -> list[str]:
-    runs = {
-        one.manifest.name.partition(".")[2] or one.manifest.name: metrics.read(
-            one.directory / metrics.METRICS
-        )
-        for one in found
-        if one.manifest.stage == "train"
-    }
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for one in found:
+        if one.manifest.stage == "train" and (one.directory / METRICS).exists():
+            name = one.manifest.name.partition(".")[2] or one.manifest.name
+            lines = (one.directory / METRICS).read_text().splitlines()
+            runs[name] = [json.loads(line) for line in lines]
     return [
         charts.curves(
             title,

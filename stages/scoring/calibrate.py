@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.config import HeadTail, Record, make_record
+from stages.config.record_kinds import HeadTail, Record, make_record
 from stages.scoring.drawn import Array
 from stages.scoring.sampler_kernels import REST_FLOOR
 from stages.scoring.score import forced_candidates

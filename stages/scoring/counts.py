@@ -10,7 +10,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from stages.config import Counts
+from stages.config.record_kinds import Counts
 from stages.scoring.drawn import Array, used
 from stages.scoring.rows_torch import Inverse, TorchRows, to_numpy
 from stages.scoring.sampler_kernels import LogitRows, counts_rows

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.config import Record
+from stages.config.record_kinds import Record
 from storage.codec import round_mantissa
 from storage.errors import EngineError
 

@@ -13,7 +13,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from stages.config import HeadTail
+from stages.config.record_kinds import HeadTail
 from stages.scoring.drawn import Array, used
 from stages.scoring.rows_torch import Inverse, TorchRows, to_numpy
 from stages.scoring.sampler_kernels import REST_FLOOR, ROOM, LogitRows, head_tail_rows, locate_once

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from stages.config import Record
+from stages.config.record_kinds import Record
 from stages.scoring.drawn import Array, Records, check_rows, concat, power_ratio
 from stages.scoring.kinds import SAMPLERS
 from stages.scoring.sampler_kernels import LogitRows

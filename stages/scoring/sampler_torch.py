@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.config import Record
+from stages.config.record_kinds import Record
 from stages.scoring.drawn import Records, check_rows, power_ratio
 from stages.scoring.kinds import SAMPLERS
 from stages.scoring.rows_torch import TorchRows, to_numpy

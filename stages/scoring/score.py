@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from stages.config import Record
+from stages.config.record_kinds import Record
 from stages.models.model import Head, check_head, context_length, lm_head, response_hidden
 from stages.scoring import sampler_cpu, sampler_torch
 from stages.scoring.drawn import Array, BadRow, Records, concat

@@ -9,7 +9,8 @@ from typing import Protocol
 
 from transformers import PreTrainedModel
 
-from stages.config import Record, ScoreRun
+from stages.config.record_kinds import Record
+from stages.config.records import ScoreRun
 from stages.models.environment import prepare_environment
 from stages.models.model import Head, load_model, load_tokenizer, pick_device, real_vocab_size
 from stages.scoring.score import score_rows, scoring_head

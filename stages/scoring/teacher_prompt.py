@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.config import PromptSource, Record, TeacherPrompt, template_fields
+from stages.config.data import PromptSource
+from stages.config.record_kinds import Record
+from stages.config.records import TeacherPrompt, template_fields
 from stages.data.prompt_files import Row
 from stages.data.prompts import Renderer, numbered_rows
 from stages.models.tokenizer import load_tokenizer

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.config import TopK
+from stages.config.record_kinds import TopK
 from stages.scoring.drawn import Array
 from stages.scoring.rows_torch import TorchRows, to_numpy
 from stages.scoring.sampler_kernels import LogitRows, top_k_rows

@@ -42,7 +42,7 @@ from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.model_executor.layers.pooler.abstract import Pooler
 from vllm.v1.pool.metadata import PoolingMetadata
 
-from stages.config import HeadTail, Record, stored_record
+from stages.config.record_kinds import HeadTail, Record, stored_record
 from stages.scoring.score import Positions, make_records
 from stages.scoring.vllm_wire import Answer, Array, Request
 from storage.errors import EngineError

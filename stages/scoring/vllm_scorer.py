@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from stages.config import Record, ScoreRun
+from stages.config.record_kinds import Record
+from stages.config.records import ScoreRun
 from stages.engines.vllm_process import engine_errors, running_engine
 from stages.models.facts import ModelFacts, model_facts
 from stages.models.model import check_prompts

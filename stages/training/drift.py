@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from stages.config import Drift
+from stages.config.objectives import Drift
 from stages.training.group import ALONE, Group
 
 log = logging.getLogger(__name__)

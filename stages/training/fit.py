@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from stages.config import Training
+from stages.config.training import Training
 from stages.job import Job
 from stages.models.model import lm_head
 from stages.objectives.head_loss import RecordLoss

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from stages.config import Sampling, stored_record
+from stages.config.data import Sampling
+from stages.config.record_kinds import stored_record
 from stages.counter import hash64
 from stages.engines.base import Completion, Request, sequence_seed
 from stages.engines.transformers_engine import TransformersGenerator

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stages.config import Drift, Training
+from stages.config.objectives import Drift
+from stages.config.training import Training
 from stages.job import Job
 from stages.models.model import lm_head, response_hidden
 from stages.objectives.head_loss import head_statistics

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from stages.config import Training
+from stages.config.training import Training
 from stages.objectives.tensors import TorchRecords
 from storage.batch import Batch, Ints
 

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from stages.config import Training
+from stages.config.training import Training
 
 Shape = Literal["constant", "linear", "cosine"]
 

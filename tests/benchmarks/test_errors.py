@@ -8,7 +8,7 @@ from benchmarks.generator import small_world
 from benchmarks.gradient_error import equal_entries, measure
 from benchmarks.records import draw
 from benchmarks.sources import Synthetic
-from stages.config import Counts, HeadTail
+from stages.config.record_kinds import Counts, HeadTail
 
 POSITIONS = 400
 SOURCE = Synthetic("r12", small_world())

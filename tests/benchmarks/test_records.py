@@ -9,7 +9,7 @@ from benchmarks.generator import SETS, Teacher, small_world
 from benchmarks.packed import write_both
 from benchmarks.records import counts_of, drawn
 from benchmarks.sources import Synthetic
-from stages.config import Counts, HeadTail
+from stages.config.record_kinds import Counts, HeadTail
 from storage.parquet.reader import column_bytes
 from storage.schema import column_names
 from storage.shard import read_rows

@@ -9,7 +9,7 @@ from threading import Barrier
 import pytest
 
 from pipeline import ledger
-from stages.config import Report
+from stages.config.evaluation import Report
 from storage.manifest import Manifest
 
 JOBS = 16

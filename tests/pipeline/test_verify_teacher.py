@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.config import Sampled
+from stages.config.record_kinds import Sampled
 from tests.e2e.command import ROOT, Outcome
 from tests.stages.attribution.cases import answers, perturbed, records, train_teacher
 

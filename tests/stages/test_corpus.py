@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from stages import corpus
-from stages.config import Corpus, Tokenizer
+from stages.config.corpus import Corpus, Tokenizer
 from stages.data.tasks import task
 from stages.job import Job
 from stages.models.identity import tokenizer_hash

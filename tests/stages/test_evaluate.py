@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from stages import evaluate
-from stages.config import Evaluate, HeadTail, Sampling
+from stages.config.data import Sampling
+from stages.config.evaluation import Evaluate
+from stages.config.record_kinds import HeadTail
 from stages.engines.base import Completion, Request
 from stages.evaluate import ANSWERS, run
 from stages.evaluation.answers import accuracy, read_answers

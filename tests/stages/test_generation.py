@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from stages import rollouts, sft_data
-from stages.config import GenerateRun, Rollouts, SftData
+from stages.config.generation import GenerateRun, Rollouts, SftData
 from stages.engines.base import Completion, Generator
 from stages.engines.open import open_generator
 from stages.generation import SampleOrder, held_out_count, in_order, split_parts

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stages import pretrain
-from stages.config import Pretrain
+from stages.config.training import Pretrain
 from stages.job import Input, Job
 from stages.models.model import load_model
 from stages.training.metrics import read

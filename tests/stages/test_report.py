@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.config import Report
+from stages.config.evaluation import Report
 from stages.job import Input, Job
 from stages.report import run
 from stages.reporting.table import (

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 from stages import residualize, train
-from stages.config import Counts, HeadTail, Record, Residualize, Sampled, Student
+from stages.config.record_kinds import Counts, HeadTail, Record, Sampled
+from stages.config.records import Residualize
+from stages.config.training import Student
 from stages.job import Input, Job
 from stages.models.model import load_model
 from stages.scoring.score import score_rows, scoring_head

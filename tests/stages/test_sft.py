@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stages import sft
-from stages.config import Sft
+from stages.config.training import Sft
 from stages.job import Input, Job
 from stages.models.identity import tokenizer_hash
 from stages.models.model import load_model

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from stages import teacher_logits
-from stages.config import TeacherLogits
+from stages.config.records import TeacherLogits
 from stages.job import Input, Job
 from stages.models.identity import model_identity, tokenizer_hash
 from storage.codec import to_batch

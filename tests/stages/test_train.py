@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from stages import train
-from stages.config import Counts, Student
+from stages.config.record_kinds import Counts
+from stages.config.training import Student
 from stages.job import Input, Job
 from stages.models.identity import tokenizer_hash
 from stages.models.model import load_model

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.config import Counts, Sampled
+from stages.config.record_kinds import Counts, Sampled
 from stages.models.model import load_model
 from storage.errors import DataError
 from storage.manifest import read_manifest

@@ -15,7 +15,9 @@ from pipeline.execution.units import (
     parse_shards,
     worker_slots,
 )
-from stages.config import GenerateRun, ScoreRun, Workers
+from stages.config.execution import Workers
+from stages.config.generation import GenerateRun
+from stages.config.records import ScoreRun
 from storage.errors import ConfigError, UsageError
 from tests.e2e.command import Outcome, afterglow
 

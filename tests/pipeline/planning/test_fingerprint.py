@@ -7,21 +7,26 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import pytest
 
 from pipeline.planning.fingerprint import canonical, difference, digest, identity
-from stages import config as tables
-from stages.config import ByContent, Table
-from stages.table import Choice
+from stages.config.corpus import Corpus
+from stages.config.data import PromptSource
+from stages.config.evaluation import Evaluate, Report
+from stages.config.generation import Rollouts, SftData
+from stages.config.record_kinds import Counts, Sampled
+from stages.config.records import Residualize, TeacherLogits
+from stages.config.training import Pretrain, Sft, Student
+from stages.table import ByContent, Choice, Table
 
 STAGE_TABLES: list[Table] = [
-    tables.Corpus(task="addition"),
-    tables.Pretrain(steps=3),
-    tables.SftData(prompts=tables.PromptSource(task="addition", limit=3)),
-    tables.Sft(steps=3),
-    tables.Rollouts(prompts=tables.PromptSource(task="addition", limit=3)),
-    tables.TeacherLogits(),
-    tables.Residualize(),
-    tables.Student(steps=3),
-    tables.Evaluate(prompts=tables.PromptSource(task="addition", limit=3)),
-    tables.Report(),
+    Corpus(task="addition"),
+    Pretrain(steps=3),
+    SftData(prompts=PromptSource(task="addition", limit=3)),
+    Sft(steps=3),
+    Rollouts(prompts=PromptSource(task="addition", limit=3)),
+    TeacherLogits(),
+    Residualize(),
+    Student(steps=3),
+    Evaluate(prompts=PromptSource(task="addition", limit=3)),
+    Report(),
 ]
 
 
@@ -87,15 +92,15 @@ def test_each_field_is_in_exactly_one_column(table: Table) -> None:
 
 
 def test_fields_without_effect_leave_the_key_alone() -> None:
-    sampled = tables.TeacherLogits(record=tables.Sampled())
+    sampled = TeacherLogits(record=Sampled())
     assert identity(sampled) == identity(sampled.model_copy(update={"layout": "packed"}))
-    counts = tables.Counts()
+    counts = Counts()
     assert identity(counts) != identity(counts.model_copy(update={"draws": 9}))
 
 
 def test_a_renamed_field_keeps_its_place_in_the_key_and_its_old_spelling() -> None:
-    renamed = tables.Evaluate.model_validate({"record_bytes": True})
-    assert tables.Evaluate.model_validate({"weight": True}) == renamed
+    renamed = Evaluate.model_validate({"record_bytes": True})
+    assert Evaluate.model_validate({"weight": True}) == renamed
     assert identity(renamed)["weight"] is True
     assert "record_bytes" not in identity(renamed)
 

@@ -11,7 +11,8 @@ from pipeline.planning.config import load_recipe
 from pipeline.planning.estimate import bytes_per_position
 from pipeline.planning.nodes import build, select
 from pipeline.planning.plan import Planned, resolve
-from stages.config import HeadTail, Sampled, TeacherLogits, make_record
+from stages.config.record_kinds import HeadTail, Sampled, make_record
+from stages.config.records import TeacherLogits
 from storage.errors import ConfigError
 from storage.store import Store
 

@@ -7,7 +7,8 @@ import pytest
 from pipeline.planning.config import load_recipe
 from pipeline.planning.nodes import Node, build, select
 from pipeline.planning.plan import resolve
-from stages.config import Rollouts, TeacherLogits
+from stages.config.generation import Rollouts
+from stages.config.records import TeacherLogits
 from storage.errors import ConfigError
 from storage.store import Store
 

@@ -7,7 +7,10 @@ from typing import Any
 import torch
 
 from stages import corpus, pretrain, sft_data
-from stages.config import Corpus, Pretrain, Record, SftData
+from stages.config.corpus import Corpus
+from stages.config.generation import SftData
+from stages.config.record_kinds import Record
+from stages.config.training import Pretrain
 from stages.job import Input
 from stages.models.model import load_model, load_tokenizer, real_vocab_size
 from stages.scoring.score import score_rows, scoring_head

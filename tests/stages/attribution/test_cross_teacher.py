@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from stages.attribution.cross_teacher import Correction, Estimator, _folds
-from stages.config import Residualize
+from stages.config.records import Residualize
 from storage.errors import DataError
 from storage.rows import Rows, offsets_of
 

@@ -9,7 +9,7 @@ import torch
 
 from stages.attribution.evidence import Evidence, chi_square_tail, unskewed
 from stages.attribution.observe import classes, observe
-from stages.config import Sampling
+from stages.config.data import Sampling
 from stages.counter import uniform
 
 V = 24

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from stages.attribution.observe import CLASSES, Observed, classes, observe
-from stages.config import Sampling
+from stages.config.data import Sampling
 from stages.engines.transformers_engine import _log_probs
 
 V = 11

@@ -11,7 +11,8 @@ import pytest
 from stages.attribution.checks import DrawnCheck, previous_tokens
 from stages.attribution.observe import LoadedModel
 from stages.attribution.verify import Finding, Settings, verify_teacher
-from stages.config import Counts, HeadTail, Record, Sampled, Sampling, TopK
+from stages.config.data import Sampling
+from stages.config.record_kinds import Counts, HeadTail, Record, Sampled, TopK
 from stages.job import Input
 from storage.errors import DataError
 from storage.rows import Rows, offsets_of

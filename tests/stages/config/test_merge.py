@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import pytest
 from pydantic import Field, TypeAdapter, ValidationError
 
-from stages.config import merge
+from stages.config.merge import merge
 from stages.table import Choice
 
 

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from stages.config import Student, Train, of_manifest
+from stages.config.objectives import of_manifest
+from stages.config.training import Student, Train
 from stages.objectives.f_divergence import JSD, SkewForwardKL, SkewReverseKL
 from stages.objectives.lightning import Lightning
 from stages.objectives.objective import Objective
@@ -60,5 +61,5 @@ def test_what_an_earlier_version_wrote_is_read() -> None:
     terms = [{**others, "name": "lightning", "clip": 3.0, "weight": [[0.0, 1.0]]}]
     mixture = {**others, "name": "mixture", "temperature": 1.0, "terms": terms}
     assert of_manifest(mixture).model_dump()["terms"] == (
-        {"name": "lightning", "clip": 3.0, "weight": ((0.0, 1.0),)},
+        {"name": "lightning", "clip": 3.0, "weight": ((0.0, 1.0),), "on": "all"},
     )

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from pipeline.ledger import to_toml
 from pipeline.planning.config import load_recipe
 from pipeline.planning.fingerprint import identity
-from stages.config import Counts, HeadTail, Record, TopK, make_record, stored_record
+from stages.config.record_kinds import Counts, HeadTail, Record, TopK, make_record, stored_record
 from storage.errors import ConfigError
 
 CHANGES: dict[str, Any] = {

@@ -12,7 +12,8 @@ import polars as pl
 import pytest
 import zstandard
 
-from stages.config import PromptSource, Tokenizer
+from stages.config.corpus import Tokenizer
+from stages.config.data import PromptSource
 from stages.data.prompts import PromptReport, Prompts, count_prompts, load_prompts
 from stages.models.tokenizer import load_tokenizer, make_tokenizer
 from storage.errors import DataError

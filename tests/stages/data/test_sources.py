@@ -7,7 +7,8 @@ from pathlib import Path
 import datasets
 import pytest
 
-from stages.config import Corpus, PromptSource, Tokenizer
+from stages.config.corpus import Corpus, Tokenizer
+from stages.config.data import PromptSource
 from stages.data.sources import corpus_files, corpus_identity, prompts_identity
 from stages.models.tokenizer import make_tokenizer
 from storage.errors import ConfigError, DataError

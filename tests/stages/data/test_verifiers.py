@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.config import Verifier
+from stages.config.data import Verifier
 from stages.data import verifiers
 from stages.data.verifiers import Check, exact_match, open_verifier, verifier_identity
 from storage.errors import ConfigError, EngineError

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stages.config import EngineRun, Sampling
+from stages.config.data import Sampling
+from stages.config.generation import EngineRun
 from stages.engines.base import Completion, Generator, Request, needed_context, sequence_seed
 from stages.engines.open import open_generator
 from stages.models.facts import ModelFacts, model_facts

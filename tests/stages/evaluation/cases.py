@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.config import Record, Sampling
+from stages.config.data import Sampling
+from stages.config.record_kinds import Record
 from stages.models.identity import tokenizer_hash
 from stages.models.model import load_model
 from stages.scoring.score import score_rows, scoring_head

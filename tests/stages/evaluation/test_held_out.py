@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.config import Counts, HeadTail, Record, Sampled, Sampling
+from stages.config.data import Sampling
+from stages.config.record_kinds import Counts, HeadTail, Record, Sampled
 from stages.evaluation.held_out import measurable, score_held_out
 from stages.models.model import load_model
 from stages.objectives.reverse_kl import ReverseKL

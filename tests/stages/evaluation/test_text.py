@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.config import Sampled
+from stages.config.record_kinds import Sampled
 from stages.evaluation.text import score_text
 from stages.models.model import load_model
 from stages.objectives.full_teacher import FullTeacher

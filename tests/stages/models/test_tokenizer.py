@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from stages.config import Tokenizer
+from stages.config.corpus import Tokenizer
 from stages.models.identity import chat_template_hash, tokenizer_hash
 from stages.models.tokenizer import copy_tokenizer, load_tokenizer, make_tokenizer
 from storage.errors import ConfigError, DataError

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from stages.config import Objective, Sampling, stored_record
+from stages.config.data import Sampling
+from stages.config.record_kinds import stored_record
 from stages.objectives.contract import (
     COLUMNS,
     NO_TEACHER,
@@ -17,6 +18,7 @@ from stages.objectives.contract import (
     on_kind,
     promise,
 )
+from stages.objectives.objective import Objective
 from stages.objectives.reverse_kl import ReverseKL
 from stages.weights.pass_rate import PassRate
 from storage.errors import ConfigError

@@ -9,7 +9,8 @@ from pydantic import ValidationError
 from transformers import PreTrainedModel
 
 from stages import train
-from stages.config import Counts, Student
+from stages.config.record_kinds import Counts
+from stages.config.training import Student
 from stages.job import Input, Job
 from stages.models.facts import model_facts
 from stages.models.model import lm_head, load_model, response_hidden

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from stages.config import Objective
 from stages.objectives.likelihood import ForwardKL
 from stages.objectives.mixture import Mixture, weight_at
+from stages.objectives.objective import Objective
 from stages.objectives.reverse_kl import ReverseKL
 from stages.objectives.taid import TAID
 from stages.objectives.temper import build_objective

@@ -12,11 +12,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from stages.config import Objective
 from stages.objectives.f_divergence import JSD, TVD, GhostKL, SkewForwardKL, SkewReverseKL
 from stages.objectives.lightning import Lightning
 from stages.objectives.likelihood import CrossEntropy, ForwardKL
-from stages.objectives.objective import ObjectiveFunction
+from stages.objectives.objective import Objective, ObjectiveFunction
 from stages.objectives.policy_gradient import PolicyGradient
 from stages.objectives.reverse_kl import MASS_FLOOR, Form, ReverseKL
 from stages.objectives.taid import TAID

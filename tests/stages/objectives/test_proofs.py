@@ -20,9 +20,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.config import Objective, Sampling, stored_record
+from stages.config.data import Sampling
+from stages.config.record_kinds import stored_record
 from stages.objectives.contract import COLUMNS, all_rows, guarantee
-from stages.objectives.objective import ObjectiveFunction
+from stages.objectives.objective import Objective, ObjectiveFunction
 from stages.objectives.temper import build_objective
 from stages.objectives.tensors import TorchRecords
 from storage.errors import ConfigError

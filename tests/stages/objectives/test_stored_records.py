@@ -13,8 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.config import Counts, HeadTail, Objective, Record, Sampling, TopK
+from stages.config.data import Sampling
+from stages.config.record_kinds import Counts, HeadTail, Record, TopK
 from stages.objectives.contract import guarantee
+from stages.objectives.objective import Objective
 from stages.objectives.temper import build_objective
 from stages.objectives.tensors import TorchRecords
 from stages.scoring.sampler_cpu import sample

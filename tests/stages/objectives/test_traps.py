@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.config import HeadTail
+from stages.config.record_kinds import HeadTail
 from stages.objectives.f_divergence import JSD, GhostKL
 from stages.objectives.likelihood import ForwardKL
 from stages.objectives.objective import ObjectiveFunction

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.config import Report
+from stages.config.evaluation import Report
 from stages.job import Input, Job
 from stages.reporting import charts
 from stages.reporting.page import ancestors, page

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.config import Counts, HeadTail, Record
+from stages.config.record_kinds import Counts, HeadTail, Record
 from stages.scoring import sampler_cpu, sampler_torch
 from stages.scoring.drawn import Records
 

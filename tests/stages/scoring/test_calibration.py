@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from stages import teacher_logits
-from stages.config import HeadTail, make_record
-from stages.config.record_kinds import TAIL_FLOOR
+from stages.config.record_kinds import TAIL_FLOOR, HeadTail, make_record
 from stages.scoring import calibrate as calibration
 from stages.scoring import sampler_cpu
 from stages.scoring.calibrate import (

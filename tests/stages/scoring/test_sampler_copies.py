@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.config import Counts, Sampled, stored_record
+from stages.config.record_kinds import Counts, Sampled, stored_record
 from stages.scoring.philox import uniforms
 from tests.stages.scoring.sampler_cases import (
     EXACT,

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.config import Counts, Drawn, HeadTail, Record, stored_record
+from stages.config.record_kinds import Counts, Drawn, HeadTail, Record, stored_record
 from stages.scoring import sampler_kernels
 from stages.scoring.drawn import Records
 from stages.scoring.philox import uniforms

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.config import TopK
+from stages.config.record_kinds import TopK
 from stages.scoring.sampler_kernels import LOG_FLOOR
 from tests.stages.scoring.sampler_cases import (
     ROWS,

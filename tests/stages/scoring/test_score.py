@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
-from stages.config import Counts, HeadTail, Record, Sampled, TopK
+from stages.config.record_kinds import Counts, HeadTail, Record, Sampled, TopK
 from stages.models.model import Head
 from stages.scoring.drawn import REST_BITS
 from stages.scoring.score import batches, score_rows, scoring_head

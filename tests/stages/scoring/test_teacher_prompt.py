@@ -14,7 +14,9 @@ from transformers import Qwen3ForCausalLM
 
 from stages import teacher_logits
 from stages.attribution.verify import Settings, verify_teacher
-from stages.config import PromptSource, TeacherLogits, TeacherPrompt, Tokenizer
+from stages.config.corpus import Tokenizer
+from stages.config.data import PromptSource
+from stages.config.records import TeacherLogits, TeacherPrompt
 from stages.job import Job
 from stages.models.descent import check_prompts_shared
 from stages.models.model import load_tokenizer

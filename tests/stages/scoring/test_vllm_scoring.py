@@ -16,7 +16,9 @@ import pytest
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from stages.config import Counts, HeadTail, Record, Sampled, Sampling, ScoreRun, TopK
+from stages.config.data import Sampling
+from stages.config.record_kinds import Counts, HeadTail, Record, Sampled, TopK
+from stages.config.records import ScoreRun
 from stages.engines.base import Request
 from stages.models.model import load_model
 from stages.scoring.drawn import REST_BITS

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from stages.config import HeadTail
+from stages.config.record_kinds import HeadTail
 from stages.scoring.score import Positions
 from stages.scoring.vllm_wire import Answer, Request
 

@@ -10,7 +10,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from stages.config import HeadTail, Record, Sampling
+from stages.config.data import Sampling
+from stages.config.record_kinds import HeadTail, Record
 from stages.engines.base import Request, sequence_seed
 from stages.engines.transformers_engine import TransformersGenerator
 from stages.job import Input, Job

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from stages import train
-from stages.config import Student
+from stages.config.training import Student
 from stages.job import Job
 from tests.stages.training.cases import World, make_job
 

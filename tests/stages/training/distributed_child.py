@@ -22,7 +22,7 @@ import torch
 from torch.distributed import TCPStore  # type: ignore[reportPrivateImportUsage]
 
 from stages import sft, train
-from stages.config import Sft, Student
+from stages.config.training import Sft, Student
 from stages.job import Input, Job
 from stages.training.distributed import current
 from storage.errors import AfterglowError

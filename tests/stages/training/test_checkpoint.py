@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from stages.config import Training
+from stages.config.training import Training
 from stages.training import checkpoint
 from stages.training.checkpoint import HEAD, rows_of
 from stages.training.group import Group

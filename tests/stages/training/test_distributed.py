@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from stages import train
-from stages.config import Student
+from stages.config.training import Student
 from stages.models.model import load_model
 from stages.ranks import Ranks, here
 from stages.training.metrics import Line, read

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from stages.config import Drift
+from stages.config.objectives import Drift
 from stages.training.drift import Guard, ratio_sums, summary, verdict
 from stages.training.metrics import Window
 

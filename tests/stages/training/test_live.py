@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stages import train
-from stages.config import Student
+from stages.config.training import Student
 from stages.job import Input, Job
 from stages.models.facts import model_facts
 from stages.models.model import load_model

@@ -10,10 +10,12 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from stages.config import Drift, Objective, Training
+from stages.config.objectives import Drift
+from stages.config.training import Training
 from stages.job import Input
 from stages.models.model import load_model
 from stages.objectives.head_loss import RecordLoss
+from stages.objectives.objective import Objective
 from stages.objectives.taid import TAID
 from stages.objectives.temper import build_objective
 from stages.training import checkpoint

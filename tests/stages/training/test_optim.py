@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from stages.config import Training
+from stages.config.training import Training
 from stages.training.optim import adamw, clip_gradients, rate_at, schedule, set_rate
 
 

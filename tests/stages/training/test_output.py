@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from stages.config import Architecture
+from stages.config.training import Architecture
 from stages.models.architecture import new_model
 from stages.models.identity import tokenizer_hash
 from stages.models.model import lm_head, load_model, load_tokenizer

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.config import stored_record
+from stages.config.record_kinds import stored_record
 from storage.manifest import read_manifest
 from storage.rows import Rows
 from storage.shard import PartFile

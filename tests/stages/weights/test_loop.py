@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.config import Training
+from stages.config.training import Training
 from stages.counter import uniform
 from stages.models.model import load_model
 from stages.objectives.lightning import Lightning

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stages import train
-from stages.config import Student
+from stages.config.training import Student
 from stages.job import Input, Job
 from stages.training.metrics import read
 from storage.errors import ConfigError, DataError

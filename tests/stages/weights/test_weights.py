@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.planning.fingerprint import identity
-from stages.config import Student
+from stages.config.training import Student
 from stages.weights.base import Weight, top_share
 from stages.weights.entropy import Entropy
 from stages.weights.random_share import Random
