@@ -14,7 +14,12 @@ class ByContent:
     """
 
 
+class NotInKey:
+    """Marks a field that decides whether a set is made, or how many, but never what is in one."""
+
+
 BY_CONTENT = ByContent()
+NOT_IN_KEY = NotInKey()
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,13 @@
 
 The key of a set is the sha256 of canonical JSON over the stage, its version, the identity fields of
 its config table, the seed, the keys of the sets it reads and the digests of what it reads from
-outside. Three kinds of config fields:
+outside. Four kinds of config fields:
 
 * plain fields enter by value;
 * fields marked `ByContent` (paths, model names) never enter; what they name does;
-* the nested `run` table (workers, batch sizes, engine limits) never enters, nor do fields that have
-  no effect given the others (`Table.unused`).
+* fields marked `NotInKey` never enter, nor does the nested `run` table (workers, batch sizes,
+  engine limits);
+* fields without effect, given the others, do not enter (`Table.unused`).
 """
 
 import hashlib
@@ -16,7 +17,7 @@ import math
 from collections.abc import Mapping
 from typing import cast
 
-from stages.table import ByContent, KeyName, Table
+from stages.table import ByContent, KeyName, NotInKey, Table
 
 Payload = dict[str, object]
 
@@ -29,7 +30,7 @@ def identity(table: Table) -> Payload:
         if (
             name == "run"
             or name in unused
-            or any(isinstance(mark, ByContent) for mark in field.metadata)
+            or any(isinstance(mark, ByContent | NotInKey) for mark in field.metadata)
         ):
             continue
         value = getattr(table, name)

@@ -40,7 +40,9 @@ class Corpus(StageTable):
     holdout: Fraction = 0.02
     """Share of sequences held out for evaluation."""
     sequences_per_part: Positive = 65536
+    """Sequences in one file of the set; files are made in parallel."""
     tokenizer: Tokenizer = Tokenizer()
+    """The tokenizer that turns text into token ids; models made from scratch take it over."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

@@ -56,14 +56,17 @@ class Evaluate(StageTable):
     ] = False
     """Also report the bytes per position of a student's records (formerly called `weight`)."""
     verifier: Verifier = Verifier()
+    """Decides which answers are right, where prompts have reference answers."""
     n: Positive = 1
     """Sampled responses per prompt; pass@k is reported for k = 1, 2, 4, ... up to n."""
     sampling: Sampling = Sampling()
+    """How the n responses are sampled; greedy answers have the same `max_tokens`."""
     greedy: bool = True
     """Also answer every prompt greedily."""
     teacher: bool = True
     """Also evaluate the teacher."""
     run: EvaluateRun = EvaluateRun()
+    """Execution; never part of a key."""
 
 
 class Report(StageTable):

@@ -36,13 +36,18 @@ class Generate(StageTable):
     """Settings common to `sft-data` and `rollouts`."""
 
     prompts: PromptSource
+    """What is answered."""
     n: Positive = 1
     """Responses per prompt."""
     sampling: Sampling = Sampling()
+    """How responses are sampled."""
     verifier: Verifier = Verifier()
     """Used where prompts have answers; wrong responses are kept and marked."""
     sequences_per_part: Positive = 16384
+    """Sequences in one file of the set; files are made in parallel, and a killed run continues
+    after the last complete one."""
     run: GenerateRun = GenerateRun()
+    """Execution; never part of a key."""
 
     def expected(
         self, count: Callable[[PromptSource], int | None], read: Expected | None

@@ -11,7 +11,7 @@ from stages.config.execution import Workers
 from stages.config.merge import merge
 from stages.config.record_kinds import AnyRecord, HeadTail, Sampled
 from stages.config.stage import Expected, StageTable
-from stages.table import BY_CONTENT, Fraction, Positive, Table
+from stages.table import BY_CONTENT, NOT_IN_KEY, Fraction, Positive, Table
 
 
 class TeacherPrompt(Table):
@@ -85,19 +85,21 @@ class TeacherLogits(StageTable):
     """Score at most this many training sequences, in order; default all. Held-out sequences are
     always scored."""
     record: AnyRecord = HeadTail()
+    """What is kept of the teacher's distribution at each position."""
     layout: Literal["open", "packed"] = "open"
     """`packed` stores the same records in about three quarters of the bytes, but only Afterglow can
     then read the records (storage/FORMAT.md)."""
     teacher_prompt: TeacherPrompt | None = None
     """Default: the teacher reads the prompts as the student read them, token by token."""
-    consistency: Literal["refuse", "warn"] = "refuse"
+    consistency: Annotated[Literal["refuse", "warn"], NOT_IN_KEY] = "refuse"
     """What to do when the sequences descend from another teacher. A set that `[residualize]` reads
     may always be scored by another one."""
     run: ScoreRun = ScoreRun()
+    """Execution; never part of a key."""
 
     def unused(self) -> frozenset[str]:
-        """A check decides whether there is a set, not what is in it; some have nothing to pack."""
-        return frozenset({"consistency", *([] if self.record.stores.entries else ["layout"])})
+        """`layout`, where a record has no entries to pack."""
+        return frozenset() if self.record.stores.entries else frozenset({"layout"})
 
     def sources(self) -> Mapping[str, str | None]:
         """The sequences are those of `source`."""

@@ -11,7 +11,7 @@ from stages.config.objectives import Drift
 from stages.config.stage import StageTable
 from stages.objectives.objective import Objective
 from stages.objectives.reverse_kl import ReverseKL
-from stages.table import BY_CONTENT, Fraction, Named, Positive, Table
+from stages.table import BY_CONTENT, NOT_IN_KEY, Fraction, Named, Positive, Table
 from stages.weights.base import Weight
 
 
@@ -33,6 +33,7 @@ class TrainRun(Table):
     softmax: Literal["torch", "triton"] = "torch"
     """Kernels of the fused head and loss; `triton` needs a GPU and has not been timed on one."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where training runs; `auto` takes a GPU where there is one."""
     processes: Positive = 1
     """Processes that FSDP2 shards the training over, one per GPU; no effect under torchrun."""
 
@@ -47,6 +48,7 @@ class Training(StageTable):
     batch_size: Positive = 64
     """Sequences per optimiser step, over all devices and micro-batches."""
     learning_rate: Annotated[float, Field(gt=0.0)] = 1e-5
+    """Peak learning rate of AdamW, reached after warm-up."""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     """Shape of the decay after warm-up, from `learning_rate` to `final_ratio` of it."""
     warmup: Fraction = 0.0
@@ -54,12 +56,15 @@ class Training(StageTable):
     final_ratio: Fraction = 0.0
     """Learning rate at the last step, as a share of `learning_rate`."""
     betas: tuple[float, float] = (0.9, 0.98)
+    """AdamW's decay rates of the first and second moment."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    """Decoupled weight decay of AdamW; matrices only, no biases or norms."""
     grad_clip: Annotated[float, Field(gt=0.0)] = 1.0
     """Largest global gradient norm."""
     max_length: Positive | None = None
     """Sequences are truncated to this many tokens, prompt included; default no truncation."""
     run: TrainRun = TrainRun()
+    """Execution; never part of a key."""
 
     @model_validator(mode="after")
     def _steps_or_epochs(self) -> Self:
@@ -72,17 +77,22 @@ class Architecture(Table):
     """Shape of a model made from scratch (Qwen3 blocks)."""
 
     hidden_size: Positive = 256
+    """Width of the residual stream; `hidden_size` / `heads` must be an even whole number."""
     layers: Positive = 4
+    """Number of transformer blocks."""
     heads: Positive = 4
+    """Attention heads per block."""
     kv_heads: Positive | None = None
-    """Default: as many as `heads`."""
+    """Key-value heads (grouped-query attention), a divisor of `heads`; default as many."""
     intermediate_size: Positive | None = None
     """Width of the MLP; default three times `hidden_size`."""
     tie_embeddings: bool = True
+    """Whether the head shares its weights with the token embeddings."""
     init_std: Annotated[float, Field(gt=0.0)] = 0.02
     """Standard deviation of the initial weights. The usual 0.02 suits wide models; those with
     a hidden size of a few hundred learn faster from about 1 / sqrt(hidden_size)."""
     max_positions: Positive = 2048
+    """Longest sequence, in tokens."""
 
 
 class Pretrain(Training):
@@ -91,11 +101,13 @@ class Pretrain(Training):
     presence = "by name"
 
     architecture: Architecture = Architecture()
+    """Shape of the model."""
     init_only: bool = False
     """Stop at the random initialisation."""
     seed: int = 0
     """Seed of initialisation and data order; independent of the recipe's seed."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Numeric type of the weights as saved; training itself keeps them in float32."""
 
     @model_validator(mode="before")
     @classmethod
@@ -124,18 +136,20 @@ class Student(Training):
     """`data = "live"`: whether the objective reads a record, drawn like those of the set, or the
     teacher's `full` distribution (`forward_kl` only), which records estimate."""
     objective: SerializeAsAny[Objective] = ReverseKL()
+    """What is minimised."""
     weights: tuple[SerializeAsAny[Weight], ...] = ()
     """How much each position counts in the loss; several multiply. Positions of weight 0 cost no
     logits, and are left out of the drift that is measured."""
     normalise: Literal["weights", "count"] = "weights"
     """With `weights`: divide the weighted sum of the losses of a step by the sum of the weights,
     or by the number of positions."""
-    rounds: Positive = 1
+    rounds: Annotated[Positive, NOT_IN_KEY] = 1
     """Rounds of rollouts, scoring and training (docs/rounds.md). From the second on, the student of
     the round before writes rollouts to the next prompts and trains on with a fresh optimiser. A
     round takes `steps`, or ends early at `drift.stop_chi2`. Tables of `compare` have one round
     unless they set `rounds`."""
     drift: Drift = Drift()
+    """Limits on how far the student may leave pi_ref."""
     consistency: Literal["refuse", "warn"] = "refuse"
     """What to do when pi_ref and the records descend from different teachers."""
     architecture: Architecture | None = None
@@ -183,11 +197,9 @@ class Student(Training):
         return self.data == "live" and self.live == "full"
 
     def unused(self) -> frozenset[str]:
-        """How a live teacher is read, where there is none, and weights, where there are none. Each
-        round is a set of its own.
-        """
-        unused = {"rounds"} if self.data == "live" else {"rounds", "live"}
-        return frozenset(unused if self.weights else unused | {"weights", "normalise"})
+        """How a live teacher is read, where there is none, and weights, where there are none."""
+        live = [] if self.data == "live" else ["live"]
+        return frozenset(live if self.weights else [*live, "weights", "normalise"])
 
 
 class Train(Student):
