@@ -1,4 +1,4 @@
-"""Measure the structure of the code: `python tools/house.py` prints what CONTRIBUTING.md promises.
+"""Measure the structure of the code, as CONTRIBUTING.md promises it: `python -m tools.house`.
 
     import circles      among modules, and among folders
     upward imports      from a layer to one above it, and of a stage by anything in `stages`
@@ -10,9 +10,14 @@ An import inside a function counts like one at the top: it is a dependency all t
 """
 
 import ast
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterable, Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 PRODUCT = ("pipeline", "stages", "storage")
@@ -99,3 +104,62 @@ def lines(root: Path = ROOT) -> int:
     """Lines of product code, blank ones and docstrings included."""
     paths = [path for package in PRODUCT for path in (root / package).rglob("*.py")]
     return sum(len(path.read_text().splitlines()) for path in paths)
+
+
+def calls_to_loss(arguments: list[str]) -> list[str]:
+    """Our functions on the stack when an objective is asked for its first loss, outermost first.
+
+    Args:
+        arguments: Of `afterglow`: a command that trains in this process.
+    """
+    from pipeline.cli import main
+
+    found: list[str] = []
+
+    def look(frame: FrameType, event: str, _: Any) -> None:
+        code = frame.f_code
+        asked = code.co_name == "__call__" and "/stages/objectives/" in code.co_filename
+        if event != "call" or not asked or found:
+            return
+        above: FrameType | None = frame
+        while above is not None:
+            path = Path(above.f_code.co_filename)
+            if path.is_relative_to(ROOT) and path.relative_to(ROOT).parts[0] in PRODUCT:
+                found.append(f"{path.relative_to(ROOT)}:{above.f_code.co_qualname}")
+            above = above.f_back
+
+    sys.setprofile(look)
+    try:
+        code = main(arguments)
+    finally:
+        sys.setprofile(None)
+    if code:
+        raise SystemExit(code)
+    return found[::-1]
+
+
+def _train_once() -> list[str]:
+    """`calls_to_loss` of the tiny recipe's student, everything before it made in processes."""
+    with tempfile.TemporaryDirectory() as store:
+        tiny = str(ROOT / "tests" / "e2e" / "tiny.toml")
+        engine = [f"--set={table}.run.engine=transformers" for table in ("sft-data", "rollouts")]
+        recipe = ["--config", tiny, f"--set=store={store}", *engine]
+        before = [sys.executable, "-m", "pipeline", "run", "teacher-logits", *recipe]
+        subprocess.run(before, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        return calls_to_loss(["run", "train.reverse_kl", "--here", *recipe])
+
+
+def main() -> None:
+    """Print every figure."""
+    graph = import_graph()
+    print("modules in an import circle:", ", ".join(circle(graph)) or "none")  # noqa: T201
+    print("folders in an import circle:", ", ".join(circle(folders(graph))) or "none")  # noqa: T201
+    print("upward imports:", ", ".join(upward(graph)) or "none")  # noqa: T201
+    print("lines of product code:", lines())  # noqa: T201
+    calls = _train_once()
+    print(f"function calls from the command line to the loss: {len(calls)}")  # noqa: T201
+    print("\n".join(f"    {call}" for call in calls))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
