@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from pipeline.planning.config import Recipe
-from stages.table import ByContent, Table
+from pipeline.planning.config import RECIPE
+from stages.table import ByContent, Choice, Table
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "config.md"
 
@@ -34,7 +34,7 @@ and not what comes out. A field without effect, given the others, never counts.
 
 def page() -> str:
     """The page as it should be."""
-    return INTRODUCTION + "\n".join(_sections("", Recipe, in_key=False, shown={}))
+    return INTRODUCTION + "\n".join(_sections("", RECIPE, in_key=False, shown={}))
 
 
 def _sections(
@@ -52,13 +52,21 @@ def _sections(
         inside += [(inner, below, counts or not path) for inner, below in found]
         elsewhere = [shown[inner] for inner, _ in found if inner in shown]
         rows.append(_row(written, field, counts and not found, elsewhere[:1]))
-    yield f"## {f'`[{path}]`' if path else 'Top level'}\n"
+    yield f"## {_title(path, table)}\n"
     if path:
         yield f"{_paragraph(table.__doc__ or '')}\n"
     yield "| field | type | default | key | meaning |\n|---|---|---|---|---|\n" + "".join(rows)
     for inner, below, counts in inside:
         if inner not in shown:
             yield from _sections(below, inner, in_key=counts, shown=shown)
+
+
+def _title(path: str, table: type[Table]) -> str:
+    if not path:
+        return "Top level"
+    if not issubclass(table, Choice):
+        return f"`[{path}]`"
+    return f'`[{path}]` with `{table.chosen_by} = "{table.model_fields[table.chosen_by].default}"`'
 
 
 def _row(name: str, field: FieldInfo, in_key: bool, elsewhere: list[str]) -> str:
@@ -72,29 +80,25 @@ def _row(name: str, field: FieldInfo, in_key: bool, elsewhere: list[str]) -> str
 
 def _tables(annotation: Any, name: str) -> Iterator[tuple[type[Table], str]]:
     """The tables a field may hold, with the name each stands under in a recipe."""
-    if isinstance(annotation, type) and issubclass(annotation, Table):
-        yield annotation, name
-        return
     origin, inner = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        yield from _tables(inner[0], name)
+    if isinstance(annotation, type) and issubclass(annotation, Table):
+        members = _members(annotation) if issubclass(annotation, Choice) else [annotation]
+        yield from ((member, name) for member in members)
     elif origin in (Union, types.UnionType):
-        found = [one for each in inner for one in _tables(each, name)]
-        for table, suffix in found:
-            yield table, f"{suffix}{_chosen_by(table)}" if len(found) > 1 else suffix
+        for each in inner:
+            yield from _tables(each, name)
     elif isinstance(origin, type) and issubclass(origin, Mapping):
         yield from _tables(inner[1], f"{name}.<name>")
-    elif origin in (tuple, list):
+    elif origin in (Annotated, tuple, list):
         yield from _tables(inner[0], name)
 
 
-def _chosen_by(table: type[Table]) -> str:
-    """What chooses a table among several: the one value its `name` or `kind` may have."""
-    for field in ("name", "kind"):
-        if field in table.model_fields:
-            values = get_args(table.model_fields[field].annotation)
-            return f" {field} = {' or '.join(map(repr, values))}".replace("'", '"')
-    return ""
+def _members(choice: type[Choice]) -> Iterator[type[Choice]]:
+    """The tables among which a recipe chooses one by name."""
+    if isinstance(choice.model_fields[choice.chosen_by].default, str):
+        yield choice
+    for below in choice.__subclasses__():
+        yield from _members(below)
 
 
 def _type(annotation: Any) -> str:
