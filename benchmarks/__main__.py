@@ -19,7 +19,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import ROOT, Report, arguments, figure, lines_table, markdown, show
+from benchmarks.harness import (
+    ROOT,
+    Line,
+    Report,
+    Table,
+    arguments,
+    figure,
+    lines_table,
+    markdown,
+    show,
+)
 
 log = logging.getLogger("benchmarks")
 
@@ -62,6 +72,18 @@ changes all times but hardly their ratio, so **compare ratios**. A ratio is the 
 of the ratio within a round; ± is half its interquartile range. `benchmarks.jsonl` has the figures
 of every round.
 """
+
+SUMMARY = (
+    ("Is a record of the same size more exact?", "gradient MSE of head_tail, text", "RS-KD"),
+    ("What does recording add to scoring?", "record extraction on CPU, head_tail", "forward"),
+    ("How fast are records drawn from logits?", "sampler kernel, V = 151,936", "softmax"),
+    ("How fast do shards become tensors?", "open layout, shard to torch CSR", "naive"),
+    ("How long is a train step?", "train step with reverse_kl, V = 151,936: time", "plain"),
+    ("How much memory does it take?", "train step with reverse_kl, V = 151,936: memory", "plain"),
+    ("How much of a step is reading?", "reader share of the train step", "whole step"),
+    ("Does memory grow with the set?", "reader resident memory", "parts"),
+)
+"""What a reader asks first: the question, how its line begins, and what that is held against."""
 
 
 def main() -> int:
@@ -110,7 +132,7 @@ def environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
 
 
-def all_lines(reports: dict[str, Report]) -> list[Any]:
+def all_lines(reports: dict[str, Report]) -> list[Line]:
     """The table of targets."""
     return [line for report in reports.values() for line in report.lines]
 
@@ -160,6 +182,7 @@ def page(
     met = sum(line.met for line in aimed)
     parts = [
         INTRODUCTION,
+        f"## In one screen\n\n{markdown(summary(lines))}",
         "".join(f"- {name}: {value}\n" for name, value in facts),
         f"## Targets\n\n{met} of {len(aimed)} are met.\n\n{markdown(lines_table(lines))}",
     ]
@@ -169,6 +192,18 @@ def page(
             show(Report(report.title, (), report.tables, [command.strip(), *report.notes]))
         )
     return "\n".join(parts)
+
+
+def summary(lines: list[Line]) -> Table:
+    """The lines that answer the questions of `SUMMARY`."""
+    rows: list[list[str]] = []
+    for question, what, against in SUMMARY:
+        for line in lines:
+            if line.what.startswith(what) and against in line.against:
+                _, ours, peer, ratio, *_ = lines_table([line]).rows[0]
+                rows.append([question, ours, peer, ratio])
+                break
+    return Table("", ("question", "ours", "against", "ratio"), rows)
 
 
 def raw_lines(reports: dict[str, Report]) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Rounds, ratios and the tables made of them."""
 
+from benchmarks.__main__ import SUMMARY, summary
 from benchmarks.harness import (
     Goal,
     Line,
@@ -77,3 +78,11 @@ def test_figures_have_three_digits() -> None:
         "1.24 M",
         "5 G",
     ]
+
+
+def test_the_summary_answers_each_question_with_the_line_it_asks_for() -> None:
+    lines = [
+        Line(what, "", 1.0, f"the {against}", 2.0, 0.5, ()) for _, what, against in SUMMARY[::-1]
+    ]
+    assert [row[0] for row in summary(lines).rows] == [question for question, *_ in SUMMARY]
+    assert summary([]).rows == []
