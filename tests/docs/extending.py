@@ -47,7 +47,8 @@ def extended(section: str, root: Path) -> Extended:
     """The code in `root`, with the example under the heading `section`."""
     for name in COPIED:
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", root)
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, root)
     out = Extended(root)
     for language, text in blocks(section):
         path = re.match(r"# (\S+/\S+)\n", text)

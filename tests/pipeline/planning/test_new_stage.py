@@ -11,77 +11,7 @@ import pytest
 
 from storage.manifest import read_manifest
 from storage.shard import read_rows
-
-ROOT = Path(__file__).resolve().parents[3]
-
-ENTRY = """\
-    Stage(
-        "curate",
-        "keep short rollouts",
-        table="curate.Curate",
-        reads={"sequences": ("rollouts",)},
-        refines="rollouts",
-        sharded=True,
-    ),
-"""
-
-TABLE = '''\
-"""Table of `curate`."""
-
-from stages.config.stage import StageTable
-
-
-class Curate(StageTable):
-    """Rollouts are sorted out before the teacher sees them."""
-
-    max_tokens: int = 1024
-    """Longest response that is kept."""
-
-    def expected(self, count, read):
-        """At most all of them."""
-        return read
-'''
-
-MODULE = '''\
-"""`curate`: keep the rollouts that are short enough."""
-
-from contextlib import nullcontext
-from dataclasses import replace
-
-import numpy as np
-
-from stages.job import ShardSpec
-from storage.manifest import read_manifest
-from storage.sets import commit_parts
-from storage.shard import PartWriter, read_meta, read_rows
-
-
-def plan(job):
-    parts = read_manifest(job.inputs["sequences"].directory).parts
-    return [ShardSpec(i, 0, part.sequences, part.split) for i, part in enumerate(parts)]
-
-
-def open_engine(job):
-    return nullcontext()
-
-
-def run_shard(job, spec, engine):
-    directory = job.inputs["sequences"].directory
-    source = directory / read_manifest(directory).parts[spec.index].file
-    meta = replace(read_meta(source), stage=job.stage, key=job.key)
-    with PartWriter(job.directory, spec.index, meta, spec.split) as writer:
-        for rows in read_rows(source):
-            short = rows.lengths("position") <= job.config.max_tokens
-            writer.write(rows.take(np.flatnonzero(short)))
-    return writer.part
-
-
-def commit(job):
-    source = read_manifest(job.inputs["sequences"].directory)
-    handed_on = {name: getattr(source, name) for name in ("teacher", "tokenizer", "meta")}
-    identity = job.identity("sequences", **handed_on)
-    return commit_parts(job.directory, identity, len(source.parts))
-'''
+from tests.docs.extending import extended
 
 RECIPE = """\
 [teacher]
@@ -123,27 +53,10 @@ consistency = "warn"
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The source tree with a stage between `rollouts` and `teacher-logits`: three files differ."""
-    tree = tmp_path_factory.mktemp("tree")
-    graph = (ROOT / "pipeline/graph.py").read_text()
-    before = '    Stage(\n        "teacher-logits",\n'
-    assert graph.count(before) == 1
-    own = {
-        "pipeline/graph.py": graph.replace(before, ENTRY + before),
-        "stages/config/curate.py": TABLE,
-        "stages/curate.py": MODULE,
-    }
-    for folder in ("pipeline", "stages", "stages/config"):
-        (tree / folder).mkdir(parents=True)
-        for path in (ROOT / folder).iterdir():
-            place = tree / folder / path.name
-            if place.relative_to(tree).as_posix() not in {*own, "stages/config"}:
-                place.symlink_to(path)
-    for name in ("storage", "Makefile"):
-        (tree / name).symlink_to(ROOT / name)
-    for name, text in {**own, "recipe.toml": RECIPE}.items():
-        (tree / name).write_text(text)
-    return tree
+    """The code with the stage of docs/extend.md between `rollouts` and `teacher-logits`."""
+    copy = extended("Stage", tmp_path_factory.mktemp("tree"))
+    (copy.root / "recipe.toml").write_text(RECIPE)
+    return copy.root
 
 
 def afterglow(tree: Path, *arguments: str) -> dict[str, Any]:
