@@ -23,10 +23,10 @@ from pipeline.planning.config import load_recipe
 from stages.config.record_kinds import Counts
 from stages.config.training import Student
 from stages.job import Job
+from stages.losses.head_loss import RecordLoss
 from stages.models.model import load_model
 from stages.objectives.objective import Objective
 from stages.objectives.temper import build_objective
-from stages.training.fit import record_loss
 from stages.training.loop import Task, train
 from storage.manifest import read_manifest
 from storage.store import Store
@@ -104,7 +104,7 @@ def _measure(
             model=model.train(),
             source=trained,
             steps=steps,
-            loss=record_loss(build_objective(config.objective), config, torch.device("cpu")),
+            loss=RecordLoss(build_objective(config.objective), config.run.rows_per_chunk),
             data=read_manifest(directory),
             tokenizer_from=scratch,
             dtype=torch.float32,

@@ -13,9 +13,9 @@ from torch.nn import functional
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from benchmarks import trl_losses
+from stages.losses.head_loss import head_loss
 from stages.models.model import lm_head, response_hidden
 from stages.objectives.f_divergence import JSD
-from stages.objectives.head_loss import head_loss
 from stages.objectives.likelihood import CrossEntropy, ForwardKL
 from stages.objectives.objective import ObjectiveFunction
 from stages.objectives.reverse_kl import ReverseKL

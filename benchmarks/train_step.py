@@ -6,7 +6,7 @@ Two sizes: the demo's student, and a small transformer under a vocabulary of 151
 all of a step is the head. A step is what `stages.training.loop` makes of one batch: forward and
 backward pass, clipping, AdamW. Candidates:
 
-    reverse_kl, forward_kl, jsd   from records, by `stages.objectives.head_loss`
+    reverse_kl, forward_kl, jsd   from records, by `stages.losses.head_loss`
     cross_entropy                 of the realised token, by the same code
     plain cross_entropy           `torch.nn.functional.cross_entropy` over all logits at once
     full forward_kl               over all logits at once, of student and teacher (whose logits are

@@ -7,12 +7,13 @@ import torch
 
 from stages.config.training import Pretrain
 from stages.job import Job
+from stages.losses.head_loss import RecordLoss
 from stages.models.architecture import new_model
 from stages.models.descent import tokenizer_directory
 from stages.models.model import load_tokenizer, pick_device
 from stages.objectives.likelihood import CrossEntropy
 from stages.training.distributed import current
-from stages.training.fit import data_stream, fit, record_loss
+from stages.training.fit import data_stream, fit
 from stages.training.loop import Task
 from stages.training.microbatches import step_count
 from storage.manifest import Manifest
@@ -42,7 +43,7 @@ def run(job: Job[Pretrain]) -> Manifest:
                 model=model,
                 source=source,
                 steps=0 if config.init_only else step_count(config, source.steps_per_epoch),
-                loss=record_loss(CrossEntropy(), config, model.device),
+                loss=RecordLoss(CrossEntropy(), config.run.rows_per_chunk),
                 data=source.manifest,
                 tokenizer_from=tokenizer_from,
                 dtype=dtype,

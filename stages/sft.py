@@ -12,12 +12,13 @@ import torch
 
 from stages.config.training import Sft
 from stages.job import Job
+from stages.losses.head_loss import RecordLoss
 from stages.models.descent import data_tokenizer, tokenizer_directory
 from stages.models.identity import check_tokenizer, local_directory, tokenizer_hash
 from stages.models.model import load_model, pick_device
 from stages.objectives.likelihood import CrossEntropy
 from stages.training.distributed import current
-from stages.training.fit import data_stream, fit, record_loss
+from stages.training.fit import data_stream, fit
 from stages.training.loop import Task
 from stages.training.microbatches import step_count
 from storage.manifest import Manifest
@@ -50,7 +51,7 @@ def run(job: Job[Sft]) -> Manifest:
                 model=model,
                 source=source,
                 steps=step_count(config, source.steps_per_epoch),
-                loss=record_loss(CrossEntropy(), config, model.device),
+                loss=RecordLoss(CrossEntropy(), config.run.rows_per_chunk),
                 data=data,
                 tokenizer_from=tokenizer_directory(source_set, base),
                 dtype=dtype,

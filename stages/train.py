@@ -24,6 +24,9 @@ from transformers import PreTrainedModel
 from stages.config.objectives import Drift
 from stages.config.training import Student
 from stages.job import Job
+from stages.losses.full_teacher import FullTeacher, FullTeacherLoss
+from stages.losses.head_loss import RecordLoss
+from stages.losses.position_loss import PositionLoss
 from stages.models.architecture import new_model
 from stages.models.descent import (
     check_prompts_shared,
@@ -44,13 +47,11 @@ from stages.models.identity import (
 )
 from stages.models.model import context_length, load_model, load_tokenizer, pick_device
 from stages.objectives.contract import FULL, guarantee, weighted
-from stages.objectives.full_teacher import FullTeacher, FullTeacherLoss
 from stages.objectives.objective import Guarantee
-from stages.objectives.position_loss import PositionLoss
 from stages.objectives.temper import build_objective
 from stages.training.agreement import check_agreement
 from stages.training.distributed import current
-from stages.training.fit import data_stream, fit, record_loss
+from stages.training.fit import data_stream, fit
 from stages.training.live import LiveSource
 from stages.training.loop import Task
 from stages.training.microbatches import Source, step_count
@@ -105,7 +106,7 @@ def run(job: Job[Student]) -> Manifest:
                 model=model,
                 source=source,
                 steps=step_count(config, source.steps_per_epoch),
-                loss=_loss(known, teacher, model.device),
+                loss=_loss(known, teacher),
                 weighting=known.weighting,
                 data=known.data,
                 tokenizer_from=known.tokenizer_from,
@@ -230,13 +231,13 @@ def _weighting(job: Job[Student], directory: Place) -> Weighting | None:
     return Weighting(config.weights, config.normalise, job.seed, rates)
 
 
-def _loss(known: _Checked, teacher: FullTeacher | None, device: torch.device) -> PositionLoss:
+def _loss(known: _Checked, teacher: FullTeacher | None) -> PositionLoss:
     """From records by the objective, or from the whole distribution of the live teacher."""
     config = known.job.config
     if teacher is not None and config.reads_all:
         return FullTeacherLoss(teacher, config.objective.temperature, config.run.rows_per_chunk)
     objective = build_objective(config.objective, known.data.meta.get("record"))
-    return record_loss(objective, config, device)
+    return RecordLoss(objective, config.run.rows_per_chunk)
 
 
 def _limits(config: Student) -> Drift | None:

@@ -30,8 +30,6 @@ class TrainRun(Table):
     """Optimiser steps between lines in the log and in metrics.jsonl."""
     prefetch: Positive = 3
     """Batches that the reader prepares ahead."""
-    softmax: Literal["torch", "triton"] = "torch"
-    """Kernels of the fused head and loss; `triton` needs a GPU and has not been timed on one."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where training runs; `auto` takes a GPU where there is one."""
     processes: Positive = 1

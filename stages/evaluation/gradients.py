@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from stages.losses.full_teacher import FullTeacher, FullTeacherLoss
+from stages.losses.head_loss import RecordLoss
+from stages.losses.position_loss import PositionLoss
 from stages.models.model import lm_head, response_hidden
-from stages.objectives.full_teacher import FullTeacher, FullTeacherLoss
-from stages.objectives.head_loss import RecordLoss
 from stages.objectives.objective import ObjectiveFunction
-from stages.objectives.position_loss import PositionLoss
 from stages.training.microbatches import microbatches
 from storage.batch import Batch
 from storage.files.place import Place

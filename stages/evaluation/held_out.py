@@ -17,9 +17,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from stages.evaluation.averages import CalibrationBins, ClusterMean
+from stages.losses.head_loss import head_statistics
 from stages.models.model import lm_head, response_hidden
 from stages.objectives.contract import guarantee
-from stages.objectives.head_loss import head_statistics
 from stages.objectives.likelihood import ForwardKL
 from stages.objectives.objective import WEAKEST_LAST, Guarantee, Objective, ObjectiveFunction
 from stages.objectives.reverse_kl import ReverseKL

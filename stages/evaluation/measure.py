@@ -12,10 +12,10 @@ from stages.evaluation.gradients import Measured, compare_gradients
 from stages.evaluation.held_out import score_held_out
 from stages.evaluation.text import score_text
 from stages.job import Job
+from stages.losses.full_teacher import FullTeacher
 from stages.models.descent import check_prompts_shared, manifest_of_model
 from stages.models.identity import local_directory
 from stages.models.model import load_model, pick_device
-from stages.objectives.full_teacher import FullTeacher
 from stages.objectives.objective import Objective
 from stages.objectives.temper import build_objective
 from storage.manifest import read_manifest

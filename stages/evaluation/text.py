@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from stages.evaluation.averages import CalibrationBins, ClusterMean
+from stages.losses.full_teacher import FullTeacher
 from stages.models.model import lm_head, response_hidden
-from stages.objectives.full_teacher import FullTeacher
 from storage.batch import Batch
 from storage.errors import DataError
 from storage.files.place import Place

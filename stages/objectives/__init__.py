@@ -3,7 +3,7 @@
 An objective sees the student only through its log-probabilities at stored ids. That is enough for
 every loss worth training from sparse records, it makes each one a short pure function that can be
 enumerated on a vocabulary of eight, and it lets a single chunked backward pass through the language
-model head (`stages.objectives.head_loss`) serve them all.
+model head (`stages.losses.head_loss`) serve them all.
 
     objective.py        `Objective`: options, row of the contract and loss of a method in one class
     catalogue.py        all of them, a line each

@@ -13,8 +13,8 @@ from functools import partial
 import torch
 from transformers import PreTrainedModel
 
+from stages.losses.head_loss import head_statistics
 from stages.models.model import lm_head, response_hidden
-from stages.objectives.head_loss import head_statistics
 from stages.objectives.tensors import TorchRecords
 from stages.training.group import ALONE, Group
 from stages.training.microbatches import cut

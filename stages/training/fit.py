@@ -8,9 +8,6 @@ from transformers import PreTrainedModel
 from stages.config.training import Training
 from stages.job import Job
 from stages.models.model import lm_head
-from stages.objectives.head_loss import RecordLoss
-from stages.objectives.objective import ObjectiveFunction
-from stages.objectives.softmax import softmax_kernels
 from stages.training import checkpoint, remote_checkpoint
 from stages.training.distributed import current
 from stages.training.loop import Outcome, Task, train
@@ -41,12 +38,6 @@ def data_stream(job: Job[Any], directory: Place, keep: Keep | None = None) -> St
         max_length=config.max_length,
         keep=keep,
     )
-
-
-def record_loss(objective: ObjectiveFunction, config: Training, device: torch.device) -> RecordLoss:
-    """The loss of an objective, executed as `config.run` says."""
-    kernels = softmax_kernels(config.run.softmax, device)
-    return RecordLoss(objective, config.run.rows_per_chunk, kernels)
 
 
 def fit(task: Task) -> Manifest:

@@ -22,9 +22,9 @@ from transformers import PreTrainedModel
 from stages.config.objectives import Drift
 from stages.config.training import Training
 from stages.job import Job
+from stages.losses.head_loss import head_statistics
+from stages.losses.position_loss import PositionLoss
 from stages.models.model import lm_head, response_hidden
-from stages.objectives.head_loss import head_statistics
-from stages.objectives.position_loss import PositionLoss
 from stages.objectives.tensors import TorchRecords
 from stages.training import checkpoint, remote_checkpoint
 from stages.training.distributed import current

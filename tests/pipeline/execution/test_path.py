@@ -67,7 +67,7 @@ def test_few_calls_lead_to_the_stage_and_to_the_loss(store: Path) -> None:
     assert found["reads"] == {corpus.name: 2}
     calls = found["calls"]
     assert calls["stages.pretrain.run"] == ["main", "cmd_run", "run_node", "run"]
-    to_loss = calls["stages.objectives.head_loss.head_loss"]
+    to_loss = calls["stages.losses.head_loss.head_loss"]
     assert to_loss[0] == "main"
     assert len(to_loss) <= 10
 

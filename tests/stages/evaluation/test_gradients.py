@@ -7,8 +7,8 @@ import torch
 
 from stages.config.record_kinds import Counts, HeadTail, Record, TopK
 from stages.evaluation.gradients import Measured, compare_gradients
+from stages.losses.full_teacher import FullTeacher
 from stages.models.model import load_model
-from stages.objectives.full_teacher import FullTeacher
 from stages.objectives.objective import Objective
 from stages.objectives.temper import build_objective
 from tests.stages.evaluation.cases import LENGTH, scored

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from stages.config.record_kinds import Sampled
 from stages.evaluation.text import score_text
+from stages.losses.full_teacher import FullTeacher
 from stages.models.model import load_model
-from stages.objectives.full_teacher import FullTeacher
 from storage.errors import DataError
 from tests.stages.evaluation.cases import COUNT, LENGTH, PROMPT, random_rows, scored
 from tests.stages.training.cases import VOCABULARY, write_model

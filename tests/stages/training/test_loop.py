@@ -13,14 +13,13 @@ from torch.nn.functional import cross_entropy
 from stages.config.objectives import Drift
 from stages.config.training import Training
 from stages.job import Input
+from stages.losses.head_loss import RecordLoss
 from stages.models.model import load_model
-from stages.objectives.head_loss import RecordLoss
 from stages.objectives.objective import Objective
 from stages.objectives.taid import TAID
 from stages.objectives.temper import build_objective
 from stages.training import checkpoint
 from stages.training.drift import ratio_sums, summary
-from stages.training.fit import record_loss
 from stages.training.loop import Outcome, Task, train
 from stages.training.metrics import read
 from storage.batch import Batch
@@ -58,10 +57,9 @@ def make(world: World, tmp_path: Path) -> Make:
             model=load_model(world.reference, "float32", "cpu").train(),
             source=source,
             steps=config.steps,
-            loss=record_loss(
+            loss=RecordLoss(
                 build_objective(Objective.model_validate({"name": objective})),
-                config,
-                torch.device("cpu"),
+                config.run.rows_per_chunk,
             ),
             data=read_manifest(chosen.directory),
             tokenizer_from=world.reference,

@@ -11,11 +11,11 @@ import torch
 
 from stages.config.training import Training
 from stages.counter import uniform
+from stages.losses.head_loss import RecordLoss
 from stages.models.model import load_model
 from stages.objectives.lightning import Lightning
 from stages.training import checkpoint
 from stages.training.drift import Guard
-from stages.training.fit import record_loss
 from stages.training.loop import Task, _forward_backward, train  # pyright: ignore[reportPrivateUsage]
 from stages.training.metrics import Window, read
 from stages.weights.base import Doubles, Positions, Reads, Weight
@@ -100,7 +100,7 @@ def make(world: World, tmp_path: Path) -> Make:
             model=load_model(world.reference, "float32", "cpu").train(),
             source=Stream(world.records.directory, seed=0, batch_size=batch_size),
             steps=3,
-            loss=record_loss(Lightning(), config, CPU),
+            loss=RecordLoss(Lightning(), config.run.rows_per_chunk),
             weighting=Weighting(weights, normalise, SEED, rates) if weights else None,
             data=read_manifest(world.records.directory),
             tokenizer_from=world.reference,

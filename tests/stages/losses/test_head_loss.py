@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from stages.losses.head_loss import head_loss, head_statistics
 from stages.models.model import Head
 from stages.objectives.f_divergence import JSD, TVD, GhostKL, SkewForwardKL, SkewReverseKL
-from stages.objectives.head_loss import head_loss, head_statistics
 from stages.objectives.lightning import Lightning
 from stages.objectives.likelihood import CrossEntropy, ForwardKL
 from stages.objectives.mixture import Mixture

@@ -34,7 +34,6 @@ from torch.autograd.function import once_differentiable
 
 from stages.models.model import Head
 from stages.objectives.objective import ObjectiveFunction
-from stages.objectives.softmax import TORCH, SoftmaxKernels
 from stages.objectives.tensors import TorchRecords
 from storage.batch import Batch
 
@@ -46,7 +45,6 @@ class RecordLoss:
     objective: ObjectiveFunction
     rows_per_chunk: int
     """Positions whose logits exist at the same time; does not change the result."""
-    kernels: SoftmaxKernels = TORCH
 
     @property
     def temperature(self) -> float:
@@ -75,7 +73,6 @@ class RecordLoss:
             rows_per_chunk=self.rows_per_chunk,
             normaliser=normaliser,
             weight_T=weight_T,
-            kernels=self.kernels,
         )
 
 
@@ -88,7 +85,6 @@ def head_loss(
     rows_per_chunk: int,
     normaliser: float | Tensor,
     weight_T: Tensor | None = None,
-    kernels: SoftmaxKernels = TORCH,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Weighted sum of the objective over positions, divided by `normaliser`, and statistics.
 
@@ -102,7 +98,6 @@ def head_loss(
             so that summing the losses of micro-batches gives the mean over its tokens.
         weight_T: Factor on the loss of each position, held constant; None weighs all 1. No logits
             are computed at positions of weight zero.
-        kernels: Implementation of the passes over the logits.
 
     Returns:
         The scalar loss, and detached statistics of the K positions whose weight is not zero, [K]
@@ -119,7 +114,7 @@ def head_loss(
     gradients = _Gradients.wanted(hidden_TD, head)
     with torch.no_grad():
         run = _Pass(hidden_TD.detach(), head, records, objective.temperature, rows_per_chunk)
-        total, stats = run.loss(objective, weight_T, gradients, kernels)
+        total, stats = run.loss(objective, weight_T, gradients)
     loss = _WithGradients.apply(total, hidden_TD, head.weight, head.bias, gradients)
     return loss / normaliser, stats
 
@@ -156,7 +151,7 @@ def head_statistics(
         hidden_TD, head, records, temperature, rows_per_chunk
     ).chunks():
         top_C = logits_CV.argmax(dim=-1)
-        softmax = _Softmax(logits_CV, chunk, TORCH)
+        softmax = _Softmax(logits_CV, chunk)
         q_CV = softmax.probabilities()
         best_C = q_CV.gather(1, top_C[:, None]).squeeze(1)
         entropy_C = torch.special.entr(q_CV).sum(dim=-1)
@@ -252,7 +247,6 @@ class _Pass:
         objective: ObjectiveFunction,
         weight_T: Tensor | None,
         gradients: _Gradients,
-        kernels: SoftmaxKernels,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Summed loss and the statistics of all positions; adds into `gradients`."""
         total = self.hidden_TD.new_zeros((), dtype=self.head.accumulate)
@@ -262,7 +256,7 @@ class _Pass:
             positions = slice(start, start + len(chunk))
             start += len(chunk)
             slope_CV = self._slope(logits_CV) if gradients else None
-            softmax = _Softmax(logits_CV, chunk, kernels)
+            softmax = _Softmax(logits_CV, chunk)
             with torch.enable_grad():
                 leaf_E = softmax.logq_E.detach().requires_grad_()
                 leaf_C = softmax.logq_C.detach().requires_grad_()
@@ -297,31 +291,33 @@ class _Pass:
 class _Softmax:
     """Log-probabilities at the ids of a chunk, and what their derivatives need of the rest.
 
-    Reads the ids, then overwrites `logits_CV`, in every step.
+    In-place throughout: `logits_CV` holds the logits, then their exponentials, then a gradient.
     """
 
-    def __init__(self, logits_CV: Tensor, chunk: TorchRecords, kernels: SoftmaxKernels) -> None:
-        self._logits_CV, self._chunk, self._kernels = logits_CV, chunk, kernels
+    def __init__(self, logits_CV: Tensor, chunk: TorchRecords) -> None:
+        self._chunk = chunk
         flat, width = logits_CV.view(-1), logits_CV.shape[1]
         self._at_E = chunk.row_E * width + chunk.ids_E
         self._at_C = torch.arange(len(chunk), device=flat.device) * width + chunk.tok_T
         z_E, z_C = flat[self._at_E], flat[self._at_C]
-        log_z_C, self._carry_C = kernels.reduce(logits_CV)
+        largest_C1 = logits_CV.amax(dim=-1, keepdim=True)
+        self._exp_CV = logits_CV.sub_(largest_C1).exp_()
+        self._sum_C = self._exp_CV.sum(dim=-1)
+        log_z_C = largest_C1.squeeze(1) + self._sum_C.log()
         self.logq_E, self.logq_C = z_E - log_z_C[chunk.row_E], z_C - log_z_C
 
     def probabilities(self) -> Tensor:
-        """The whole distribution [C, V]."""
-        ones_C = torch.ones_like(self._carry_C)
-        return self._kernels.scale(self._logits_CV, self._carry_C, ones_C)
+        """The whole distribution [C, V], in place of the exponentials."""
+        return self._exp_CV.mul_((1.0 / self._sum_C)[:, None])
 
     def backward(self, grad_E: Tensor, grad_C: Tensor) -> Tensor:
-        """Derivatives by the logits from those by logq.
+        """Derivatives by the logits from those by logq, in place of the exponentials.
 
         Ids are distinct within a position, so each of the two additions touches a cell once and the
         result does not depend on the order a device works in.
         """
         mass_C = self._chunk.sum_entries(grad_E) + grad_C
-        dlogits_CV = self._kernels.scale(self._logits_CV, self._carry_C, -mass_C)
+        dlogits_CV = self._exp_CV.mul_((-mass_C / self._sum_C)[:, None])
         flat = dlogits_CV.view(-1)
         flat.index_add_(0, self._at_E, grad_E)
         flat.index_add_(0, self._at_C, grad_C)

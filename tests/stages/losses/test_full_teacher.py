@@ -12,9 +12,9 @@ from stages import train
 from stages.config.record_kinds import Counts
 from stages.config.training import Student
 from stages.job import Input, Job
+from stages.losses.full_teacher import FullTeacher, FullTeacherLoss
 from stages.models.facts import model_facts
 from stages.models.model import lm_head, load_model, response_hidden
-from stages.objectives.full_teacher import FullTeacher, FullTeacherLoss
 from stages.objectives.tensors import TorchRecords
 from stages.scoring.score import score_rows, scoring_head
 from stages.training.live import LiveSource

@@ -1,0 +1,1 @@
+"""From hidden states to the loss of each position, without a [tokens, vocabulary] tensor."""
