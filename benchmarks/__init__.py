@@ -1,22 +1,22 @@
-"""Speed and size, measured against what else one could use, with ratios and targets.
+"""Speed and size, measured against targets and alternatives.
 
     python -m benchmarks            all of them; writes docs/benchmarks.md and .jsonl (`make bench`)
     python -m benchmarks.<name>     one of them
-    --quick                         toy sizes: whether it runs, not how fast
+    --quick                         toy sizes: tests that it runs, not how fast
 
     harness       rounds, ratios, lines of the table of targets
     sources       teachers, synthetic (`generator`) and real (`teachers`), as rows of logits
     errors        gradient error of records, exactly
-    floor         what no context-free coder of counts can go below
+    floor         lower bound for any context-free coder of counts
     records       records of a teacher as rows and sets
     peers         other containers for the same records; `trl_losses` the losses of TRL
     steps         training steps with one loss or another
 
-    gradient_error, size, packed          what a byte of record is worth
-    decode, containers, memory            getting records out
-    sampler, extraction, vllm_scoring     getting records in
-    train_step, reader_share              using them
+    gradient_error, size, packed          error and bytes of records
+    decode, containers, memory            reading records
+    sampler, extraction, vllm_scoring     making records
+    train_step, reader_share              training on records
 
-Everything that is compared is measured in the same run, turn by turn, in CPU time of the process:
-other load moves all times, but hardly their ratio. Benchmarks report; they assert nothing.
+What is compared is measured in the same run, in turn, as CPU time of the process: other load
+changes all times but hardly their ratio. Benchmarks report; they assert nothing.
 """

@@ -103,7 +103,7 @@ class Profile:
         return Error(float(mse_T.mean()), float(entries_T.mean()))
 
     def bound(self, entries: float) -> Error:
-        """The least error of any unbiased record with so many expected entries.
+        """Lower bound of the error of an unbiased record with this expected number of entries.
 
         A weight that is not 0 with probability pi has a variance of at least p^2 (1 / pi - 1); the
         sum is least at pi = min(1, p / tau), one tau for all positions (Horvitz, Thompson 1952).

@@ -88,7 +88,7 @@ def _sources(options: Options) -> Sequence[Source]:
 
 
 def equal_entries(found: Profile, entries: float) -> tuple[float, Error]:
-    """Independent draws that give so many distinct ids: their number, and their error.
+    """Number and error of independent draws that give `entries` distinct ids on average.
 
     The number is interpolated between those of the profile; the error is 1 / N times a constant.
     """

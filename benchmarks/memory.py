@@ -96,7 +96,7 @@ def resident(field: str) -> float:
 
 
 def read(directory: Path, batches: int) -> dict[str, float]:
-    """Read so many batches; memory before and at its highest, in MB."""
+    """Read this many batches; memory before and at its peak, in MB."""
     # What a trainer has loaded anyway is not the reader's.
     import pyarrow.parquet  # noqa: F401
 

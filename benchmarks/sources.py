@@ -43,7 +43,7 @@ class Source(Protocol):
         ...
 
     def blocks(self, positions: int) -> Iterator[Block]:
-        """The first so many positions (or as many as there are), block by block."""
+        """The first `positions` positions, or all there are, block by block."""
         ...
 
     def lengths(self, positions: int) -> NDArray[np.int64]:

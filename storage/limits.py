@@ -1,6 +1,6 @@
-"""What a manifest or a footer may say at all: checked before anything is allocated or opened by it.
+"""Limits of a manifest and a footer, checked before anything is allocated or opened by them.
 
-Whoever can write a file can write any number into it. The limits are far above every real set, and
+A file may contain any number. The limits are far above every real set, and
 low enough that a reader that trusts them allocates no more than a row group may take.
 """
 

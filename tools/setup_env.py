@@ -1,13 +1,14 @@
-"""Make the virtual environment that everything runs in; do nothing when it is there already.
+"""Make the virtual environment that everything runs in, unless it exists already.
 
     python3 tools/setup_env.py [--venv .venv] [--device auto|cpu|cuda] [--also bench|ray]
     python3 tools/setup_env.py --venv .venv-airflow --scheduler airflow|dagster
 
-Standard library only, and no syntax younger than Python 3.6: an interpreter that is too old must be
-told so in words, not by a SyntaxError. A note inside the environment says what it was made from. It
-is marked complete last of all, so an interrupted set-up is recognised and done again from an empty
-directory; an environment that this script did not create is added to, never emptied. A scheduler
-gets an environment that holds nothing else: it runs the `afterglow` command and imports none of it.
+Standard library only, and no syntax younger than Python 3.6: with an interpreter that is too old,
+the user must read a message, not a SyntaxError. A note inside the environment records what it was
+made from and is marked complete last, so an interrupted set-up is recognised and repeated in an
+empty directory. The script adds to an environment that it did not create and never empties it. A
+scheduler gets an environment that holds nothing else: it runs the `afterglow` command and imports
+none of it.
 
 Two traps shape the CPU install. The ordinary package index carries CUDA builds of torch,
 torchvision, torchaudio and torchcodec only, so nothing may be resolved while installing: every

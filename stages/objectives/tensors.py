@@ -160,9 +160,9 @@ class TorchRecords:
     def _symbols(self, logq_E: Tensor, used_E: Tensor, mass_E: Tensor, rest_T: Tensor) -> "Symbols":
         """The used entries, then one symbol per position for everything outside the head.
 
-        The student's mass there is formed in float64. Below the rounding error of the log-softmax
-        it is noise: it is floored, and keeps its gradient, so that a student without a tail is
-        still told to grow one.
+        The student's mass there is computed in float64. Below the rounding error of the log-softmax
+        it is noise, so it is floored but keeps its gradient: a student without a tail can still
+        learn one.
         """
         outside_T = 1.0 - self.sum_entries(torch.where(self.exact_E, logq_E.double().exp(), 0.0))
         floored_T = outside_T.clamp_min(8.0 * torch.finfo(logq_E.dtype).eps)

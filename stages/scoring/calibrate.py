@@ -117,7 +117,7 @@ def calibrate(scorer: Scorer, rows: Rows, record: HeadTail, seed: int) -> FoundT
         seed: Of the draws; it has no influence on what is found.
 
     Raises:
-        ConfigError: no tau gives so many or so few entries; the message says how many there can be.
+        ConfigError: no tau gives that many entries; the message names the possible range.
         (others): as `Scorer.score`.
     """
     finest = record.calibrated(MIN_TAU).one_draw()

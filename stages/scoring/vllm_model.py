@@ -15,8 +15,8 @@ vLLM in every process that loads the model. Nothing is installed or patched.
 What a pooler must hold against, and how:
 
 * Chunked prefill: a request comes in pieces; the pieces of its answer wait in the state that vLLM
-  keeps with it. Where a piece begins is told by vLLM's own count of computed tokens, not by adding
-  up pieces.
+  keeps with it. vLLM's own count of computed tokens says where a piece begins; adding up pieces
+  would not.
 * Prefix caching: the computed tokens may begin inside the response, where another response began
   alike. The answer then says from which position it holds, and the client asks for the others.
 * Preemption: the request starts over. Positions that were recorded before are not made again (one
