@@ -94,10 +94,10 @@ def _tables(annotation: Any, name: str) -> Iterator[tuple[type[Table], str]]:
 
 
 def _members(choice: type[Choice]) -> Iterator[type[Choice]]:
-    """The tables among which a recipe chooses one by name."""
+    """The tables among which a recipe chooses one by name, in an order of their own."""
     if isinstance(choice.model_fields[choice.chosen_by].default, str):
         yield choice
-    for below in choice.__subclasses__():
+    for below in sorted(choice.__subclasses__(), key=lambda one: one.__name__):
         if below.__module__.startswith("stages."):  # not one that a test or a plug-in adds
             yield from _members(below)
 
