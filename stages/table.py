@@ -2,9 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar, Self, cast
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    model_validator,
+)
 
 
 class ByContent:
@@ -56,10 +62,57 @@ class Layers(dict[str, object]):
 class Choice(Table):
     """Base of tables of which a recipe chooses one by name, each with options of its own.
 
-    The members of such a union tell themselves apart by the field `chosen_by`.
+    A direct subclass is a family, such as `Objective`. A class below it that gives the field
+    `chosen_by` a default is a member, known by that name. Reading a table as the family gives the
+    member that the table names.
     """
 
-    chosen_by: ClassVar[str]
+    chosen_by: ClassVar[str] = "name"
+    unnamed: ClassVar[str | None] = None
+    """The member that a table without a name means; None: the name is required."""
+    known: ClassVar[dict[str, Any]]
+    """The members of the family, by name."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Make a member known by its name.
+
+        Raises:
+            TypeError: another member has that name.
+        """
+        if Choice in cls.__bases__:
+            cls.known = {}
+        name = cls._own_name()
+        if name is not None and not issubclass(cls, cls.known.setdefault(name, cls)):
+            raise TypeError(f"{cls.__qualname__}: {cls.known[name]} is called `{name}` already")
+
+    @classmethod
+    def _own_name(cls) -> str | None:
+        """The name of a member; None for a class that is none."""
+        field = cls.model_fields.get(cls.chosen_by)
+        return field.default if field and isinstance(field.default, str) else None
+
+    @classmethod
+    def of(cls, name: object) -> type[Self]:
+        """The member called `name`.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if name in cls.known:
+            return cls.known[name]
+        known = ", ".join(sorted(cls.known))
+        field = f"{cls.__name__.lower()}.{cls.chosen_by}"
+        raise ValueError(f"{field} is `{name}`; it must be one of {known}")
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _by_name(cls, values: object, validate: ModelWrapValidatorHandler[Self]) -> Any:
+        """A class that is no member stands for the one that the table names."""
+        if isinstance(values, Mapping) and cls._own_name() is None:
+            table = cast("Mapping[str, object]", values)
+            return cls.of(table.get(cls.chosen_by, cls.unnamed)).model_validate(table)
+        return validate(values)
 
     @model_validator(mode="before")
     @classmethod

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Protocol, Self
 
-from pydantic import BeforeValidator, Field, ModelWrapValidatorHandler, PrivateAttr, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr
 
 from stages.table import Choice
 from storage.kinds import Kind
@@ -123,9 +123,6 @@ Bound = Annotated[
 """A positive limit, or None (in a recipe: `"none"`) for no limit."""
 Between = Annotated[float, Field(gt=0.0, lt=1.0)]
 
-DEFAULT = "reverse_kl"
-"""The objective of a table without a name."""
-
 
 class Objective(Choice):
     """What is minimised. Reading a table as an `Objective` gives the class with that `name`."""
@@ -135,9 +132,7 @@ class Objective(Choice):
     """Divides the student's logits. Other than the record's temperature it needs a record that
     keeps the normaliser of this one (`record.loss_temperature`), or log p to estimate it from."""
 
-    chosen_by = "name"
-    known: ClassVar[dict[str, type[Objective]]] = {}
-    """Every objective by name."""
+    unnamed = "reverse_kl"
     reads_teacher: ClassVar[bool] = True
     """Whether the records must hold a teacher, and pi_ref must have stayed near."""
     reads_draws: ClassVar[Literal["never", "with_logp", "always"]] = "never"
@@ -145,33 +140,6 @@ class Objective(Choice):
     aims_at_forward_kl: ClassVar[bool] = False
     """Whether evaluation may compare its gradient with that of the full forward KL."""
     _progress: float = PrivateAttr(0.0)
-
-    @classmethod
-    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        """Make a class with a `name` of its own known by it."""
-        name = cls.model_fields["name"].default
-        if isinstance(name, str) and not issubclass(cls, cls.known.setdefault(name, cls)):
-            raise TypeError(f"{cls.__qualname__}: {cls.known[name]} is called `{name}` already")
-
-    @classmethod
-    def of(cls, name: str) -> type[Objective]:
-        """The class of the objective called `name`.
-
-        Raises:
-            ValueError: there is none.
-        """
-        if name not in cls.known:
-            known = ", ".join(sorted(cls.known))
-            raise ValueError(f"objective.name is `{name}`; it must be one of {known}")
-        return cls.known[name]
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _by_name(cls, values: object, validate: ModelWrapValidatorHandler[Self]) -> Any:
-        """A class without a `name` of its own is no objective: the one that is named is meant."""
-        if isinstance(values, Mapping) and cls.model_fields["name"].is_required():
-            return cls.of(str(values.get("name", DEFAULT))).model_validate(values)
-        return validate(values)
 
     @property
     def losses(self) -> tuple[Objective, ...]:

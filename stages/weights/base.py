@@ -6,16 +6,14 @@ those of position t are `entry_off[t]:entry_off[t + 1]`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ModelWrapValidatorHandler, model_validator
 
-from stages.table import Table
+from stages.table import Choice
 from storage.batch import Batch, Floats, Ints
 
 Doubles = NDArray[np.float64]
@@ -98,7 +96,7 @@ class Positions:
         return self.rates.of(self.batch.prompt_id)
 
 
-class Weight(Table):
+class Weight(Choice):
     """Base of all weights: reading a table of `[[train.weights]]` gives the class with its `name`.
 
     A weight that looks at one position at a time defines `score`, which is the weight. One that
@@ -109,8 +107,6 @@ class Weight(Table):
 
     name: str
 
-    known: ClassVar[dict[str, type[Weight]]] = {}
-    """Every weight by name."""
     reads: ClassVar[Reads]
     """What the contract asks."""
     reason: ClassVar[str]
@@ -126,34 +122,10 @@ class Weight(Table):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        """Register a class under its `name`."""
-        name = str(cls.model_fields["name"].default)
-        if not issubclass(cls, cls.known.setdefault(name, cls)):
-            raise TypeError(f"{cls.__qualname__}: {cls.known[name]} is called `{name}` already")
+        """Check that a weight says what the contract asks."""
+        super().__pydantic_init_subclass__(**kwargs)
         if lacking := [field for field in ("reads", "reason") if not hasattr(cls, field)]:
             raise TypeError(f"{cls.__qualname__} does not say {' and '.join(lacking)}: see Weight")
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _by_name(cls, values: object, validate: ModelWrapValidatorHandler[Self]) -> Any:
-        """A table read as a `Weight` becomes the class of that name, whose options are checked."""
-        if not isinstance(values, Mapping):
-            return validate(values)
-        table = cast("Mapping[str, object]", values)
-        if cls is not Weight:
-            options = cls.model_fields.keys() - {"name"}
-            if unknown := sorted(table.keys() - options - {"name"}):
-                raise ValueError(
-                    f"the weight `{table.get('name')}` has no option `{'`, `'.join(unknown)}`; "
-                    f"its options are {', '.join(sorted(options))}"
-                )
-            return validate(values)
-        chosen = cls.known.get(str(table.get("name")))
-        if chosen is None:
-            raise ValueError(
-                f"weights.name is `{table.get('name')}`; it is one of {', '.join(cls.known)}"
-            )
-        return chosen.model_validate(table)
 
     def score(self, at: Positions) -> Doubles:
         """[T], or [T, k] if `weigh` wants several figures per position."""

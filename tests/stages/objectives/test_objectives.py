@@ -423,7 +423,7 @@ def test_a_table_becomes_the_objective_it_names(table: dict, read: Objective) ->
         ({"name": "jsd", "alpha": 0.1}, '`alpha` is not an option of name = "jsd", which .*`beta`'),
         ({"name": "lightning", "beta": 1}, '`beta` is not an option of .*"lightning", .*`clip`'),
         ({"clip": 1.0}, '`clip` is not an option of .*"reverse_kl", .*`form`, `max_weight`'),
-        ({"name": "jds"}, "objective.name is `jds`; it must be one of .*jsd"),
+        ({"name": "jds"}, "name is `jds`; it must be one of .*jsd"),
         ({"name": "mixture", "terms": [{"name": "tvd", "clip": 1}]}, '`clip` is not .* "tvd"'),
         ({"name": "jsd", "beta": 1.0}, "beta\n.*less than 1"),
     ],

@@ -26,9 +26,12 @@ def test_a_table_becomes_the_weight_it_names() -> None:
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ({"name": "tip"}, "weights.name is `tip`; it is one of "),
-        ({"keep": 0.5}, "weights.name is `None`; it is one of "),
-        ({"name": "entropy", "a": 1.0}, "`entropy` has no option `a`; its options are keep"),
+        ({"name": "tip"}, "name is `tip`; it must be one of "),
+        ({"keep": 0.5}, "name is `None`; it must be one of "),
+        (
+            {"name": "entropy", "a": 1.0},
+            '`a` is not an option of name = "entropy", which has `keep`',
+        ),
         ({"name": "entropy", "keep": 0.0}, "greater than 0"),
         ({"name": "pass_rate", "b": -1.0}, "greater than or equal to 0"),
     ],
