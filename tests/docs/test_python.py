@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.config import Record
+from stages.config.record_kinds import HeadTail
 from tests.stages.evaluation.cases import scored
 from tests.stages.training.cases import write_model
 
@@ -18,7 +18,7 @@ def test_every_block_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     teacher, _ = write_model(tmp_path / "teacher", 1), write_model(tmp_path / "student", 2)
-    scored(tmp_path / "store" / "teacher-logits-0123456789ab", teacher, Record(), split="train")
+    scored(tmp_path / "store" / "teacher-logits-0123456789ab", teacher, HeadTail(), split="train")
     blocks = BLOCK.findall(PAGE.read_text())
     assert len(blocks) == 7
     page: dict[str, object] = {}
