@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from pipeline.planning.config import RECIPE
-from stages.table import ByContent, Choice, Table
+from stages.table import ByContent, Choice, NotInKey, Table
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "config.md"
 
@@ -64,14 +64,16 @@ def _sections(
 def _title(path: str, table: type[Table]) -> str:
     if not path:
         return "Top level"
-    if not issubclass(table, Choice):
+    name = table.model_fields[table.chosen_by].default if issubclass(table, Choice) else None
+    if not isinstance(name, str):
         return f"`[{path}]`"
     return f'`[{path}]` with `{table.chosen_by} = "{table.model_fields[table.chosen_by].default}"`'
 
 
 def _row(name: str, field: FieldInfo, in_key: bool, elsewhere: list[str]) -> str:
     content = any(isinstance(mark, ByContent) for mark in field.metadata)
-    key = "content" if content else "yes" if in_key else ""
+    outside = any(isinstance(mark, NotInKey) for mark in field.metadata)
+    key = "content" if content else "yes" if in_key and not outside else ""
     meaning = _paragraph(field.description or "")
     meaning += f" As `[{elsewhere[0]}]`." if elsewhere else ""
     kind = _type(field.annotation)
@@ -82,8 +84,7 @@ def _tables(annotation: Any, name: str) -> Iterator[tuple[type[Table], str]]:
     """The tables a field may hold, with the name each stands under in a recipe."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if isinstance(annotation, type) and issubclass(annotation, Table):
-        members = _members(annotation) if issubclass(annotation, Choice) else [annotation]
-        yield from ((member, name) for member in members)
+        yield from ((member, name) for member in _members(annotation) or [annotation])
     elif origin in (Union, types.UnionType):
         for each in inner:
             yield from _tables(each, name)
@@ -93,13 +94,12 @@ def _tables(annotation: Any, name: str) -> Iterator[tuple[type[Table], str]]:
         yield from _tables(inner[0], name)
 
 
-def _members(choice: type[Choice]) -> Iterator[type[Choice]]:
-    """The tables among which a recipe chooses one by name, in an order of their own."""
-    if isinstance(choice.model_fields[choice.chosen_by].default, str):
-        yield choice
-    for below in sorted(choice.__subclasses__(), key=lambda one: one.__name__):
-        if below.__module__.startswith("stages."):  # not one that a test or a plug-in adds
-            yield from _members(below)
+def _members(family: type[Table]) -> list[type[Table]]:
+    """The tables among which a recipe chooses by name, without those that a test has added."""
+    if Choice not in family.__bases__:
+        return []
+    known: dict[str, type[Table]] = cast("type[Choice]", family).known
+    return [known[name] for name in sorted(known) if known[name].__module__.startswith("stages.")]
 
 
 def _type(annotation: Any) -> str:
