@@ -93,13 +93,13 @@ class Choice(Table):
         return field.default if field and isinstance(field.default, str) else None
 
     @classmethod
-    def of(cls, name: object) -> type[Self]:
+    def of(cls, name: str | None) -> type[Self]:
         """The member called `name`.
 
         Raises:
             ValueError: there is none.
         """
-        if name in cls.known:
+        if name is not None and name in cls.known:
             return cls.known[name]
         known = ", ".join(sorted(cls.known))
         field = f"{cls.__name__.lower()}.{cls.chosen_by}"
@@ -110,7 +110,7 @@ class Choice(Table):
     def _by_name(cls, values: object, validate: ModelWrapValidatorHandler[Self]) -> Any:
         """A class that is no member stands for the one that the table names."""
         if isinstance(values, Mapping) and cls._own_name() is None:
-            table = cast("Mapping[str, object]", values)
+            table = cast("Mapping[str, Any]", values)
             return cls.of(table.get(cls.chosen_by, cls.unnamed)).model_validate(table)
         return validate(values)
 

@@ -64,10 +64,14 @@ def _sections(
 def _title(path: str, table: type[Table]) -> str:
     if not path:
         return "Top level"
-    name = table.model_fields[table.chosen_by].default if issubclass(table, Choice) else None
-    if not isinstance(name, str):
+    if not issubclass(table, Choice):
         return f"`[{path}]`"
-    return f'`[{path}]` with `{table.chosen_by} = "{table.model_fields[table.chosen_by].default}"`'
+    name = table.model_fields[table.chosen_by].default
+    return (
+        f'`[{path}]` with `{table.chosen_by} = "{name}"`'
+        if isinstance(name, str)
+        else f"`[{path}]`"
+    )
 
 
 def _row(name: str, field: FieldInfo, in_key: bool, elsewhere: list[str]) -> str:

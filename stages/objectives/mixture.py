@@ -60,7 +60,7 @@ class Term(Objective):
         return self.on != "all"
 
     @classmethod
-    def of(cls, name: object) -> Any:
+    def of(cls, name: str | None) -> Any:
         """The table of the objective called `name` as a term.
 
         Raises:
