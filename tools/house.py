@@ -10,6 +10,7 @@ An import inside a function counts like one at the top: it is a dependency all t
 """
 
 import ast
+import re
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 PRODUCT = ("pipeline", "stages", "storage")
+EXTEND = ROOT / "docs" / "extend.md"
 
 Graph = Mapping[str, frozenset[str]]
 """Module -> the modules of this repository that it imports."""
@@ -138,28 +140,56 @@ def calls_to_loss(arguments: list[str]) -> list[str]:
     return found[::-1]
 
 
-def _train_once() -> list[str]:
-    """`calls_to_loss` of the tiny recipe's student, everything before it made in processes."""
+def train_once() -> list[str]:
+    """`calls_to_loss` of a small model on the demo's corpus, for one step."""
     with tempfile.TemporaryDirectory() as store:
-        tiny = str(ROOT / "tests" / "e2e" / "tiny.toml")
-        engine = [f"--set={table}.run.engine=transformers" for table in ("sft-data", "rollouts")]
-        recipe = ["--config", tiny, f"--set=store={store}", *engine]
-        before = [sys.executable, "-m", "pipeline", "run", "teacher-logits", *recipe]
+        recipe = ["--recipe", "demo", "--set", f"store={store}", "--set", "corpus.count=64"]
+        recipe += ["--set", "pretrain.teacher.steps=1"]
+        before = [sys.executable, "-m", "pipeline", "run", "corpus", *recipe]
         subprocess.run(before, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-        return calls_to_loss(["run", "train.reverse_kl", "--here", *recipe])
+        return calls_to_loss(["run", "pretrain.teacher", "--here", *recipe])
 
 
-def main() -> None:
-    """Print every figure."""
+def touch_points(page: str) -> dict[str, dict[str, int]]:
+    """Product files that the examples of docs/extend.md add or change, by section.
+
+    Returns:
+        For each section that has an example: by path, 0 for a new file, else the lines added to it.
+    """
+    out: dict[str, dict[str, int]] = {}
+    sections = re.split(r"^## (.+)\n", page, flags=re.MULTILINE)
+    for name, text in zip(sections[1::2], sections[2::2], strict=True):
+        files: dict[str, int] = {}
+        for kind, block in re.findall(r"^```(python|diff)\n(.*?)^```$", text, re.DOTALL | re.M):
+            path = re.match(r"# (\S+/\S+)\n", block)
+            if path and path[1].partition("/")[0] in PRODUCT:
+                added = len(re.findall(r"^\+", block, re.M)) if kind == "diff" else 0
+                files[path[1]] = files.get(path[1], 0) + added
+        if files:
+            out[name] = files
+    return out
+
+
+def report() -> str:
+    """Every figure, as text."""
     graph = import_graph()
-    print("modules in an import circle:", ", ".join(circle(graph)) or "none")  # noqa: T201
-    print("folders in an import circle:", ", ".join(circle(folders(graph))) or "none")  # noqa: T201
-    print("upward imports:", ", ".join(upward(graph)) or "none")  # noqa: T201
-    print("lines of product code:", lines())  # noqa: T201
-    calls = _train_once()
-    print(f"function calls from the command line to the loss: {len(calls)}")  # noqa: T201
-    print("\n".join(f"    {call}" for call in calls))  # noqa: T201
+    calls = train_once()
+    lines_ = [
+        f"modules in an import circle: {', '.join(circle(graph)) or 'none'}",
+        f"folders in an import circle: {', '.join(circle(folders(graph))) or 'none'}",
+        f"upward imports: {', '.join(upward(graph)) or 'none'}",
+        f"lines of product code: {lines()}",
+        f"function calls from the command line to the loss: {len(calls) - 1}",
+        *(f"    {call}" for call in calls),
+        "product files that an extension touches:",
+    ]
+    for section, files in touch_points(EXTEND.read_text()).items():
+        shown = [
+            f"{path} (+{added})" if added else f"{path} (new)" for path, added in files.items()
+        ]
+        lines_.append(f"    {section}: {len(files)}, {', '.join(shown)}")
+    return "\n".join(lines_)
 
 
 if __name__ == "__main__":
-    main()
+    sys.stdout.write(report() + "\n")
