@@ -40,7 +40,7 @@ CONTEXT = 64
 """Longest sequence of the tiny model."""
 
 
-def write_model(directory: Path, *, rows: int | None = None, head_dim: int = 32) -> None:
+def write_chat_model(directory: Path, *, rows: int | None = None, head_dim: int = 32) -> Path:
     """A one-layer Qwen3 over the characters of the addition task, random but not uniform.
 
     Args:
@@ -48,36 +48,28 @@ def write_model(directory: Path, *, rows: int | None = None, head_dim: int = 32)
         rows: Size of the vocabulary; default that of the tokenizer, more is padding.
         head_dim: Width of an attention head.
     """
-    import torch
-
-    from tests.random_models import random_model
+    from tests.world import write_model
 
     make_tokenizer(Tokenizer(kind="characters"), [task("addition").characters], directory)
-    model = random_model(
-        0,
-        vocab_size=rows or len(load_tokenizer(directory)),
+    words = load_tokenizer(directory)
+    return write_model(
+        directory,
+        words=words,
+        sharpen="all",
+        by=6.0,
+        vocab_size=rows or len(words),
         hidden_size=2 * head_dim,
         intermediate_size=96,
         kv_heads=2,
         context=CONTEXT,
         tied=True,
-        begin=1,
-        end=2,
-        pad=0,
     )
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.ndim > 1:
-                weight.mul_(6.0)
-    model.save_pretrained(directory)
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directory of a tiny causal language model with tokenizer and chat template."""
-    directory = tmp_path_factory.mktemp("model")
-    write_model(directory)
-    return directory
+    return write_chat_model(tmp_path_factory.mktemp("model"))
 
 
 class EngineSlot:

@@ -2,14 +2,11 @@
 
 import os
 import subprocess
-from pathlib import Path
 
 import pytest
 
 from pipeline.graph import STAGES
-
-ROOT = Path(__file__).resolve().parent.parent
-
+from tests.command import ROOT
 
 # What an outer make hands down when `make test` runs this file.
 OUTER_MAKE = {"MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL"}

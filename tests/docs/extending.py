@@ -13,7 +13,8 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+from tests.command import ROOT
+
 PAGE = ROOT / "docs" / "extend.md"
 COPIED = ("pipeline", "stages", "storage", "tests", "tools")
 

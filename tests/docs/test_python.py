@@ -7,7 +7,7 @@ import pytest
 
 from stages.config.record_kinds import HeadTail
 from tests.stages.evaluation.cases import scored
-from tests.stages.training.cases import write_model
+from tests.world import write_model
 
 PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "python.md"
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.command import HERE, Outcome, afterglow
+from tests.command import TINY, Outcome, afterglow
 
 
 @pytest.fixture(scope="session")
@@ -16,6 +16,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def chain(store: Path) -> Outcome:
     """The chain, run to the end on the tiny recipe: real models, real vLLM, real shards."""
-    done = afterglow("run", "report", "--config", HERE / "tiny.toml", store=store)
+    done = afterglow("run", "report", *TINY, store=store)
     assert done.code == 0, done.err
     return done

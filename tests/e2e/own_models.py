@@ -8,7 +8,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from tests.random_models import random_model
+from tests.world import write_model
 
 TEMPLATE = (
     "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>{% endfor %}"
@@ -34,41 +34,36 @@ def large_byte_bpe(ids: int = 135_000) -> PreTrainedTokenizerFast:
     return fast
 
 
-def _end_id(tokenizer: PreTrainedTokenizerFast) -> int:
-    return tokenizer.get_vocab()["<|end|>"]
-
-
 def write_teacher(directory: Path, tokenizer: PreTrainedTokenizerFast) -> int:
     """An untied Llama with grouped-query attention and padded vocabulary rows; returns its V."""
     rows = (len(tokenizer) + 127) // 64 * 64
-    model = random_model(
+    write_model(
+        directory,
         1,
+        words=tokenizer,
+        by=1.0,
         vocab_size=rows,
         hidden_size=64,
         intermediate_size=96,
         context=128,
-        end=_end_id(tokenizer),
         family="llama",
     )
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
     return rows
 
 
 def write_student(directory: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     """A smaller, tied Qwen3 over the same tokenizer, without padded rows."""
-    model = random_model(
+    write_model(
+        directory,
         2,
-        vocab_size=len(tokenizer),
+        words=tokenizer,
+        by=1.0,
         hidden_size=32,
         intermediate_size=48,
         heads=1,
         context=128,
         tied=True,
-        end=_end_id(tokenizer),
     )
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
 
 
 def write_prompts(file: Path, count: int, first: int = 0) -> None:

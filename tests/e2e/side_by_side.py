@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from storage.manifest import read_manifest
-from tests.e2e.command import HERE, ROOT, Outcome
+from tests.command import ROOT, Outcome
 
-RECIPE = ("--config", HERE / "side_by_side.toml")
+RECIPE = ("--config", Path(__file__).with_name("side_by_side.toml"))
 TWO = ("--set", "teacher-logits.run.workers=2")
 
 

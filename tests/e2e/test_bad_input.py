@@ -9,9 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from storage.errors import ConfigError, DataError
-from tests.e2e.command import HERE, Outcome, afterglow, sets_named
+from tests.command import TINY, Outcome, afterglow, sets_named
 
-TINY = ("--config", HERE / "tiny.toml")
 BAD_DATA = DataError.exit_code
 
 

@@ -10,9 +10,8 @@ from storage.manifest import read_manifest
 from storage.rows import Rows
 from storage.sets import verify_set
 from storage.shard import read_rows
-from tests.e2e.command import HERE, Outcome, afterglow, sets_named
+from tests.command import TINY, Outcome, afterglow, sets_named
 
-TINY = ("--config", HERE / "tiny.toml")
 STUDENTS = ("continued-sft", "lightning", "reverse_kl")
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from storage.manifest import read_manifest
 from storage.stream import read_split
-from tests.e2e.command import Outcome, afterglow
+from tests.command import Outcome, afterglow
 from tests.e2e.own_models import large_byte_bpe, write_prompts, write_student, write_teacher
 
 CONFIG = """

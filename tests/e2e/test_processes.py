@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.command import HERE, ROOT, afterglow
-
-TINY = ("--config", HERE / "tiny.toml")
+from tests.command import ROOT, TINY, afterglow
 
 
 @pytest.mark.e2e

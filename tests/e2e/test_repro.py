@@ -9,7 +9,7 @@ from pipeline.planning.document import BEGIN, END
 from storage.errors import DataError
 from storage.manifest import read_manifest
 from storage.sets import verify_set
-from tests.e2e.command import Outcome, afterglow
+from tests.command import Outcome, afterglow
 
 SMALL = {
     "corpus.text": '["{stdlib}/json"]',

@@ -5,7 +5,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.e2e.command import afterglow
+from tests.command import afterglow
 from tests.e2e.side_by_side import RECIPE, TWO, after_first_part, end, start, take_away
 
 

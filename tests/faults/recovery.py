@@ -32,8 +32,8 @@ from storage.manifest import read_manifest
 from storage.sets import verify_set
 from storage.shard import find_part
 from storage.store import Store
+from tests.command import TINY_RECIPE
 
-TINY = Path(__file__).parents[1] / "e2e" / "tiny.toml"
 OVERRIDES = [
     "corpus.count=1024",
     "corpus.sequences_per_part=64",
@@ -66,7 +66,7 @@ Row = dict[str, int]
 
 def plan(root: Path, target: str) -> tuple[list[Planned], Store]:
     """The node and all it needs, and their store."""
-    recipe = load_recipe(None, [TINY], [*OVERRIDES, f"store={root}"])
+    recipe = load_recipe(None, [TINY_RECIPE], [*OVERRIDES, f"store={root}"])
     store = Store(root)
     return resolve(select(build(recipe), [target]), store, ready=True), store
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from storage.errors import RetryError
-from tests.e2e.command import ROOT, Outcome, afterglow
+from tests.command import ROOT, Outcome, afterglow
 
 SMALL = ("--set", "corpus.count=96", "--set", "corpus.sequences_per_part=32")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from storage.errors import RetryError
-from tests.e2e.command import Outcome, afterglow
+from tests.command import Outcome, afterglow
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from stages.config.record_kinds import Sampled
-from tests.e2e.command import ROOT, Outcome
+from tests.command import ROOT, Outcome
 from tests.stages.attribution.cases import answers, perturbed, records, train_teacher
 
 

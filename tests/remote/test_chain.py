@@ -11,11 +11,9 @@ from storage.files.remote import Remote
 from storage.manifest import read_manifest
 from storage.rows import Rows
 from storage.shard import read_rows
-from tests.e2e.command import HERE, Outcome, afterglow
+from tests.command import ROOT, TINY, Outcome, afterglow
 from tests.remote.proxy import FAULTS, Plan
 from tests.storage.make import same_rows
-
-TINY = ("--config", HERE / "tiny.toml")
 
 
 def command(store: Remote, *arguments: str) -> Outcome:
@@ -51,7 +49,7 @@ def test_stages_run_on_an_object_store(prefix: Remote, proxy: Plan, tmp_path: Pa
         [sys.executable, "-m", "pipeline", "verify", *map(str, sets)],
         capture_output=True,
         text=True,
-        cwd=HERE.parent.parent,
+        cwd=ROOT,
         env=os.environ,
     )
     assert verified.returncode == 0, verified.stderr
@@ -87,8 +85,7 @@ def test_the_whole_chain_runs_through_faults(prefix: Remote, proxy: Plan, tmp_pa
 def test_two_runners_at_once_leave_one_valid_set(prefix: Remote) -> None:
     arguments = [sys.executable, "-m", "pipeline", "run", "corpus", *map(str, TINY)]
     arguments += ["--set", f"store={prefix}"]
-    root = HERE.parent.parent
-    both = [subprocess.Popen(arguments, cwd=root, stdout=subprocess.DEVNULL) for _ in range(2)]
+    both = [subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
     (manifest,) = prefix.glob("corpus-*/manifest.json")
     assert len(rows_of(manifest.parent)) == 512

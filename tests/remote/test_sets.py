@@ -19,10 +19,10 @@ from storage.rows import Rows
 from storage.sets import verify_set
 from storage.shard import find_part, read_rows
 from storage.stream import Stream
+from tests.command import ROOT
 from tests.remote.proxy import FAULTS, Plan
 from tests.storage.make import meta_of, same_rows, write_set
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 SIZES = (100, 70)
 GROUPS = 4 + 3
 

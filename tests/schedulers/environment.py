@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.command import ROOT
+from tests.command import ROOT
 
 DAGS = ROOT / "dags"
 SMALL = Path(__file__).with_name("small.toml")

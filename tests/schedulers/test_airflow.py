@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.graph import STAGES
-from tests.e2e.command import HERE as E2E
+from tests.command import TINY_RECIPE
 from tests.schedulers.airflow import Airflow, Json
 from tests.schedulers.environment import Flaky
 
@@ -73,7 +73,7 @@ def first(airflow: Airflow, store: Path) -> dict[str, Json]:
 
 
 def conf(store: Path) -> Json:
-    return {"config": [str(E2E / "tiny.toml")], "overrides": [f"store={store}"]}
+    return {"config": [str(TINY_RECIPE)], "overrides": [f"store={store}"]}
 
 
 def states(tasks: dict[str, Json]) -> dict[str, str]:

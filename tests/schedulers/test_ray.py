@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.e2e.command import ROOT, afterglow
+from tests.command import ROOT, afterglow
 from tests.e2e.side_by_side import RECIPE, TWO, after_first_part, end, start, take_away
 
 pytestmark = [pytest.mark.scheduler, pytest.mark.timeout(900)]

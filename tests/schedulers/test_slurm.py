@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.command import ROOT
+from tests.command import ROOT
 from tests.schedulers import slurm
 from tests.schedulers.environment import SMALL, Flaky
 

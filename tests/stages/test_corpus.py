@@ -14,11 +14,11 @@ from stages.job import Job
 from stages.models.identity import tokenizer_hash
 from stages.models.tokenizer import load_tokenizer, make_tokenizer
 from storage.errors import DataError
-from storage.manifest import Manifest, read_manifest, write_manifest
+from storage.manifest import Manifest
 from storage.rows import Rows
 from storage.sets import verify_set
-from storage.shard import read_rows
-from storage.store import Store
+from tests.storage import make
+from tests.world import make_job, run
 
 TEXTS = {
     "a.txt": "the cat sat on the mat\n" * 40,
@@ -37,28 +37,21 @@ def library(tmp_path: Path) -> Path:
     return folder
 
 
-def make_job(root: Path, **fields: Any) -> Job[Corpus]:
-    config = Corpus.model_validate(fields)
-    return Job("corpus", "corpus", "c0" * 32, {"version": 1}, config, 0, {}, Store(root))
+def task_job(root: Path, **fields: Any) -> Job[Corpus]:
+    return make_job(root, "corpus", Corpus.model_validate(fields))
 
 
 def text_job(root: Path, library: Path, **fields: Any) -> Job[Corpus]:
     small = {"tokenizer": {"vocab_size": 280}, "sequence_length": 16, "holdout": 0.2}
-    return make_job(root, **{"text": (str(library),), **small, **fields})
+    return task_job(root, **{"text": (str(library),), **small, **fields})
 
 
 def complete(job: Job[Corpus]) -> Manifest:
-    job.directory.mkdir(parents=True, exist_ok=True)
-    with corpus.open_engine(job) as engine:
-        for spec in reversed(corpus.plan(job)):
-            corpus.run_shard(job, spec, engine)
-    return write_manifest(job.directory, corpus.commit(job))
+    return run(job, backwards=True)
 
 
 def rows_of(job: Job[Corpus], split: str | None = None) -> Rows:
-    parts = read_manifest(job.directory).parts
-    chosen = [part for part in parts if split in (None, part.split)]
-    return Rows.concat([rows for part in chosen for rows in read_rows(job.directory / part.file)])
+    return make.rows_of(job.directory, split)
 
 
 def by_id(rows: Rows) -> list[dict[str, Any]]:
@@ -159,12 +152,12 @@ def test_bytes_that_are_not_utf8_are_named_with_their_offset(
 
 def test_files_without_text_are_refused(tmp_path: Path, library: Path) -> None:
     with pytest.raises(DataError, match=r"b\.txt: no text"):
-        corpus.plan(make_job(tmp_path, text=(str(library / "b.txt"),)))
+        corpus.plan(task_job(tmp_path, text=(str(library / "b.txt"),)))
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere\.txt: no such file"):
-        corpus.plan(make_job(tmp_path, text=("nowhere.txt",)))
+        corpus.plan(task_job(tmp_path, text=("nowhere.txt",)))
 
 
 def test_a_tokenizer_without_end_token_is_refused(tmp_path: Path, library: Path) -> None:
@@ -182,7 +175,7 @@ def test_a_tokenizer_without_end_token_is_refused(tmp_path: Path, library: Path)
 
 def test_a_task_becomes_its_problems(tmp_path: Path) -> None:
     characters = {"kind": "characters"}
-    job = make_job(tmp_path, task="addition", count=60, seed=3, tokenizer=characters, holdout=0.1)
+    job = task_job(tmp_path, task="addition", count=60, seed=3, tokenizer=characters, holdout=0.1)
     complete(job)
     tokenizer = load_tokenizer(job.site / "tokenizer")
     assert len(tokenizer) == 3 + len(task("addition").characters)

@@ -25,7 +25,7 @@ from storage.errors import DataError, EngineError
 from storage.manifest import SetIdentity, build_manifest, write_manifest
 from storage.sets import verify_set
 from tests.stages.evaluation.cases import scored
-from tests.stages.training.cases import END, make_job, write_model
+from tests.world import END, make_job, write_model
 
 PROMPTS = ["ab", "c", "dea", "gh", "ij", "ba"]
 MAX_TOKENS = 5

@@ -26,9 +26,10 @@ from storage.errors import ConfigError, DataError, EngineError
 from storage.manifest import Manifest, SetIdentity, build_manifest, read_manifest, write_manifest
 from storage.rows import Rows
 from storage.sets import verify_set
-from storage.shard import read_meta, read_rows
-from storage.store import Store
+from storage.shard import read_meta
 from tests.conftest import CONTEXT, EngineSlot
+from tests.storage import make
+from tests.world import make_job, run
 
 TASK: dict[str, Any] = {
     "prompts": {"task": "addition", "first": 100, "limit": 10},
@@ -40,30 +41,23 @@ TASK: dict[str, Any] = {
 }
 
 
-def make_job(module: ModuleType, root: Path, model: Path, seed: int = 0, **fields: Any) -> Job[Any]:
-    """A job of either stage; keys differ as the settings do."""
+def job_of(module: ModuleType, root: Path, model: Path, seed: int = 0, **fields: Any) -> Job[Any]:
+    """A job of either stage."""
     made_here = module is rollouts
     table, role = (Rollouts, "model") if made_here else (SftData, "teacher")
     config = table.model_validate({**TASK, **({"holdout": 0.2} if made_here else {}), **fields})
-    key = f"{abs(hash((config.model_dump_json(), seed, str(root)))):064x}"
     stage = module.__name__.removeprefix("stages.").replace("_", "-")
-    inputs = {role: Input(str(model))}
-    return Job(stage, stage, key, {"version": 1}, config, seed, inputs, Store(root))
+    return make_job(root, stage, config, {role: Input(str(model))}, seed)
 
 
-def complete(module: Any, job: Job[Any], engine: Generator) -> Manifest:
-    """Every part in an odd order, then the manifest: what runners do between them."""
-    job.directory.mkdir(parents=True)
-    for spec in reversed(module.plan(job)):
-        module.run_shard(job, spec, engine)
-    return write_manifest(job.directory, module.commit(job))
+def complete(job: Job[Any], engine: Generator) -> Manifest:
+    """Made from the last part to the first by an engine that is there."""
+    return run(job, engine=engine, backwards=True)
 
 
 def rows_of(job: Job[Any], split: str | None = None) -> Rows:
     """All rows of a set in its own order."""
-    parts = read_manifest(job.directory).parts
-    chosen = [part for part in parts if split in (None, part.split)]
-    return Rows.concat([rows for part in chosen for rows in read_rows(job.directory / part.file)])
+    return make.rows_of(job.directory, split)
 
 
 def by_id(rows: Rows) -> dict[int, dict[str, Any]]:
@@ -80,8 +74,8 @@ def done(
     tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, vllm_slot: EngineSlot
 ) -> Job[Any]:
     """A finished set of rollouts."""
-    job = make_job(rollouts, tmp_path_factory.mktemp("store"), tiny_model)
-    complete(rollouts, job, vllm_slot.open(tiny_model))
+    job = job_of(rollouts, tmp_path_factory.mktemp("store"), tiny_model)
+    complete(job, vllm_slot.open(tiny_model))
     return job
 
 
@@ -180,8 +174,8 @@ def test_right_and_wrong_responses_are_marked(
 ) -> None:
     """Reference answers taken from what the model says: every other one right, one without."""
     settings = {"sampling": {"max_tokens": 12}, "n": 1, "verifier": {"kind": "exact_match"}}
-    first = make_job(sft_data, tmp_path / "first", tiny_model, **settings)
-    complete(sft_data, first, vllm_engine)
+    first = job_of(sft_data, tmp_path / "first", tiny_model, **settings)
+    complete(first, vllm_engine)
     tokenizer = load_tokenizer(tiny_model)
     said = sorted(by_id(rows_of(first)).values(), key=lambda one: one["prompt_id"])
     lines = []
@@ -194,8 +188,8 @@ def test_right_and_wrong_responses_are_marked(
     path = tmp_path / "prompts.jsonl"
     path.write_text("\n".join([json.dumps({"prompt": "0"})] * 100 + lines))
     source = {"path": str(path), "first": 100}
-    again = make_job(sft_data, tmp_path / "again", tiny_model, **settings, prompts=source)
-    complete(sft_data, again, vllm_engine)
+    again = job_of(sft_data, tmp_path / "again", tiny_model, **settings, prompts=source)
+    complete(again, vllm_engine)
     marked = sorted(by_id(rows_of(again)).values(), key=lambda one: one["prompt_id"])
     assert [one["tok"] for one in marked] == [one["tok"] for one in said]
     assert [one["outcome"] for one in marked] == [-1, 1, 0, 1, 0, 1, 0, 1, 0, 1]
@@ -209,8 +203,8 @@ def test_right_and_wrong_responses_are_marked(
 def test_parts_batches_and_attempts_change_nothing(
     done: Job[Any], tmp_path: Path, tiny_model: Path, vllm_engine: Generator
 ) -> None:
-    other = make_job(rollouts, tmp_path, tiny_model, sequences_per_part=30)
-    complete(rollouts, other, vllm_engine)
+    other = job_of(rollouts, tmp_path, tiny_model, sequences_per_part=30)
+    complete(other, vllm_engine)
     assert by_id(rows_of(other)) == by_id(rows_of(done))
     assert rows_of(other)["seq_id"].tolist() == rows_of(done)["seq_id"].tolist()
 
@@ -220,8 +214,8 @@ def test_fewer_prompts_are_part_of_the_same_draws(
     done: Job[Any], tmp_path: Path, tiny_model: Path, vllm_engine: Generator
 ) -> None:
     fewer = {"task": "addition", "first": 102, "limit": 3}
-    job = make_job(rollouts, tmp_path, tiny_model, prompts=fewer)
-    complete(rollouts, job, vllm_engine)
+    job = job_of(rollouts, tmp_path, tiny_model, prompts=fewer)
+    complete(job, vllm_engine)
     everything = by_id(rows_of(done))
     assert {i: everything[i] for i in range(306, 315)} == by_id(rows_of(job))
 
@@ -231,10 +225,10 @@ def test_seed_and_stage_change_the_draws(
     done: Job[Any], tmp_path: Path, tiny_model: Path, vllm_engine: Generator
 ) -> None:
     drawn = {i: one["tok"] for i, one in by_id(rows_of(done)).items()}
-    seeded = make_job(rollouts, tmp_path / "seed", tiny_model, seed=1)
-    staged = make_job(sft_data, tmp_path / "stage", tiny_model)
-    for module, job in ((rollouts, seeded), (sft_data, staged)):
-        complete(module, job, vllm_engine)
+    seeded = job_of(rollouts, tmp_path / "seed", tiny_model, seed=1)
+    staged = job_of(sft_data, tmp_path / "stage", tiny_model)
+    for job in (seeded, staged):
+        complete(job, vllm_engine)
         others = {i: one["tok"] for i, one in by_id(rows_of(job)).items()}
         assert others.keys() == drawn.keys()
         assert sum(others[i] == drawn[i] for i in drawn) < 6
@@ -248,8 +242,8 @@ def test_seed_and_stage_change_the_draws(
 def test_sft_data_names_the_teacher_and_keeps_its_tokenizer(
     tmp_path: Path, tiny_model: Path, vllm_engine: Generator
 ) -> None:
-    job = make_job(sft_data, tmp_path, tiny_model)
-    manifest = complete(sft_data, job, vllm_engine)
+    job = job_of(sft_data, tmp_path, tiny_model)
+    manifest = complete(job, vllm_engine)
     assert manifest.teacher == model_identity(tiny_model, "float32").to_json()
     kept = {file.path for file in manifest.files}
     assert {"tokenizer/tokenizer.json", "tokenizer/chat_template.jinja"} <= kept
@@ -270,8 +264,8 @@ def test_rollouts_hand_on_the_teacher_of_their_model(
         reference, SetIdentity("sft", 1, "0" * 64, "sft", "model", {}, teacher=teacher)
     )
     write_manifest(reference, made)
-    job = make_job(rollouts, tmp_path / "store", reference)
-    assert complete(rollouts, job, vllm_engine).teacher == teacher
+    job = job_of(rollouts, tmp_path / "store", reference)
+    assert complete(job, vllm_engine).teacher == teacher
 
 
 @pytest.mark.engine
@@ -286,7 +280,7 @@ def test_a_model_from_elsewhere_has_no_known_teacher(done: Job[Any]) -> None:
 def test_a_prompt_too_long_for_the_model_stops_the_plan(tmp_path: Path, tiny_model: Path) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "1+1="}\n{"prompt": "' + "1+" * 40 + '"}\n')
-    job = make_job(rollouts, tmp_path, tiny_model, prompts={"path": str(path)})
+    job = job_of(rollouts, tmp_path, tiny_model, prompts={"path": str(path)})
     message = rf"prompts\.jsonl, row 1: the prompt has 81 tokens, .* context is {CONTEXT}"
     with pytest.raises(DataError, match=message):
         rollouts.plan(job)
@@ -295,15 +289,15 @@ def test_a_prompt_too_long_for_the_model_stops_the_plan(tmp_path: Path, tiny_mod
 def test_an_engine_limit_that_would_cut_responses_is_refused(
     tmp_path: Path, tiny_model: Path
 ) -> None:
-    job = make_job(rollouts, tmp_path, tiny_model, run={"max_model_len": 12})
+    job = job_of(rollouts, tmp_path, tiny_model, run={"max_model_len": 12})
     with pytest.raises(ConfigError, match=r"run\.max_model_len = 12"), rollouts.open_engine(job):
         raise AssertionError("the engine started")
 
 
 def test_a_stage_opens_its_own_engine(tmp_path: Path, tiny_model: Path) -> None:
-    job = make_job(rollouts, tmp_path, tiny_model, run={"engine": "transformers"})
+    job = job_of(rollouts, tmp_path, tiny_model, run={"engine": "transformers"})
     with rollouts.open_engine(job) as engine:
-        complete(rollouts, job, engine)
+        complete(job, engine)
     assert len(rows_of(job)) == 30
 
 
@@ -316,7 +310,7 @@ def test_a_model_of_damaged_weights_is_an_error_and_leaves_nothing(
     weights = load_file(damaged / "model.safetensors")
     weights["model.norm.weight"] = torch.full_like(weights["model.norm.weight"], torch.nan)
     save_file(weights, damaged / "model.safetensors", {"format": "pt"})
-    job = make_job(rollouts, tmp_path / "store", damaged)
+    job = job_of(rollouts, tmp_path / "store", damaged)
     job.directory.mkdir(parents=True)
     with ExitStack() as stack:
         if name == "vllm":

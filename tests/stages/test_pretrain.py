@@ -12,7 +12,7 @@ from stages.job import Input, Job
 from stages.models.model import load_model
 from stages.training.metrics import read
 from storage.errors import ConfigError
-from tests.stages.training.cases import commit, make_job, rollouts, weights, write_model
+from tests.world import commit, make_job, rollouts, weights, write_model
 
 SHAPE = {"hidden_size": 16, "layers": 1, "heads": 2, "max_positions": 32}
 

@@ -14,33 +14,13 @@ from stages.job import Input, Job
 from stages.report import run
 from stages.reporting.table import (
     EVALUATION,
-    Row,
     format_table,
     legend,
     read_rows,
-    summarise,
-    with_gain,
 )
 from storage.errors import DataError
-from storage.store import Store
-
-SFT = {
-    "accuracy": 0.5,
-    "accuracy_se": 0.02,
-    "greedy": 0.625,
-    "pass@1": 0.5,
-    "pass@2": 0.6,
-    "pass@4": 0.7,
-    "tokens": 31.25,
-    "truncated": 0.01,
-    "reverse_kl": 0.25,
-    "reverse_kl_se": 0.01,
-    "reverse_kl_level": "unbiased",
-    "forward_kl": 0.5,
-    "forward_kl_level": "unbiased",
-    "ece": 0.04,
-}
-STUDENT = {**SFT, "accuracy": 0.91, "greedy": 0.95, "reverse_kl": 0.0123}
+from tests.stages.reporting.cases import SFT, STUDENT
+from tests.world import make_job
 
 
 def job(root: Path, evaluations: dict[str, dict[str, object]], **config: object) -> Job[Report]:
@@ -51,16 +31,7 @@ def job(root: Path, evaluations: dict[str, dict[str, object]], **config: object)
         directory.mkdir(parents=True)
         (directory / EVALUATION).write_text(json.dumps(content))
         inputs[name] = Input(str(directory), key="0" * 64)
-    return Job(
-        stage="report",
-        name="report",
-        key="ab" * 32,
-        payload={"version": 1},
-        config=Report.model_validate(config),
-        seed=0,
-        inputs=inputs,
-        store=Store(root),
-    )
+    return make_job(root, "report", Report.model_validate(config), inputs)
 
 
 def evaluation(metrics: dict[str, object], **story: object) -> dict[str, object]:
@@ -147,68 +118,6 @@ def test_evaluations_and_reports_of_the_previous_version_are_read(tmp_path: Path
 def test_reading_rows_of_no_report(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not a report"):
         read_rows(tmp_path)
-
-
-def test_text_columns_line_up() -> None:
-    rows: list[Row] = [
-        {"model": "a", "accuracy": 0.05},
-        {"model": "longer-name", "accuracy": 1.0, "gain": 0.95},
-    ]
-    text = format_table(rows)
-    header, first, second = text.splitlines()
-    assert first.index("5.0") + 3 == header.index("sampled %") + len("sampled %")
-    assert len(header) == len(second)
-
-
-def test_markdown_has_as_many_cells_in_every_line() -> None:
-    rows: list[Row] = [{"model": "a", **SFT}, {"model": "b", "greedy": 0.5}]
-    counts = {line.count("|") for line in format_table(rows, "markdown").splitlines()}
-    assert len(counts) == 1
-
-
-def test_summary_over_seeds() -> None:
-    runs: list[list[Row]] = [
-        [{"model": "sft", **SFT}, {"model": "x", **STUDENT, "accuracy": accuracy}]
-        for accuracy in (0.90, 0.94)
-    ]
-    runs = [with_gain(rows, "sft") for rows in runs]
-    sft, student = summarise(runs)
-    assert student["accuracy"] == pytest.approx(0.92)
-    assert student["accuracy_sd"] == pytest.approx(math.sqrt(2) * 0.02)
-    assert student["gain_sd"] == pytest.approx(student["accuracy_sd"])
-    assert sft["accuracy_sd"] == 0.0
-    assert student["seeds"] == 2
-    assert student["reverse_kl_level"] == "unbiased"
-    assert "accuracy_se" not in student
-    assert "92.0 +- 2.8" in format_table([sft, student])
-    assert "standard deviation over seeds" in legend([sft, student], "sft")[0]
-
-
-def test_summary_of_one_seed_has_no_spread() -> None:
-    (row,) = summarise([[{"model": "sft", **SFT}]])
-    assert row["accuracy"] == 0.5
-    assert not any(key.endswith("_sd") for key in row)
-
-
-def test_summary_keeps_texts_only_where_seeds_agree() -> None:
-    runs: list[list[Row]] = [
-        [{"model": "x", "reverse_kl_level": level, "kind": "same"}]
-        for level in ("unbiased", "biased")
-    ]
-    (row,) = summarise(runs)
-    assert row["kind"] == "same"
-    assert "reverse_kl_level" not in row
-
-
-def test_summary_refuses_reports_of_other_recipes() -> None:
-    with pytest.raises(DataError, match=r"different rows \(sft against sft, x\)"):
-        summarise([[{"model": "sft"}], [{"model": "sft"}, {"model": "x"}]])
-
-
-def test_legend_says_what_the_divergences_are() -> None:
-    text = "\n".join(legend([{"model": "x", **SFT}], "sft"))
-    assert "forward KL is unbiased, reverse KL is unbiased" in text
-    assert "standard error over prompts" in text
 
 
 def test_a_table_of_text_has_no_word_on_accuracy(tmp_path: Path) -> None:

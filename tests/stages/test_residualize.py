@@ -18,20 +18,22 @@ from stages.config.records import Residualize
 from stages.config.training import Student
 from stages.job import Input, Job
 from stages.models.model import load_model
-from stages.scoring.score import score_rows, scoring_head
 from storage.errors import ConfigError, DataError
-from storage.manifest import Manifest, SetIdentity, SetMeta, read_manifest, write_manifest
+from storage.manifest import read_manifest, write_manifest
 from storage.rows import Rows
-from storage.sets import commit_parts, verify_set
+from storage.sets import verify_set
 from storage.shard import PartWriter, find_part, read_meta, read_rows
 from storage.stream import read_split
-from tests.e2e.command import ROOT, afterglow
-from tests.stages.training.cases import (
-    VOCABULARY,
+from tests.command import ROOT, afterglow
+from tests.storage.make import rows_of
+from tests.world import (
+    commit,
     commit_model,
     identity,
     make_job,
     rollouts,
+    run,
+    score,
     weights,
     write_model,
 )
@@ -60,62 +62,24 @@ def make_foreign(root: Path, record: Record | None = None, *, same: bool = False
     commit_model(reference, identity(own))
     teacher = reference if same else write_model(root / "teacher", 3)
     record = record or HeadTail(tau=0.1, candidates=0)
-    model = load_model(teacher, "float32", "cpu")
     written = rollouts(load_model(reference, "float32", "cpu"), PER_PART * len(SPLITS), seed=4)
-    rows = score_rows(model, scoring_head(model), written, record, 0, vocab_size=VOCABULARY)
-    teacher_json = identity(teacher).to_json()
-    meta = SetMeta(
-        "teacher-logits",
-        KEY,
-        "records",
-        VOCABULARY,
-        record=record.described(),
-        teacher=teacher_json,
-    )
-    for index, split in enumerate(SPLITS):
-        with PartWriter(root / "records", index, meta, split) as writer:
-            writer.write(rows.slice(index * PER_PART, (index + 1) * PER_PART))
-    manifest = commit_parts(
+    rows = score(teacher, written, record)
+    parts = [rows.slice(first, first + PER_PART) for first in range(0, len(rows), PER_PART)]
+    commit(
         root / "records",
-        SetIdentity(
-            stage="teacher-logits",
-            version=1,
-            key=KEY,
-            name="teacher-logits",
-            kind="records",
-            payload={},
-            teacher=teacher_json,
-            tokenizer={"tokenizer": teacher_json["tokenizer"]},
-            meta={
-                "sampling": {"temperature": 1.0},
-                "full_support": True,
-                "record": record.described(),
-                "generator": identity(reference).to_json(),
-            },
-        ),
-        len(SPLITS),
+        {"train": parts[:-1], "holdout": parts[-1:]},
+        key=KEY,
+        record=record,
+        generator=identity(reference),
+        teacher=identity(teacher),
+        tokenizer={"tokenizer": identity(teacher).tokenizer},
     )
-    write_manifest(root / "records", manifest)
     return Foreign(root, root / "records")
 
 
 def job(foreign: Foreign, store: Path, **fields: object) -> Job[Residualize]:
     inputs = {"records": Input(str(foreign.source), KEY)}
     return make_job(store, "residualize", Residualize.model_validate(fields), inputs)
-
-
-def run(made: Job[Residualize]) -> Manifest:
-    """Plan, correct what is missing, commit: what the runner does."""
-    missing = [s for s in residualize.plan(made) if find_part(made.directory, s.index) is None]
-    with residualize.open_engine(made) as engine:
-        for spec in missing:
-            residualize.run_shard(made, spec, engine)
-    return write_manifest(made.directory, residualize.commit(made))
-
-
-def rows_of(directory: Path, split: str | None = None) -> Rows:
-    parts = [p for p in read_manifest(directory).parts if split in (None, p.split)]
-    return Rows.concat([rows for part in parts for rows in read_rows(directory / part.file)])
 
 
 @pytest.fixture(scope="module")
@@ -257,9 +221,7 @@ def test_scores_above_zero_reach_the_trainer(foreign: Foreign, tmp_path: Path) -
     made = job(foreign, tmp_path)
     with residualize.open_engine(made) as engine:
         raised = replace(engine, token_KV=engine.token_KV - 30, context_KPS=engine.context_KPS - 30)
-        for spec in residualize.plan(made):
-            residualize.run_shard(made, spec, raised)
-    write_manifest(made.directory, residualize.commit(made))
+    run(made, engine=raised)
     assert verify_set(made.directory) == []
     batch = next(read_split(made.directory, "train"))
     assert batch.lp is not None

@@ -13,7 +13,7 @@ from stages.models.model import load_model
 from stages.training.metrics import read
 from storage.errors import DataError
 from storage.manifest import read_manifest
-from tests.stages.training.cases import (
+from tests.world import (
     LETTERS,
     World,
     commit,
@@ -34,7 +34,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Input:
     """A base of another width than the teacher, without a chat template."""
-    return Input(str(write_model(tmp_path_factory.mktemp("base"), 5, hidden=24)))
+    return Input(str(write_model(tmp_path_factory.mktemp("base"), 5, hidden_size=24)))
 
 
 def job(base: Input, sequences: Input, store: Path, **settings: object) -> Job[Sft]:

@@ -23,15 +23,13 @@ from storage.manifest import (
     Manifest,
     Part,
     SetIdentity,
-    SetMeta,
     build_manifest,
     read_manifest,
     write_manifest,
 )
 from storage.rows import Rows
-from storage.sets import commit_parts, verify_set
-from storage.shard import PartWriter, find_part, read_meta, read_rows
-from storage.store import Store
+from storage.sets import verify_set
+from storage.shard import read_meta, read_rows
 from tests.stages.scoring.cases import (
     LETTERS,
     REAL,
@@ -41,6 +39,7 @@ from tests.stages.scoring.cases import (
     sequences,
     write_teacher,
 )
+from tests.world import commit, identity, make_job, run
 
 KEY = "5e" * 32
 SIZES = (40, 33, 7)
@@ -56,51 +55,30 @@ def write_sequences(
     vocab_size: int = REAL,
 ) -> Manifest:
     """A committed set of sequences that descends from `teacher`."""
-    identity = model_identity(teacher, "float32").to_json() if teacher else None
-    tokenizer = {"tokenizer": identity["tokenizer"] if identity else "", "chat_template": ""}
-    meta = SetMeta("rollouts", KEY, "sequences", vocab_size, candidates, None, tokenizer, identity)
-    for index, rows in enumerate(parts):
-        with PartWriter(directory, index, meta, SPLITS[index]) as writer:
-            writer.write(rows)
-    manifest = commit_parts(
+    known = identity(teacher) if teacher else None
+    splits = {
+        split: [part for part, name in zip(parts, SPLITS, strict=False) if name == split]
+        for split in dict.fromkeys(SPLITS)
+    }
+    return commit(
         directory,
-        SetIdentity(
-            "rollouts",
-            1,
-            KEY,
-            "rollouts",
-            "sequences",
-            {},
-            teacher=identity,
-            tokenizer=tokenizer,
-            meta={"candidates": candidates, "vocab_size": vocab_size, "full_support": True},
-        ),
-        len(parts),
+        splits,
+        key=KEY,
+        stage="rollouts",
+        vocab_size=vocab_size,
+        candidates=candidates,
+        teacher=known,
+        tokenizer={"tokenizer": known.tokenizer if known else "", "chat_template": ""},
+        sampling=None,
+        meta={"candidates": candidates, "vocab_size": vocab_size, "full_support": True},
     )
-    return write_manifest(directory, manifest)
 
 
-def make_job(root: Path, teacher: Path, source: Path, **config: Any) -> Job[TeacherLogits]:
+def job_of(root: Path, teacher: Path, source: Path, **config: Any) -> Job[TeacherLogits]:
     settings = {"record": {"tau": 0.05}, "run": {"tokens_per_batch": 64, "rows_per_chunk": 9}}
-    return Job(
-        stage="teacher-logits",
-        name="teacher-logits",
-        key="7e" * 32,
-        payload={"version": 1},
-        config=TeacherLogits.model_validate(settings | config),
-        seed=5,
-        inputs={"teacher": Input(str(teacher)), "sequences": Input(str(source), KEY)},
-        store=Store(root),
-    )
-
-
-def run(job: Job[TeacherLogits]) -> Manifest:
-    """Plan, score what is missing, commit: what the runner does."""
-    with teacher_logits.open_engine(job) as engine:
-        for spec in teacher_logits.plan(job):
-            if find_part(job.directory, spec.index) is None:
-                teacher_logits.run_shard(job, spec, engine)
-    return write_manifest(job.directory, teacher_logits.commit(job))
+    table = TeacherLogits.model_validate(settings | config)
+    inputs = {"teacher": Input(str(teacher)), "sequences": Input(str(source), KEY)}
+    return make_job(root, "teacher-logits", table, inputs, seed=5)
 
 
 def read_all(directory: Path, part: Part) -> Rows:
@@ -130,7 +108,7 @@ def source(tmp_path: Path, teacher: Path, parts: list[Rows]) -> Path:
 def test_parts_map_one_to_one(
     tmp_path: Path, teacher: Path, source: Path, parts: list[Rows]
 ) -> None:
-    job = make_job(tmp_path, teacher, source)
+    job = job_of(tmp_path, teacher, source)
     specs = teacher_logits.plan(job)
     assert [(s.index, s.first, s.count, s.split) for s in specs] == [
         (0, 0, 40, "train"),
@@ -152,7 +130,7 @@ def test_a_limit_scores_the_first_sequences_and_all_held_out(
     tmp_path: Path, teacher: Path, source: Path, limit: int, counts: list[int]
 ) -> None:
     jobs = [
-        make_job(tmp_path / str(index), teacher, source, **options)
+        job_of(tmp_path / str(index), teacher, source, **options)
         for index, options in enumerate(({}, {"limit": limit}))
     ]
     whole, some = (run(job) for job in jobs)
@@ -169,7 +147,7 @@ def test_a_limit_scores_the_first_sequences_and_all_held_out(
 def test_stored_log_p_is_within_a_thousandth_of_a_plain_forward(
     tmp_path: Path, teacher: Path, source: Path, parts: list[Rows]
 ) -> None:
-    job = make_job(tmp_path, teacher, source)
+    job = job_of(tmp_path, teacher, source)
     manifest = run(job)
     model = load(teacher)
     meta = read_meta(job.directory / manifest.parts[1].file)
@@ -190,7 +168,7 @@ def test_stored_log_p_is_within_a_thousandth_of_a_plain_forward(
 def test_the_manifest_says_who_scored_and_what_was_kept(
     tmp_path: Path, teacher: Path, source: Path
 ) -> None:
-    job = make_job(tmp_path, teacher, source)
+    job = job_of(tmp_path, teacher, source)
     manifest = run(job)
     identity = model_identity(teacher, "float32").to_json()
     assert manifest.kind == "records"
@@ -225,7 +203,7 @@ def test_the_manifest_says_who_scored_and_what_was_kept(
 def test_every_kind_is_written_and_read(
     tmp_path: Path, teacher: Path, source: Path, parts: list[Rows], record: dict[str, Any]
 ) -> None:
-    job = make_job(tmp_path, teacher, source, record=record)
+    job = job_of(tmp_path, teacher, source, record=record)
     manifest = run(job)
     scored = read_all(job.site, manifest.parts[2])
     temperature = record.get("temperature", 1.0)
@@ -241,7 +219,7 @@ def test_packed_records_are_the_same_records(
 ) -> None:
     record = {"kind": kind} | ({} if kind == "top_k" else {"copies": 2, "logp": True})
     jobs = {
-        layout: make_job(tmp_path / layout, teacher, source, layout=layout, record=record)
+        layout: job_of(tmp_path / layout, teacher, source, layout=layout, record=record)
         for layout in ("open", "packed")
     }
     plain, small = (run(job) for job in jobs.values())
@@ -256,7 +234,7 @@ def test_packed_records_are_the_same_records(
 
 
 def test_what_has_no_entries_is_never_packed(tmp_path: Path, teacher: Path, source: Path) -> None:
-    job = make_job(tmp_path, teacher, source, layout="packed", record={"kind": "sampled"})
+    job = job_of(tmp_path, teacher, source, layout="packed", record={"kind": "sampled"})
     (part, *_) = run(job).parts
     assert read_meta(job.directory / part.file).layout == "open"
     assert job.config.unused() > TeacherLogits().unused()
@@ -264,17 +242,17 @@ def test_what_has_no_entries_is_never_packed(tmp_path: Path, teacher: Path, sour
 
 def test_a_second_run_gives_the_same_bytes(tmp_path: Path, teacher: Path, source: Path) -> None:
     """Names of parts are digests: equal names are equal bytes."""
-    job = make_job(tmp_path / "a", teacher, source)
+    job = job_of(tmp_path / "a", teacher, source)
     names = [part.file for part in run(job).parts]
-    again = make_job(tmp_path / "b", teacher, source)
+    again = job_of(tmp_path / "b", teacher, source)
     assert [part.file for part in run(again).parts] == names
 
 
 def test_execution_options_leave_the_records_alone(
     tmp_path: Path, teacher: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = make_job(tmp_path / "a", teacher, source)
-    two = make_job(
+    one = job_of(tmp_path / "a", teacher, source)
+    two = job_of(
         tmp_path / "b", teacher, source, run={"tokens_per_batch": 7, "rows_per_chunk": 1000}
     )
     expected = run(one)
@@ -290,7 +268,7 @@ def test_execution_options_leave_the_records_alone(
 def test_missing_parts_stop_the_commit_and_are_made_up_for(
     tmp_path: Path, teacher: Path, source: Path
 ) -> None:
-    job = make_job(tmp_path, teacher, source)
+    job = job_of(tmp_path, teacher, source)
     specs = teacher_logits.plan(job)
     with teacher_logits.open_engine(job) as engine:
         done = teacher_logits.run_shard(job, specs[1], engine)
@@ -306,7 +284,7 @@ def test_a_corpus_is_scored_without_candidates_and_reference(tmp_path: Path, tea
     tokenizer = tmp_path / "corpus" / "tokenizer"
     tokenizer.mkdir()
     (tokenizer / "tokenizer.json").write_bytes((teacher / "tokenizer.json").read_bytes())
-    job = make_job(tmp_path, teacher, tmp_path / "corpus", record={"candidates": 0})
+    job = job_of(tmp_path, teacher, tmp_path / "corpus", record={"candidates": 0})
     manifest = run(job)
     scored = read_all(job.site, manifest.parts[0])
     assert "ref_lp" not in scored
@@ -319,7 +297,7 @@ def test_progress_is_logged(
 ) -> None:  # fmt: skip
     monkeypatch.setattr(teacher_logits, "_SECONDS", 0.0)
     with caplog.at_level(logging.INFO, "stages.teacher_logits"):
-        manifest = run(make_job(tmp_path, teacher, source))
+        manifest = run(job_of(tmp_path, teacher, source))
     lines = [record.getMessage() for record in caplog.records]
     total = manifest.parts[0].tokens
     assert any(f"part 0: {total:,} of {total:,} positions" in line for line in lines)
@@ -341,8 +319,8 @@ def test_another_teacher_is_refused(
 ) -> None:
     other = write_teacher(tmp_path / "other", seed=1)
     with pytest.raises(DataError, match=r"differing: model.safetensors"):
-        open_and_close(make_job(tmp_path, other, source))
-    job = make_job(tmp_path, other, source, consistency="warn")
+        open_and_close(job_of(tmp_path, other, source))
+    job = job_of(tmp_path, other, source, consistency="warn")
     manifest = run(job)
     assert "differing: model.safetensors" in caplog.text
     assert manifest.teacher == model_identity(other, "float32").to_json()
@@ -351,20 +329,20 @@ def test_another_teacher_is_refused(
 def test_another_chat_template_is_refused_and_another_dtype_is_said(
     tmp_path: Path, teacher: Path, source: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    job = make_job(tmp_path, teacher, source)
+    job = job_of(tmp_path, teacher, source)
     half = replace(job.inputs["teacher"], dtype="bfloat16")
     open_and_close(replace(job, inputs={**job.inputs, "teacher": half}))
     assert "its teacher ran in float32, the teacher in use runs in bfloat16" in caplog.text
     other = Path(shutil.copytree(teacher, tmp_path / "other"))
     (other / "chat_template.jinja").write_text("{{ messages[0].content }}!")
     with pytest.raises(DataError, match=r"differing: chat template"):
-        open_and_close(make_job(tmp_path, other, source))
+        open_and_close(job_of(tmp_path, other, source))
 
 
 def test_another_tokenizer_is_refused_even_under_warn(tmp_path: Path, source: Path) -> None:
     other = write_teacher(tmp_path / "other", letters=LETTERS[::-1])
     with pytest.raises(DataError, match="token ids would not match"):
-        open_and_close(make_job(tmp_path, other, source, consistency="warn"))
+        open_and_close(job_of(tmp_path, other, source, consistency="warn"))
 
 
 @pytest.mark.parametrize("vocab_size", [REAL - 1, ROWS + 1])
@@ -376,24 +354,24 @@ def test_another_vocabulary_is_refused(
     small = Rows(rows.columns | columns, rows.offsets)
     write_sequences(tmp_path / "set", [small], teacher, vocab_size=vocab_size)
     with pytest.raises(DataError, match=f"its vocabulary has {vocab_size} ids, the teacher's 90"):
-        open_and_close(make_job(tmp_path, teacher, tmp_path / "set"))
+        open_and_close(job_of(tmp_path, teacher, tmp_path / "set"))
 
 
 def test_a_vocabulary_that_differs_by_padding_is_fine(
     tmp_path: Path, teacher: Path, parts: list[Rows]
 ) -> None:
     write_sequences(tmp_path / "set", parts[:1], teacher, vocab_size=ROWS)
-    manifest = run(make_job(tmp_path, teacher, tmp_path / "set"))
+    manifest = run(job_of(tmp_path, teacher, tmp_path / "set"))
     assert manifest.meta["vocab_size"] == REAL
 
 
 def test_more_candidates_than_the_set_keeps_are_refused(
     tmp_path: Path, teacher: Path, source: Path
 ) -> None:
-    job = make_job(tmp_path, teacher, source, record={"candidates": 5})
+    job = job_of(tmp_path, teacher, source, record={"candidates": 5})
     with pytest.raises(ConfigError, match=r"record.candidates is 5, but .* keep 4"):
         teacher_logits.plan(job)
-    other_kind = make_job(tmp_path, teacher, source, record={"kind": "counts"})
+    other_kind = job_of(tmp_path, teacher, source, record={"kind": "counts"})
     assert len(teacher_logits.plan(other_kind)) == 3
 
 
@@ -402,14 +380,14 @@ def test_a_directory_without_a_manifest_is_refused(
 ) -> None:
     (source / "manifest.json").unlink()
     with pytest.raises(DataError, match="not a committed set"):
-        teacher_logits.plan(make_job(tmp_path, teacher, source))
+        teacher_logits.plan(job_of(tmp_path, teacher, source))
 
 
 def test_a_set_of_another_kind_is_refused(tmp_path: Path, teacher: Path) -> None:
     manifest = build_manifest(tmp_path, SetIdentity("sft", 1, KEY, "sft", "model", {}))
     write_manifest(tmp_path, manifest)
     with pytest.raises(DataError, match="holds model, not sequences"):
-        teacher_logits.plan(make_job(tmp_path, teacher, tmp_path))
+        teacher_logits.plan(job_of(tmp_path, teacher, tmp_path))
 
 
 def test_a_too_long_sequence_is_named_and_nothing_is_left_behind(
@@ -417,7 +395,7 @@ def test_a_too_long_sequence_is_named_and_nothing_is_left_behind(
 ) -> None:
     item = sequences(1).sequence(0) | {"seq_id": 99, "prompt": np.zeros(40, np.uint32)}
     write_sequences(tmp_path / "set", [Rows.from_sequences([item])], teacher)
-    job = make_job(tmp_path, teacher, tmp_path / "set")
+    job = job_of(tmp_path, teacher, tmp_path / "set")
     with (
         teacher_logits.open_engine(job) as engine,
         pytest.raises(DataError, match="sequence 99 has"),
@@ -427,7 +405,7 @@ def test_a_too_long_sequence_is_named_and_nothing_is_left_behind(
 
 
 def test_a_damaged_source_is_refused(tmp_path: Path, teacher: Path, source: Path) -> None:
-    job = make_job(tmp_path, teacher, source)
+    job = job_of(tmp_path, teacher, source)
     path = source / read_manifest(source).parts[0].file
     data = bytearray(path.read_bytes())
     data[len(data) // 3] ^= 0x10
@@ -441,7 +419,7 @@ def test_a_damaged_source_is_refused(tmp_path: Path, teacher: Path, source: Path
 
 def test_a_part_of_another_key_is_found_out(tmp_path: Path, teacher: Path, source: Path) -> None:
     """Directories are named by twelve digits of the key; a clash must not go unnoticed."""
-    job = make_job(tmp_path, teacher, source)
+    job = job_of(tmp_path, teacher, source)
     run(job)
     (job.directory / "manifest.json").unlink()
     other = replace(job, key=job.key[:12] + "0" * 52)

@@ -16,7 +16,7 @@ from stages.training.metrics import read
 from storage.batch import Batch
 from storage.errors import ConfigError, DataError, EngineError
 from storage.stream import read_split
-from tests.stages.training.cases import (
+from tests.world import (
     LETTERS,
     World,
     commit_model,

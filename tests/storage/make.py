@@ -1,6 +1,10 @@
-"""Rows and sets for tests, at random or by Hypothesis; valid unless a test spoils them."""
+"""Rows and sets for tests, at random or by Hypothesis; valid unless a test spoils them.
 
-from collections.abc import Mapping, Sequence
+Apart from `tests.world`, since nothing here needs a model: the format allows any numbers, storage's
+tests want them at their extremes, and they run where torch is not installed.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,12 +13,12 @@ import numpy as np
 from hypothesis import strategies as st
 
 from storage.files.place import Place
-from storage.manifest import Manifest, SetIdentity, SetMeta, write_manifest
+from storage.manifest import Json, Manifest, SetIdentity, SetMeta, read_manifest, write_manifest
 from storage.packed.frequencies import write_ranks
 from storage.rows import Rows
 from storage.schema import column_names
 from storage.sets import commit_parts
-from storage.shard import PartWriter
+from storage.shard import PartWriter, read_rows
 
 KEY = "0123456789abcdef" * 4
 DRAWS = 8
@@ -199,22 +203,57 @@ def write_set(
     return write_manifest(directory, commit(directory, meta, len(plan)))
 
 
-def commit(directory: Place, meta: SetMeta, count: int) -> Manifest:
+def write_parts(
+    directory: Place,
+    meta: SetMeta,
+    parts: Iterable[tuple[Rows, str]],
+    *,
+    payload: Json | None = None,
+    about: Json | None = None,
+) -> Manifest:
+    """A committed set of the given parts, each with its split.
+
+    Args:
+        directory: Where to.
+        meta: Description of the set, as each part holds it.
+        parts: In order.
+        payload: What the key is the digest of.
+        about: What else the manifest says.
+    """
+    count = 0
+    for rows, split in parts:
+        with PartWriter(directory, count, meta, split) as writer:
+            writer.write(rows)
+        count += 1
+    return write_manifest(directory, commit(directory, meta, count, payload, about))
+
+
+def commit(
+    directory: Place,
+    meta: SetMeta,
+    count: int,
+    payload: Json | None = None,
+    about: Json | None = None,
+) -> Manifest:
     """The manifest of the parts in `directory`, not written."""
-    return commit_parts(
-        directory,
-        SetIdentity(
-            meta.stage,
-            1,
-            meta.key,
-            meta.stage,
-            meta.kind,
-            {"seed": 0},
-            teacher=meta.teacher,
-            tokenizer=meta.tokenizer,
-        ),
-        count,
+    identity = SetIdentity(
+        meta.stage,
+        1,
+        meta.key,
+        meta.stage,
+        meta.kind,
+        payload or {"seed": 0},
+        meta.teacher,
+        meta.tokenizer,
+        about or {},
     )
+    return commit_parts(directory, identity, count)
+
+
+def rows_of(directory: Place, split: str | None = None) -> Rows:
+    """Everything in a set, or in one of its splits."""
+    parts = [part for part in read_manifest(directory).parts if split in (None, part.split)]
+    return Rows.concat([rows for part in parts for rows in read_rows(directory / part.file)])
 
 
 def same_rows(a: Rows, b: Rows) -> bool:

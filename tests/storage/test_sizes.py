@@ -11,7 +11,7 @@ from storage.manifest import read_manifest
 from storage.parquet.reader import column_bytes
 from storage.sizes import weight
 from tests.stages.evaluation.cases import COUNT, LENGTH, scored
-from tests.stages.training.cases import commit, rollouts, write_model
+from tests.world import commit, rollouts, write_model
 
 
 @pytest.fixture(scope="module")

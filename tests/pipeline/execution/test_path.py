@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.command import HERE, ROOT, afterglow
+from tests.command import ROOT, TINY, afterglow
 
-TINY = ("--config", HERE / "tiny.toml", "--set", "pretrain.teacher.steps=1")
+RECIPE = (*TINY, "--set", "pretrain.teacher.steps=1")
 
 WATCHED = """
 import json, sys
@@ -56,13 +56,13 @@ def watched(*arguments: str | Path, store: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("store")
-    assert afterglow("run", "corpus", *TINY, store=root).code == 0
+    assert afterglow("run", "corpus", *RECIPE, store=root).code == 0
     return root
 
 
 def test_few_calls_lead_to_the_stage_and_to_the_loss(store: Path) -> None:
     """Manifests are read before the work, to check the files they list, and by the stream."""
-    found = watched("run", "pretrain.teacher", "--here", *TINY, store=store)
+    found = watched("run", "pretrain.teacher", "--here", *RECIPE, store=store)
     (corpus,) = store.glob("corpus-*")
     assert found["reads"] == {corpus.name: 2}
     calls = found["calls"]
@@ -76,5 +76,5 @@ def test_few_calls_lead_to_the_stage_and_to_the_loss(store: Path) -> None:
 def test_the_manifest_of_a_finished_set_is_read_once(store: Path, here: tuple[str, ...]) -> None:
     """By the process that runs the recipe, and by the one that makes the node."""
     (directory,) = store.glob("corpus-*")
-    found = watched("run", "corpus", *here, *TINY, store=store)
+    found = watched("run", "corpus", *here, *RECIPE, store=store)
     assert found["reads"] == {directory.name: 1}

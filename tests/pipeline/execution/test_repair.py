@@ -10,7 +10,7 @@ from storage.errors import DataError
 from storage.manifest import FILE_NAME, Manifest, read_manifest, to_text
 from storage.sets import verify_set
 from storage.shard import read_rows
-from tests.e2e.command import Outcome, afterglow
+from tests.command import Outcome, afterglow
 
 SMALL = ("--set", "corpus.count=96", "--set", "corpus.sequences_per_part=32")
 

@@ -19,7 +19,7 @@ from stages.config.execution import Workers
 from stages.config.generation import GenerateRun
 from stages.config.records import ScoreRun
 from storage.errors import ConfigError, UsageError
-from tests.e2e.command import Outcome, afterglow
+from tests.command import Outcome, afterglow
 
 SMALL = ("--set", "corpus.count=160", "--set", "corpus.sequences_per_part=32")
 

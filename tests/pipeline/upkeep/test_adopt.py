@@ -11,8 +11,8 @@ from storage.errors import DataError
 from storage.manifest import FILE_NAME, Manifest, read_manifest, to_text, write_manifest
 from storage.sets import verify_set
 from storage.store import Store
-from tests.e2e.command import Outcome, afterglow
-from tests.pipeline.sets import make_set
+from tests.command import Outcome, afterglow
+from tests.pipeline.upkeep.sets import make_set
 
 SMALL = ("--set", "corpus.count=96", "--set", "corpus.sequences_per_part=32")
 

@@ -15,8 +15,8 @@ from storage.manifest import SetIdentity, build_manifest, write_manifest
 from storage.rows import Rows
 from storage.shard import read_rows
 from storage.store import Store
-from tests.e2e.command import ROOT
-from tests.pipeline.sets import PLAN, make_set
+from tests.command import ROOT
+from tests.pipeline.upkeep.sets import PLAN, make_set
 
 LOAD = """
 import json, sys, datasets

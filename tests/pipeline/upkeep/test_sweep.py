@@ -9,8 +9,8 @@ import pytest
 from pipeline.upkeep.sweep import find_strays, remove
 from storage.errors import DataError
 from storage.sets import verify_set
-from tests.e2e.command import Outcome, afterglow
-from tests.pipeline.sets import make_set
+from tests.command import Outcome, afterglow
+from tests.pipeline.upkeep.sets import make_set
 
 NOW = time.time()
 DAY = 86400.0

@@ -37,7 +37,7 @@ def evidence(z_CV: torch.Tensor, context_T: Any, tok_T: Any) -> Evidence:
     return out
 
 
-def random_model(seed: int, spread: float) -> torch.Tensor:
+def random_logits(seed: int, spread: float) -> torch.Tensor:
     z_CV = np.random.default_rng(seed).normal(0, spread, (CONTEXTS, V))
     return torch.from_numpy(z_CV).float()
 
@@ -55,7 +55,7 @@ def distance_from_uniform(values: list[float]) -> float:
 
 @pytest.fixture(scope="module")
 def under_the_hypothesis() -> list[Evidence]:
-    z_CV = random_model(0, 2.0)
+    z_CV = random_logits(0, 2.0)
     p_CV = probabilities(z_CV)
     return [evidence(z_CV, *draw(p_CV, 1500, seed)) for seed in range(120)]
 
@@ -101,7 +101,7 @@ def test_rare_surprises_are_allowed_for() -> None:
 
 def test_a_model_right_on_average_is_told_apart_by_the_classes() -> None:
     """Perturbed and flattened until log p + H has mean zero: the mean is blind, the classes see."""
-    truth = random_model(3, 2.0)
+    truth = random_logits(3, 2.0)
     context_T, tok_T = draw(probabilities(truth), 6000, seed=9)
     wrong = truth + torch.from_numpy(np.random.default_rng(4).normal(0, 0.35, truth.shape)).float()
     low, high = 0.5, 2.0
@@ -117,7 +117,7 @@ def test_a_model_right_on_average_is_told_apart_by_the_classes() -> None:
 
 
 def test_chunks_do_not_matter() -> None:
-    z_CV = random_model(0, 2.0)
+    z_CV = random_logits(0, 2.0)
     context_T, tok_T = draw(probabilities(z_CV), 1200, 0)
     together, class_V = Evidence(), classes(V)
     tok = torch.from_numpy(tok_T)

@@ -22,11 +22,10 @@ from tests.stages.attribution.cases import (
     perturbed,
     records,
     rewritten,
-    rows_of,
     train_teacher,
-    without,
 )
-from tests.stages.training.cases import write_model
+from tests.storage.make import rows_of
+from tests.world import without, write_model
 
 COUNT = 400
 

@@ -18,7 +18,7 @@ from stages.engines.open import open_generator
 from stages.models.facts import ModelFacts, model_facts
 from stages.models.model import load_model
 from storage.errors import ConfigError, DataError, EngineError
-from tests.conftest import CONTEXT, EngineSlot, write_model
+from tests.conftest import CONTEXT, EngineSlot, write_chat_model
 
 pytestmark = pytest.mark.engine
 
@@ -234,7 +234,7 @@ def test_padding_of_the_vocabulary_is_never_drawn(
     tmp_path: Path, vllm_slot: EngineSlot, name: str
 ) -> None:
     """47 of 64 rows mean nothing: they get no draw, no candidate and no share of the mass."""
-    write_model(tmp_path, rows=64)
+    write_chat_model(tmp_path, rows=64)
     asked = requests(8)
     if name == "vllm":
         done = run(vllm_slot.open(tmp_path), asked, candidates=17)
@@ -251,7 +251,7 @@ def test_padding_of_the_vocabulary_is_never_drawn(
 
 
 def test_what_vllm_cannot_run_is_one_clear_error(tmp_path: Path, vllm_slot: EngineSlot) -> None:
-    write_model(tmp_path, head_dim=16)
+    write_chat_model(tmp_path, head_dim=16)
     generator = vllm_slot.open(tmp_path)
     with pytest.raises(EngineError, match=r"head_dim=16.*run.engine = .transformers."):
         list(generator.generate(requests(1), PLAIN))
@@ -276,7 +276,7 @@ def test_facts_of_a_model(tiny_model: Path) -> None:
 
 
 def test_every_end_token_counts(tmp_path: Path) -> None:
-    write_model(tmp_path, rows=64)
+    write_chat_model(tmp_path, rows=64)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [3, 40]}))
     facts = model_facts(tmp_path)
     assert facts.stop_ids == (EOS, 3)  # 40 is padding, which is never drawn
@@ -284,7 +284,7 @@ def test_every_end_token_counts(tmp_path: Path) -> None:
 
 
 def test_stretched_rope_lengthens_the_context(tmp_path: Path) -> None:
-    write_model(tmp_path)
+    write_chat_model(tmp_path)
     path = tmp_path / "config.json"
     config = json.loads(path.read_text())
     config["rope_parameters"] = {

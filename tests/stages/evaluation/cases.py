@@ -7,13 +7,8 @@ import numpy as np
 from stages.config.data import Sampling
 from stages.config.record_kinds import Record
 from stages.models.identity import tokenizer_hash
-from stages.models.model import load_model
-from stages.scoring.score import score_rows, scoring_head
-from storage.manifest import SetIdentity, SetMeta, write_manifest
 from storage.rows import Rows
-from storage.sets import commit_parts
-from storage.shard import PartWriter
-from tests.stages.training.cases import VOCABULARY
+from tests.world import VOCABULARY, commit, score
 
 COUNT, LENGTH, PROMPT = 96, 12, 2
 KEY = "cd" * 32
@@ -47,33 +42,14 @@ def scored(
     sampling: Sampling | None = None,
 ) -> Path:
     """A committed record set of random sequences in one split."""
-    kept = record.forced
-    model = load_model(teacher, "float32", "cpu")
-    rows = score_rows(
-        model, scoring_head(model), random_rows(kept), record, 0, vocab_size=VOCABULARY
-    )
-    drawn = sampling or Sampling()
-    meta = {
-        "record": record.described(),
-        "sampling": drawn.model_dump(),
-        "full_support": drawn.full_support,
-    }
-    footer = SetMeta("teacher-logits", KEY, "records", VOCABULARY, kept, meta["record"])
-    with PartWriter(directory, 0, footer, split) as writer:
-        writer.write(rows)
-    manifest = commit_parts(
+    rows = score(teacher, random_rows(record.forced), record)
+    commit(
         directory,
-        SetIdentity(
-            "teacher-logits",
-            1,
-            KEY,
-            "teacher-logits",
-            "records",
-            {},
-            tokenizer={"tokenizer": tokenizer_hash(teacher)},
-            meta=meta,
-        ),
-        1,
+        {split: [rows]},
+        key=KEY,
+        record=record,
+        candidates=record.forced,
+        tokenizer={"tokenizer": tokenizer_hash(teacher)},
+        sampling=sampling or Sampling(),
     )
-    write_manifest(directory, manifest)
     return directory

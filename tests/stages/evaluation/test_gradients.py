@@ -12,7 +12,7 @@ from stages.models.model import load_model
 from stages.objectives.objective import Objective
 from stages.objectives.temper import build_objective
 from tests.stages.evaluation.cases import LENGTH, scored
-from tests.stages.training.cases import VOCABULARY, write_model
+from tests.world import VOCABULARY, write_model
 
 SIZE = 32
 

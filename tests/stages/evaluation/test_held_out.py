@@ -19,7 +19,7 @@ from stages.evaluation.held_out import measurable, score_held_out
 from stages.models.model import load_model
 from stages.objectives.reverse_kl import ReverseKL
 from tests.stages.evaluation.cases import COUNT, LENGTH, PROMPT, random_rows, scored
-from tests.stages.training.cases import VOCABULARY, write_model
+from tests.world import VOCABULARY, write_model
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from stages.losses.full_teacher import FullTeacher
 from stages.models.model import load_model
 from storage.errors import DataError
 from tests.stages.evaluation.cases import COUNT, LENGTH, PROMPT, random_rows, scored
-from tests.stages.training.cases import VOCABULARY, write_model
+from tests.world import VOCABULARY, write_model
 
 CPU = torch.device("cpu")
 

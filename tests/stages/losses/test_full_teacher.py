@@ -16,18 +16,19 @@ from stages.losses.full_teacher import FullTeacher, FullTeacherLoss
 from stages.models.facts import model_facts
 from stages.models.model import lm_head, load_model, response_hidden
 from stages.objectives.tensors import TorchRecords
-from stages.scoring.score import score_rows, scoring_head
 from stages.training.live import LiveSource
 from stages.training.metrics import read
 from storage.batch import Batch
 from storage.manifest import read_manifest
 from storage.stream import Stream, read_split
-from tests.stages.training.cases import (
+from tests.world import (
     VOCABULARY,
     commit,
     identity,
     make_job,
     rollouts,
+    score,
+    without,
     write_model,
 )
 
@@ -39,15 +40,10 @@ class Corpus:
 
     def __init__(self, root: Path) -> None:
         self.teacher = write_model(root / "teacher", 1)
-        model = load_model(self.teacher, "float32", "cpu")
         sampled = rollouts(load_model(write_model(root / "writer", 2), "float32", "cpu"), 64)
-        columns = {name: values for name, values in sampled.columns.items() if name != "ref_lp"}
-        plain = type(sampled).from_columns(
-            columns, {level: sampled.offsets[level] for level in ("prompt", "position")}
-        )
-        scored = score_rows(model, scoring_head(model), plain, RECORD, 3, vocab_size=VOCABULARY)
+        scored = score(self.teacher, without(sampled, "ref_lp"), RECORD, seed=3)
         known = {"teacher": identity(self.teacher), "words": self.teacher}
-        commit(root / "records", scored, key="cc" * 32, record=RECORD, sampled=False, **known)
+        commit(root / "records", scored, key="cc" * 32, record=RECORD, sampling=None, **known)
         self.records = Input(str(root / "records"), "cc" * 32)
 
     def live(self, *, plain: bool) -> LiveSource:

@@ -36,9 +36,10 @@ from stages.models.model import (
     response_hidden,
 )
 from storage.errors import ConfigError, DataError, EngineError
-from tests.stages.scoring.cases import CONTEXT, REAL, ROWS, load, teacher_config, write_teacher
+from tests.stages.scoring.cases import CONTEXT, REAL, ROWS, SHAPE, load, write_teacher
+from tests.world import random_model
 
-SHAPE: dict[str, Any] = {
+TOY: dict[str, Any] = {
     "vocab_size": 40,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -63,19 +64,19 @@ OPT = OPTConfig(
     max_position_embeddings=64,
 )
 CONFIGS: dict[str, tuple[PretrainedConfig, float, float | None]] = {
-    "llama": (LlamaConfig(**SHAPE), 1.0, None),
-    "gemma2: softcap": (Gemma2Config(**SHAPE, head_dim=16, final_logit_softcapping=2.0), 1.0, 2.0),
-    "cohere: multiplies": (CohereConfig(**SHAPE, logit_scale=0.25), 0.25, None),
-    "granite: divides": (GraniteConfig(**SHAPE, logits_scaling=8.0), 0.125, None),
-    "hyperclovax: multiplies": (HyperCLOVAXConfig(**SHAPE, logits_scaling=0.3), 0.3, None),
-    "falcon-h1: multiplies": (FalconH1Config(**SHAPE, lm_head_multiplier=0.5), 0.5, None),
-    "phi: bias": (PhiConfig(**SHAPE), 1.0, None),
+    "llama": (LlamaConfig(**TOY), 1.0, None),
+    "gemma2: softcap": (Gemma2Config(**TOY, head_dim=16, final_logit_softcapping=2.0), 1.0, 2.0),
+    "cohere: multiplies": (CohereConfig(**TOY, logit_scale=0.25), 0.25, None),
+    "granite: divides": (GraniteConfig(**TOY, logits_scaling=8.0), 0.125, None),
+    "hyperclovax: multiplies": (HyperCLOVAXConfig(**TOY, logits_scaling=0.3), 0.3, None),
+    "falcon-h1: multiplies": (FalconH1Config(**TOY, lm_head_multiplier=0.5), 0.5, None),
+    "phi: bias": (PhiConfig(**TOY), 1.0, None),
     "gpt2": (GPT2, 1.0, None),
     "opt: projects before the head": (OPT, 1.0, None),
 }
 
 
-def random_model(config: PretrainedConfig) -> PreTrainedModel:
+def some_model(config: PretrainedConfig) -> PreTrainedModel:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
@@ -99,7 +100,7 @@ def tokens(*pairs: tuple[list[int], list[int]]) -> Any:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_head_times_hidden_states_are_the_models_logits(name: str) -> None:
     config, scale, softcap = CONFIGS[name]
-    model = random_model(config)
+    model = some_model(config)
     head = lm_head(model)
     assert head.scale == pytest.approx(scale)
     assert head.softcap == softcap
@@ -116,14 +117,14 @@ def test_head_times_hidden_states_are_the_models_logits(name: str) -> None:
     "name", ["gemma2: softcap", "cohere: multiplies", "granite: divides", "phi: bias"]
 )
 def test_a_head_that_misses_something_is_refused(name: str) -> None:
-    model = random_model(CONFIGS[name][0])
+    model = some_model(CONFIGS[name][0])
     check_head(model.bfloat16(), lm_head(model).in_float32())
     with pytest.raises(EngineError, match="not those of its head"):
         check_head(model, Head(lm_head(model).weight))
 
 
 def test_hidden_states_come_in_the_order_of_the_tokens_and_carry_gradients() -> None:
-    model = random_model(CONFIGS["llama"][0])
+    model = some_model(CONFIGS["llama"][0])
     pairs = [([3, 5, 8, 2], [13]), ([7], [21, 34, 1, 6, 9]), ([4, 4], []), ([9, 1], [11, 12])]
     hidden_TD = response_hidden(model, tokens(*pairs))
     expected: list[torch.Tensor] = []
@@ -136,13 +137,13 @@ def test_hidden_states_come_in_the_order_of_the_tokens_and_carry_gradients() -> 
 
 
 def test_a_sequence_without_a_prompt_is_refused_by_name() -> None:
-    model = random_model(CONFIGS["llama"][0])
+    model = some_model(CONFIGS["llama"][0])
     with pytest.raises(DataError, match="sequence 71 has an empty prompt"):
         response_hidden(model, tokens(([1], [2]), ([], [3, 4])))
 
 
 def test_logits_are_float32_whatever_the_weights() -> None:
-    model = random_model(CONFIGS["phi: bias"][0]).bfloat16()
+    model = some_model(CONFIGS["phi: bias"][0]).bfloat16()
     hidden_RD = torch.randn(5, 32, dtype=torch.bfloat16)
     rounded, exact = lm_head(model), lm_head(model).in_float32()
     assert rounded.logits(hidden_RD).dtype == exact.logits(hidden_RD).dtype == torch.float32
@@ -174,7 +175,7 @@ def test_a_tokenizer_with_more_ids_than_the_head_does_not_widen_the_vocabulary(
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_tied_heads_load_and_missing_weights_are_refused(tmp_path: Path, tied: bool) -> None:
-    directory = write_teacher(tmp_path, tie_word_embeddings=tied)
+    directory = write_teacher(tmp_path, tied=tied)
     load(directory)
     weights = load_file(directory / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
@@ -205,16 +206,16 @@ def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_context_length() -> None:
-    assert context_length(random_model(teacher_config())) == CONTEXT
+    assert context_length(random_model(0, **SHAPE)) == CONTEXT
     stretched = {
         "rope_type": "yarn",
         "rope_theta": 10000.0,
         "factor": 4.0,
         "original_max_position_embeddings": 64,
     }
-    config = LlamaConfig(**SHAPE, rope_parameters=stretched)
-    assert context_length(random_model(config)) == 256
-    assert context_length(random_model(GPT2)) == 64
+    config = LlamaConfig(**TOY, rope_parameters=stretched)
+    assert context_length(some_model(config)) == 256
+    assert context_length(some_model(GPT2)) == 64
 
 
 def test_pick_device() -> None:

@@ -16,6 +16,7 @@ from stages.reporting import charts
 from stages.reporting.page import ancestors, page
 from storage.manifest import SetIdentity, build_manifest, write_manifest
 from storage.store import Store
+from tests.world import make_job
 
 SETS = {
     "corpus": ("corpus", {}),
@@ -49,7 +50,7 @@ def job(tmp_path: Path) -> Job[Report]:
             text = "".join(json.dumps(line) + "\n" for line in LINES)
             (directory / "metrics.jsonl").write_text(text)
     evaluation = Input(str(store.path("evaluate", key("evaluate.<b>"))), key("evaluate.<b>"))
-    return Job("report", "report", "0" * 64, {}, Report(), 0, {"<b>": evaluation}, store)
+    return make_job(tmp_path, "report", Report(), {"<b>": evaluation})
 
 
 class Reader(HTMLParser):

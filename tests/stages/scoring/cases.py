@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedModel
 
-from stages.models.model import lm_head, load_model
+from stages.models.model import load_model
 from storage.rows import Rows
-from tests.stages.training.cases import tokenizer
+from tests.world import write_model
 
 LETTERS = "".join(chr(ord("!") + i) for i in range(88))
 REAL = len(LETTERS) + 2
@@ -19,32 +19,18 @@ ROWS = 96
 CONTEXT = 24
 
 
-def teacher_config(**changes: Any) -> Qwen3Config:
-    settings: dict[str, Any] = {
-        "vocab_size": ROWS,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 16,
-        "max_position_embeddings": CONTEXT,
-        "tie_word_embeddings": False,
-        "bos_token_id": None,
-        "eos_token_id": 1,
-        "pad_token_id": 0,
-    }
-    return Qwen3Config(**(settings | changes))
+SHAPE: dict[str, Any] = {
+    "vocab_size": ROWS,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "layers": 2,
+    "head_dim": 16,
+    "context": CONTEXT,
+}
 
 
 def write_teacher(directory: Path, seed: int = 0, letters: str = LETTERS, **changes: Any) -> Path:
-    torch.manual_seed(seed)
-    model = Qwen3ForCausalLM(teacher_config(**changes))
-    with torch.no_grad():
-        lm_head(model).weight.mul_(15.0)
-    model.save_pretrained(directory)
-    tokenizer(letters).save_pretrained(directory)
-    return directory
+    return write_model(directory, seed, letters=letters, by=15.0, **(SHAPE | changes))
 
 
 def load(directory: Path, dtype: str = "float32") -> PreTrainedModel:

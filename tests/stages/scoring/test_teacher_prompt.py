@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from transformers import Qwen3ForCausalLM
 
 from stages import teacher_logits
 from stages.attribution.verify import Settings, verify_teacher
@@ -25,9 +24,9 @@ from stages.scoring.teacher_prompt import TeacherPrompts
 from storage.errors import ConfigError, DataError
 from storage.manifest import Manifest, read_manifest
 from storage.rows import Rows
-from tests.stages.scoring.cases import LETTERS, load, log_probs, teacher_config, write_teacher
-from tests.stages.test_teacher_logits import make_job, read_all, run, write_sequences
-from tests.stages.training.cases import tokenizer
+from tests.stages.scoring.cases import LETTERS, SHAPE, load, log_probs, write_teacher
+from tests.stages.test_teacher_logits import job_of, read_all, write_sequences
+from tests.world import random_model, run, tokenizer
 
 CONTEXT = 64
 CHAT = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}[assistant]"
@@ -73,10 +72,10 @@ def answers(directory: Path, rows: Sequence[Mapping[str, Any]], each: int = 2) -
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("teacher")
-    return write_teacher(directory, max_position_embeddings=CONTEXT)
+    return write_teacher(directory, context=CONTEXT)
 
 
-def job_of(
+def own_job(
     tmp_path: Path, teacher: Path, rows: list[dict[str, Any]], template: str | None, **more: Any
 ) -> Job[TeacherLogits]:
     source = write_rows(tmp_path / "prompts.jsonl", rows)
@@ -87,7 +86,7 @@ def job_of(
     if template is not None:
         more["teacher_prompt"] = {"template": template, "prompts": source.model_dump()}
     name = "plain" if template is None else "own"
-    return make_job(tmp_path / name, teacher, tmp_path / "rollouts", **more)
+    return job_of(tmp_path / name, teacher, tmp_path / "rollouts", **more)
 
 
 def everything(job: Job[TeacherLogits], manifest: Manifest) -> Rows:
@@ -103,8 +102,8 @@ def test_the_same_prompt_gives_the_same_records(
     tmp_path: Path, teacher: Path, record: dict[str, Any]
 ) -> None:
     rows = some_rows()
-    plain = job_of(tmp_path, teacher, rows, None, record=record)
-    own = job_of(tmp_path, teacher, rows, "{prompt}", record=record)
+    plain = own_job(tmp_path, teacher, rows, None, record=record)
+    own = own_job(tmp_path, teacher, rows, "{prompt}", record=record)
     expected, found = (everything(job, run(job)) for job in (plain, own))
     assert expected.columns.keys() == found.columns.keys()
     for name, values in expected.columns.items():
@@ -114,7 +113,7 @@ def test_the_same_prompt_gives_the_same_records(
 def test_responses_are_scored_after_the_teachers_prompt(tmp_path: Path, teacher: Path) -> None:
     """Against plain float32 forwards, position by position; one position off would show."""
     rows = some_rows()
-    job = job_of(tmp_path, teacher, rows, "{solution}{prompt}{number}")
+    job = own_job(tmp_path, teacher, rows, "{solution}{prompt}{number}")
     manifest = run(job)
     scored = everything(job, manifest)
     source = Rows.concat(
@@ -140,8 +139,7 @@ def test_responses_are_scored_after_the_teachers_prompt(tmp_path: Path, teacher:
 
 def trained_to_look_back(directory: Path) -> Path:
     """A teacher that has learned, in a second, to answer `?` with the letter before it."""
-    torch.manual_seed(0)
-    model = Qwen3ForCausalLM(teacher_config())
+    model = random_model(0, **SHAPE)
     adam = torch.optim.Adam(model.parameters(), lr=3e-3)
     question = 2 + LETTERS.index("?")
     for _ in range(150):
@@ -169,7 +167,7 @@ def test_a_privileged_prompt_raises_log_p_of_the_answer(tmp_path: Path) -> None:
     write_sequences(tmp_path / "rollouts", [Rows.from_sequences(items)], teacher, candidates=0)
     lp: list[np.ndarray] = []
     for template in (None, "{solution}{prompt}"):
-        job = job_of(tmp_path, teacher, rows, template, record={"candidates": 0})
+        job = own_job(tmp_path, teacher, rows, template, record={"candidates": 0})
         lp.append(everything(job, run(job))["lp"])
     plain, privileged = lp
     assert plain.mean() < -3.0  # 87 answers are possible
@@ -180,7 +178,7 @@ def test_a_privileged_prompt_raises_log_p_of_the_answer(tmp_path: Path) -> None:
 def test_tau_is_calibrated_under_the_teachers_prompt(tmp_path: Path, teacher: Path) -> None:
     taus: list[float] = []
     for template in (None, "{solution}{prompt}"):
-        job = job_of(tmp_path, teacher, some_rows(), template, record={"entries": 9.0})
+        job = own_job(tmp_path, teacher, some_rows(), template, record={"entries": 9.0})
         manifest = run(job)
         taus.append(manifest.meta["record"]["tau"])
         assert everything(job, manifest)["nu"].mean() == pytest.approx(9.0, rel=0.02)
@@ -190,7 +188,7 @@ def test_tau_is_calibrated_under_the_teachers_prompt(tmp_path: Path, teacher: Pa
 def test_the_file_is_read_once_for_each_part(
     tmp_path: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = job_of(tmp_path, teacher, some_rows(), "{prompt}", run={"tokens_per_batch": 64})
+    job = own_job(tmp_path, teacher, some_rows(), "{prompt}", run={"tokens_per_batch": 64})
     monkeypatch.setattr(teacher_logits, "_BATCHES", 1)  # many windows to a part
     passes: list[int] = []
     hold = TeacherPrompts.hold
@@ -285,7 +283,7 @@ def test_a_bad_row_is_named(tmp_path: Path, chat: Path, row: dict[str, Any], mes
 
 def test_another_file_than_the_students_is_found_out(tmp_path: Path, teacher: Path) -> None:
     rows = some_rows()
-    job = job_of(tmp_path, teacher, rows, "{prompt}")
+    job = own_job(tmp_path, teacher, rows, "{prompt}")
     write_rows(tmp_path / "prompts.jsonl", [rows[-1], *rows[:-1]])
     with pytest.raises(DataError, match=r"prompts.jsonl, row \d+: is not the prompt of sequence"):
         run(job)
@@ -328,7 +326,7 @@ def test_a_template_has_plain_fields_only(template: str, message: str) -> None:
 
 
 def test_the_teacher_cannot_be_run_again_on_what_is_stored(tmp_path: Path, teacher: Path) -> None:
-    job = job_of(tmp_path, teacher, some_rows(), "{solution}{prompt}")
+    job = own_job(tmp_path, teacher, some_rows(), "{solution}{prompt}")
     manifest = run(job)
     with pytest.raises(DataError, match="prompts of its own"):
         check_prompts_shared(job.directory, manifest)

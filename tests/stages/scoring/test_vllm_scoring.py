@@ -28,7 +28,7 @@ from storage.rows import Rows
 from storage.schema import COLUMNS
 from tests.conftest import EngineSlot
 from tests.stages.scoring.cases import LETTERS, REAL, ROWS, log_probs, write_teacher
-from tests.stages.training.cases import tokenizer
+from tests.world import tokenizer
 
 pytestmark = pytest.mark.engine
 
@@ -57,7 +57,7 @@ RECORDS = {
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two layers, 90 ids and 6 rows of padding, a context of 256."""
     directory = tmp_path_factory.mktemp("teacher")
-    return write_teacher(directory, head_dim=32, max_position_embeddings=CONTEXT)
+    return write_teacher(directory, head_dim=32, context=CONTEXT)
 
 
 @pytest.fixture
@@ -333,7 +333,7 @@ def test_bfloat16_stays_as_near_to_float32_as_transformers_does(
 def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A teacher that says NaN once it has seen a certain token, of a long context."""
     directory = tmp_path_factory.mktemp("damaged")
-    write_teacher(directory, head_dim=32, max_position_embeddings=1 << 16)
+    write_teacher(directory, head_dim=32, context=1 << 16)
     model = load_model(directory, "float32", "cpu")
     embeddings: Any = model.get_input_embeddings()
     with torch.no_grad():

@@ -19,7 +19,7 @@ import torch
 from stages import train
 from stages.config.training import Student
 from stages.job import Job
-from tests.stages.training.cases import World, make_job
+from tests.world import World, make_job
 
 
 def student_job(world: World, store: Path) -> Job[Student]:

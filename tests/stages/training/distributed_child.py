@@ -26,7 +26,7 @@ from stages.config.training import Sft, Student
 from stages.job import Input, Job
 from stages.training.distributed import current
 from storage.errors import AfterglowError
-from tests.stages.training.cases import World, make_job
+from tests.world import World, make_job
 
 SETTINGS: dict[str, Any] = {
     "steps": 9,

@@ -11,7 +11,7 @@ from stages.models.model import load_model
 from stages.training.agreement import check_agreement
 from storage.errors import EngineError
 from storage.rows import Rows
-from tests.stages.training.cases import commit, identity, rollouts, write_model
+from tests.world import commit, identity, rollouts, write_model
 
 Check = Callable[..., float | None]
 

@@ -17,9 +17,8 @@ from stages.models.model import load_model
 from stages.ranks import Ranks, here
 from stages.training.metrics import Line, read
 from storage.errors import ConfigError
-from tests.random_models import random_model
-from tests.stages.training.cases import END, PAD, VOCABULARY, World, make_world, tokenizer, weights
 from tests.stages.training.distributed_child import Ended, job, run_all
+from tests.world import World, make_world, random_model, tokenizer, weights
 
 pytestmark = pytest.mark.timeout(600)  # a dozen runs, each slow where others compute too
 
@@ -78,15 +77,7 @@ class Runs:
 
     def _tied(self, name: str, letter: int | None = None) -> Path:
         """A base whose head is its embedding, or else one that makes NaN of a letter it reads."""
-        model = random_model(
-            7,
-            vocab_size=VOCABULARY,
-            hidden_size=16,
-            intermediate_size=32,
-            end=END,
-            pad=PAD,
-            tied=letter is None,
-        )
+        model = random_model(7, tied=letter is None)
         if letter is not None:
             with torch.no_grad():
                 model.get_input_embeddings().weight[letter] = math.nan  # type: ignore[index]

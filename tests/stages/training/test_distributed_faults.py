@@ -11,13 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from tests.e2e.command import HERE, ROOT, afterglow
-from tests.stages.training.cases import make_world, weights
+from tests.command import ROOT, TINY, afterglow
 from tests.stages.training.distributed_child import SETTINGS, job, run_all
+from tests.world import make_world, weights
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
-
-TINY = ("--config", HERE / "tiny.toml")
 SAVED = {"pretrain.teacher.steps": 5000, "pretrain.teacher.run.checkpoint_every": 2}
 
 

@@ -19,7 +19,7 @@ from storage.batch import Batch
 from storage.errors import DataError
 from storage.manifest import read_manifest, write_manifest
 from storage.stream import Stream
-from tests.stages.training.cases import (
+from tests.world import (
     VOCABULARY,
     World,
     make_job,

@@ -26,7 +26,7 @@ from storage.batch import Batch
 from storage.errors import DataError, EngineError
 from storage.manifest import read_manifest
 from storage.stream import Stream
-from tests.stages.training.cases import VOCABULARY, World, make_job, make_world
+from tests.world import VOCABULARY, World, make_job, make_world
 
 Make = Callable[..., Task]
 

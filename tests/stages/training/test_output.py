@@ -12,7 +12,7 @@ from stages.models.identity import tokenizer_hash
 from stages.models.model import lm_head, load_model, load_tokenizer
 from stages.training.output import write_model as write_output
 from storage.errors import ConfigError
-from tests.stages.training.cases import END, PAD, tokenizer, weights, write_model
+from tests.world import END, PAD, tokenizer, weights, write_model
 
 CPU = torch.device("cpu")
 

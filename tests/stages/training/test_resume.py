@@ -11,8 +11,8 @@ from stages import train
 from stages.training import checkpoint
 from stages.training.metrics import Line, read
 from storage.errors import DataError
-from tests.stages.training.cases import World, make_world, weights
 from tests.stages.training.child import student_job
+from tests.world import World, make_world, weights
 
 ROOT = Path(__file__).parents[3]
 

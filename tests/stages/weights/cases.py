@@ -8,8 +8,8 @@ import numpy as np
 from stages.config.record_kinds import stored_record
 from storage.manifest import read_manifest
 from storage.rows import Rows
-from storage.shard import PartFile
-from tests.stages.training.cases import B_KEY, World, commit, identity, make_world
+from tests.storage.make import rows_of
+from tests.world import B_KEY, World, commit, identity, make_world
 
 SAMPLES = 4
 """Responses that count as those of one prompt."""
@@ -20,8 +20,7 @@ def graded_world(root: Path, *, outcomes: bool = True, samples: int = SAMPLES) -
     world = make_world(root)
     directory = root / "records"
     record = stored_record(read_manifest(directory).meta["record"])
-    with PartFile(directory / read_manifest(directory).parts[0].file) as part:
-        rows = Rows.concat([part.read(group) for group in range(len(part.row_groups))])
+    rows = rows_of(directory)
     seq_id = rows["seq_id"]
     prompt_id = seq_id // samples
     right = seq_id % SAMPLES < seq_id // SAMPLES % (SAMPLES + 1)

@@ -28,8 +28,8 @@ from storage.batch import Batch
 from storage.errors import DataError
 from storage.manifest import read_manifest
 from storage.stream import Stream
-from tests.stages.training.cases import World, make_job
 from tests.stages.weights.cases import SAMPLES, graded_world
+from tests.world import World, make_job
 
 CPU = torch.device("cpu")
 SEED = 5

@@ -11,9 +11,9 @@ from stages.config.training import Student
 from stages.job import Input, Job
 from stages.training.metrics import read
 from storage.errors import ConfigError, DataError
-from tests.stages.training.cases import World, make_job, weights
 from tests.stages.training.distributed_child import job, run_all
 from tests.stages.weights.cases import graded_world
+from tests.world import World, make_job, weights
 
 ALL = {
     "weights": [

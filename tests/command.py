@@ -1,4 +1,4 @@
-"""Runs the real command in a real process."""
+"""Runs the real command in a real process; loads neither torch nor a stage."""
 
 import json
 import os
@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
+ROOT = Path(__file__).parents[1]
+TINY_RECIPE = ROOT / "tests" / "e2e" / "tiny.toml"
+"""The demo, so small that its chain takes a minute."""
+TINY = ("--config", TINY_RECIPE)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,8 @@ from storage.rows import Rows
 from storage.shard import read_meta
 from tests.stages.scoring.cases import sequences, write_teacher
 from tests.stages.scoring.sampler_cases import softmax
-from tests.stages.test_teacher_logits import make_job, read_all, run, write_sequences
+from tests.stages.test_teacher_logits import job_of, read_all, write_sequences
+from tests.world import run
 
 # 1 / tau is no whole number: of a flat row, rounding would decide between n and n + 1 entries
 TAUS = (MIN_TAU, 0.0103, 0.023, 0.053, 0.21, 0.61, 0.999)
@@ -167,7 +168,7 @@ RECORD = {"entries": 9.0, "candidates": 2, "copies": 2}
 def test_every_part_has_the_tau_that_meets_the_target(
     tmp_path: Path, teacher: Path, source: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    job = make_job(tmp_path, teacher, source, record=RECORD)
+    job = job_of(tmp_path, teacher, source, record=RECORD)
     with caplog.at_level(logging.INFO, "stages.scoring.calibrate"):
         manifest = run(job)
     tau = manifest.meta["record"]["tau"]
@@ -187,10 +188,10 @@ def test_every_part_has_the_tau_that_meets_the_target(
 def test_the_records_are_those_of_the_same_tau_given_outright(
     tmp_path: Path, teacher: Path, source: Path
 ) -> None:
-    job = make_job(tmp_path / "a", teacher, source, record=RECORD)
+    job = job_of(tmp_path / "a", teacher, source, record=RECORD)
     manifest = run(job)
     fixed = {**RECORD, "entries": None, "tau": manifest.meta["record"]["tau"]}
-    plain = make_job(tmp_path / "b", teacher, source, record=fixed)
+    plain = job_of(tmp_path / "b", teacher, source, record=fixed)
     for one, other in zip(manifest.parts, run(plain).parts, strict=True):
         rows, same = read_all(job.site, one), read_all(plain.site, other)
         for name in rows.columns:
@@ -203,7 +204,7 @@ def test_neither_batching_nor_the_seed_changes_tau(
     taus: list[float] = []
     for number, seed in enumerate((5, 6)):
         sizes = {"tokens_per_batch": 30 + 300 * number, "rows_per_chunk": 4 + 60 * number}
-        job = make_job(tmp_path / str(number), teacher, source, record=RECORD, run=sizes)
+        job = job_of(tmp_path / str(number), teacher, source, record=RECORD, run=sizes)
         with teacher_logits.open_engine(replace(job, seed=seed)) as engine:
             taus.append(getattr(engine.record, "tau", 0))
     assert taus[0] == taus[1]
@@ -213,7 +214,7 @@ def test_the_first_runner_decides(
     tmp_path: Path, teacher: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The loser of a race has found another tau (other hardware, say), but takes the winner's."""
-    job = make_job(tmp_path, teacher, source, record=RECORD)
+    job = job_of(tmp_path, teacher, source, record=RECORD)
 
     def slow(*arguments: object) -> object:
         found = calibrate(*arguments)  # type: ignore[reportArgumentType]
@@ -230,7 +231,7 @@ def test_the_first_runner_decides(
 
 
 def test_parts_of_another_tau_are_refused(tmp_path: Path, teacher: Path, source: Path) -> None:
-    job = make_job(tmp_path, teacher, source, record=RECORD)
+    job = job_of(tmp_path, teacher, source, record=RECORD)
     run(job)
     path = job.directory / FILE
     path.write_text(json.dumps(json.loads(path.read_text()) | {"tau": 0.5}))
@@ -251,7 +252,7 @@ def test_parts_of_another_tau_are_refused(tmp_path: Path, teacher: Path, source:
 def test_a_damaged_or_foreign_file_is_refused(
     tmp_path: Path, teacher: Path, source: Path, change: dict[str, object] | None, message: str
 ) -> None:
-    job = make_job(tmp_path, teacher, source, record=RECORD)
+    job = job_of(tmp_path, teacher, source, record=RECORD)
     job.directory.mkdir(parents=True)
     good = {"key": job.key, "entries": 9.0, "tau": 0.1, "mean": 9.1, "positions": 3}
     text = "{" if change is None else json.dumps(good | change)
@@ -275,7 +276,7 @@ def test_records_of_other_kinds_are_not_calibrated(tmp_path: Path, kind: str) ->
 def test_without_a_calibration_there_is_no_commit(
     tmp_path: Path, teacher: Path, source: Path
 ) -> None:
-    job = make_job(tmp_path, teacher, source, record=RECORD)
+    job = job_of(tmp_path, teacher, source, record=RECORD)
     run(job)
     (job.directory / FILE).unlink()
     with pytest.raises(RetryError, match="calibrate tau"):
@@ -285,7 +286,7 @@ def test_without_a_calibration_there_is_no_commit(
 def test_an_unreachable_target_stops_before_anything_is_written(
     tmp_path: Path, teacher: Path, source: Path
 ) -> None:
-    job = make_job(tmp_path, teacher, source, record={"entries": 150.0})
+    job = job_of(tmp_path, teacher, source, record={"entries": 150.0})
     with pytest.raises(ConfigError, match="cannot be reached"), teacher_logits.open_engine(job):
         pass
     assert not (job.directory / FILE).exists()
@@ -295,6 +296,6 @@ def test_a_set_without_positions_is_refused(tmp_path: Path, teacher: Path) -> No
     item = sequences(1).sequence(0)
     empty = {"tok": [], "ref_lp": [], "cand": []}
     write_sequences(tmp_path / "set", [Rows.from_sequences([item | empty])], teacher)
-    job = make_job(tmp_path, teacher, tmp_path / "set", record=RECORD)
+    job = job_of(tmp_path, teacher, tmp_path / "set", record=RECORD)
     with pytest.raises(DataError, match="no positions"), teacher_logits.open_engine(job):
         pass
