@@ -19,8 +19,8 @@ from benchmarks.records import Sequences, counts_of, meta_of, packed_meta, write
 from stages.config.record_kinds import Counts, Record
 from storage.codec import to_batch
 from storage.manifest import SetMeta
+from storage.sets import position_bytes
 from storage.shard import PartFile
-from storage.sizes import weight
 
 _RECORD = Counts(sampler="multinomial")
 _GOAL = Goal("ratio", "<=", 1.12)
@@ -40,7 +40,9 @@ def run(options: Options) -> Report:
         least = floor(*columns, draws=_RECORD.draws, vocabulary=len(of.unigram_V))
         with tempfile.TemporaryDirectory() as scratch:
             paths = write_both(Path(scratch), data, _RECORD, len(of.unigram_V))
-            bits = {layout: 8 * weight(path.parent).record for layout, path in paths.items()}
+            bits = {
+                layout: 8 * position_bytes(path.parent).record for layout, path in paths.items()
+            }
             found = interleave(
                 {layout: lambda path=path: _read(path) for layout, path in paths.items()},
                 max(2, options.rounds // 2),

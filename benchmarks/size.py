@@ -24,7 +24,7 @@ from benchmarks.teachers import demo, text
 from stages.config.record_kinds import Counts, HeadTail, Record
 from storage.parquet.reader import column_bytes
 from storage.schema import column_names
-from storage.sizes import weight
+from storage.sets import position_bytes
 
 BESIDE = column_names("records", {"kind": "sampled"}, 0, True)
 _GOALS = (Goal("ours", "<=", 15.0),)
@@ -124,7 +124,7 @@ def _weigh(data: Sequences, record: Record, vocabulary: int) -> dict[str, Size]:
     out: dict[str, Size] = {}
     with tempfile.TemporaryDirectory() as scratch:
         for layout, path in write_both(Path(scratch), data, record, vocabulary).items():
-            found, columns = weight(path.parent), column_bytes(path)
+            found, columns = position_bytes(path.parent), column_bytes(path)
             shares = {name: size / len(data.tok_T) for name, size in columns.items()}
             out[layout] = Size(found.record, found.part, shares)
     return out

@@ -23,7 +23,7 @@ import tomli_w
 
 from stages.ranks import here
 from stages.table import Table
-from storage.files.place import Place, is_local
+from storage.files.place import Place
 from storage.files.write import replace_file
 from storage.manifest import Manifest
 
@@ -44,7 +44,7 @@ def timed(directory: Place) -> Generator[None]:
     try:
         yield
     finally:
-        if directory.is_dir() or not is_local(directory):
+        if not isinstance(directory, Path) or directory.is_dir():
             own = directory / f"{_LEDGER}{uuid.uuid4().hex}.json"
             replace_file(own, json.dumps({"seconds": time.time() - start}).encode())
 

@@ -5,7 +5,7 @@ Shape letters: N sequences, P prompt tokens, T positions, E entries, each over t
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,29 @@ from storage.schema import Array
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
+
+
+class Entries(NamedTuple):
+    """The fields of `Batch` that have one value per entry of one draw, and their offsets."""
+
+    entry_off: NDArray[np.int64]
+    """[T+1]"""
+    ids: NDArray[np.int64]
+    weight: NDArray[np.float32]
+    """Sums to 1 over a position, up to float32."""
+    logp: NDArray[np.float32]
+    exact: NDArray[np.bool_]
+
+    @classmethod
+    def empty(cls, positions: int, entries: int) -> "Entries":
+        """Arrays to be filled; the offsets are zeros."""
+        return cls(
+            np.zeros(positions + 1, np.int64),
+            np.empty(entries, np.int64),
+            np.empty(entries, np.float32),
+            np.empty(entries, np.float32),
+            np.empty(entries, np.bool_),
+        )
 
 
 @dataclass(frozen=True)

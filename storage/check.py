@@ -7,20 +7,14 @@ from numpy.typing import NDArray
 
 from storage.errors import DataError
 from storage.kinds import KINDS
-from storage.limits import MOST_RANKED
 from storage.manifest import Json, SetMeta
 from storage.rows import Rows, find_row, offsets_of, values_per_position
-from storage.schema import (
-    COLUMNS,
-    FINISH,
-    OUTCOME,
-    Array,
-    Level,
-    column_names,
-)
+from storage.schema import COLUMNS, FINISH, OUTCOME, Level, column_names
 
 Mask = NDArray[np.bool_]
 
+_MOST_RANKED = 1 << 24
+"""Vocabulary of a packed set, whose reader holds tables of that length."""
 _SLACK = 1e-3
 """What rounding may have added to a log-probability of 0 or taken from an entropy of 0."""
 _LENGTHS: dict[str, Level] = {"ids": "entry", "hlp": "head", "tlp": "tail"}
@@ -49,8 +43,8 @@ def check_meta(meta: SetMeta) -> None:
         raise DataError(
             "ranks are given exactly when the layout is packed (storage.packed.frequencies)"
         )
-    if packed and meta.vocab_size > MOST_RANKED:
-        raise DataError(f"vocab_size is {meta.vocab_size}; a packed set has at most {MOST_RANKED}")
+    if packed and meta.vocab_size > _MOST_RANKED:
+        raise DataError(f"vocab_size is {meta.vocab_size}; a packed set has at most {_MOST_RANKED}")
 
 
 def _check_record(record: Json) -> None:
@@ -97,7 +91,12 @@ def check_rows(rows: Rows, meta: SetMeta) -> None:
         expected = rows.lengths("position") * meta.candidates
         _refuse_lengths(rows, "cand", rows.lengths("candidate"), expected)
     if "lz" in rows:
-        _check_normaliser(rows, meta.record_params)
+        # sum p**power is at least 1 for a power below 1 and at most 1 for one above 1
+        record = meta.record_params
+        power = float(record.get("temperature", 1.0)) / float(record["loss_temperature"])
+        wrong = rows["lz"] * np.sign(power - 1.0) > _SLACK
+        wrong |= (power == 1.0) & (rows["lz"] != 0.0)
+        _refuse(rows, "lz", wrong, f"cannot be log sum p(v)**{power:g}")
     if "nu" in rows:
         _check_entries(rows, meta)
 
@@ -117,6 +116,8 @@ def _check_columns(rows: Rows, meta: SetMeta) -> None:
 
 def _check_entries(rows: Rows, meta: SetMeta) -> None:
     """Entries of counts, head_tail and top_k: lengths first, since all else relies on them."""
+    from storage.kernels import first_repeated  # Numba: only who writes records pays its import
+
     copies, kind = meta.copies, meta.record_kind
     assert kind is not None, "plain sequences have no entries"
     _refuse_lengths(rows, "nu", rows.lengths("draw"), copies * rows.lengths("position"))
@@ -130,9 +131,14 @@ def _check_entries(rows: Rows, meta: SetMeta) -> None:
             values_T = values_per_position(level, rows.columns, rows.tokens)
             expected_N = np.diff(offsets_of(values_T)[rows.offsets["position"]])
             _refuse_lengths(rows, name, rows.lengths(level), expected_N)
-    _check_distinct(rows, copies)
+    nh = rows.columns.get("nh", np.zeros(rows.tokens, np.uint8))
+    repeated = np.arange(len(rows["ids"])) == first_repeated(copies, rows["nu"], nh, rows["ids"])
+    _refuse(rows, "ids", repeated, "the same id stands earlier in the same draw")
     if kind.counts:
-        _check_counts(rows, int(meta.record_params["draws"]))
+        draws = int(meta.record_params["draws"])
+        _refuse(rows, "cnt", rows["cnt"] == 0, "a stored id was drawn at least once")
+        sums = np.diff(offsets_of(rows["cnt"])[offsets_of(rows["nu"])])
+        _refuse(rows, "nu", sums != draws, f"the counts of a draw must sum to draws = {draws}")
     if kind.head:
         rest = rows["rest"]
         _refuse(rows, "rest", (rest < 0) | (rest > 1), "a mass lies in [0, 1]")
@@ -144,29 +150,6 @@ def _check_entries(rows: Rows, meta: SetMeta) -> None:
         _refuse(rows, "hlp", rises.reshape(-1), f"ids of a {kind.name} record are by descending p")
 
 
-def _check_normaliser(rows: Rows, record: Json) -> None:
-    """sum p**a is at least 1 for a < 1 and at most 1 for a > 1."""
-    power = float(record.get("temperature", 1.0)) / float(record["loss_temperature"])
-    wrong = (rows["lz"] * np.sign(power - 1.0) > _SLACK) | ((power == 1.0) & (rows["lz"] != 0.0))
-    _refuse(rows, "lz", wrong, f"cannot be log sum p(v)**{power:g}")
-
-
-def _check_distinct(rows: Rows, copies: int) -> None:
-    from storage.kernels import first_repeated  # Numba: only who writes records pays its import
-
-    nh = rows.columns.get("nh", np.zeros(rows.tokens, np.uint8))
-    index = first_repeated(copies, rows["nu"], nh, rows["ids"])
-    repeated = np.arange(len(rows["ids"])) == index
-    _refuse(rows, "ids", repeated, "the same id stands earlier in the same draw")
-
-
-def _check_counts(rows: Rows, draws: int) -> None:
-    _refuse(rows, "cnt", rows["cnt"] == 0, "a stored id was drawn at least once")
-    running = offsets_of(rows["cnt"])[offsets_of(rows["nu"])]
-    sums = np.diff(running)
-    _refuse(rows, "nu", sums != draws, f"the counts of every draw must sum to draws = {draws}")
-
-
 def _refuse(rows: Rows, name: str, wrong: Mask, why: str) -> None:
     """Raise for the first value of column `name` marked in `wrong`."""
     if not wrong.any():
@@ -175,7 +158,7 @@ def _refuse(rows: Rows, name: str, wrong: Mask, why: str) -> None:
     level = COLUMNS[name].level
     row = flat if level == "row" else find_row(rows.offsets[level], flat)
     place = "" if level == "row" else f"[{flat - int(rows.offsets[level][row])}]"
-    value = _shown(rows[name], flat)
+    value = rows[name][flat].item()
     raise DataError(
         f"seq_id {rows['seq_id'][row]}, column {name!r}{place} = {value}: {why} "
         f"({int(wrong.sum())} such values among {len(rows)} sequences)"
@@ -193,7 +176,3 @@ def _refuse_lengths(
         f"seq_id {rows['seq_id'][row]}, column {name!r}: {found[row]} values where the lengths of "
         f"the other columns ask for {expected[row]}"
     )
-
-
-def _shown(values: Array, index: int) -> str:
-    return str(values[index].item())

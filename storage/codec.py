@@ -6,18 +6,15 @@ Parquet itself is in `storage.parquet.reader`.
 """
 
 import zlib
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.batch import Batch
+from storage.batch import Batch, Entries
 from storage.errors import DataError
 from storage.manifest import SetMeta
 from storage.rows import Rows
 from storage.schema import COLUMNS, LEVELS, MANTISSA_BITS, Array
-
-__all__ = ["Batch", "checksum", "round_mantissa", "stored", "to_batch"]
 
 
 def round_mantissa(values: Array, bits: int = MANTISSA_BITS) -> NDArray[np.float32]:
@@ -101,61 +98,38 @@ def to_batch(rows: Rows, meta: SetMeta, draw: int = 0) -> Batch:
     )
 
 
-class _Entries(NamedTuple):
-    """The fields of `Batch` that have one value per entry, and their offsets."""
-
-    entry_off: NDArray[np.int64]
-    ids: NDArray[np.int64]
-    weight: NDArray[np.float32]
-    logp: NDArray[np.float32]
-    exact: NDArray[np.bool_]
-
-    @classmethod
-    def empty(cls, positions: int, entries: int) -> "_Entries":
-        """Arrays to be filled; the offsets are zeros."""
-        return cls(
-            np.zeros(positions + 1, np.int64),
-            np.empty(entries, np.int64),
-            np.empty(entries, np.float32),
-            np.empty(entries, np.float32),
-            np.empty(entries, np.bool_),
-        )
-
-
-def _decode(rows: Rows, meta: SetMeta, draw: int) -> tuple[_Entries, NDArray[np.float32]]:
+def _decode(rows: Rows, meta: SetMeta, draw: int) -> tuple[Entries, NDArray[np.float32]]:
     """Entries of one draw, and the teacher mass outside the head of each position: [T]."""
-    # Numba: only readers of records pay for its import.
-    from storage.kernels import HALF, HALF_EXP, decode_records
-
     positions, copies = rows.tokens, meta.copies
     if "nu" not in rows:
-        return _Entries.empty(positions, 0), np.ones(positions, np.float32)
+        return Entries.empty(positions, 0), np.ones(positions, np.float32)
+    # Numba: only readers of records pay for its import.
+    from storage.kernels import HALF, HALF_EXP, StoredRecords, decode_records
+
     counted = meta.record_kind is not None and meta.record_kind.counts
     nu, nh = rows["nu"], np.zeros(positions, np.uint8) if counted else rows["nh"]
     _check_sums(rows, nu, nh, copies)
     rest = np.ones(positions, np.float32) if counted else rows["rest"]
-    entries = _Entries.empty(positions, int(nu[draw::copies].sum(dtype=np.int64)))
-    decode_records(
+    entries = Entries.empty(positions, int(nu[draw::copies].sum(dtype=np.int64)))
+    cnt = rows["cnt"] if counted else np.empty(0, np.uint8)
+    hlp, tlp = (
+        rows[name].view(np.uint16) if name in rows else np.empty(0, np.uint16)
+        for name in ("hlp", "tlp")
+    )
+    records = StoredRecords(
         int(meta.record_params["draws"]) if counted else 0,
         copies,
-        draw,
         meta.tail_floor,
-        nu,
-        nh,
-        rest,
-        rows["ids"],
-        rows["cnt"] if counted else np.empty(0, np.uint8),
-        _bits(rows, "hlp"),
-        _bits(rows, "tlp"),
-        HALF,
-        HALF_EXP,
-        *entries,
+        *map(_read_only, (nu, nh, rest, rows["ids"], cnt, hlp, tlp)),
     )
+    decode_records(records, draw, HALF, HALF_EXP, entries)
     return entries, rest
 
 
-def _bits(rows: Rows, name: str) -> Array:
-    return rows[name].view(np.uint16) if name in rows else np.empty(0, np.uint16)
+def _read_only(values: Array) -> Array:
+    view = values.view()
+    view.flags.writeable = False
+    return view
 
 
 def _check_sums(rows: Rows, nu_TC: Array, nh_T: Array, copies: int) -> None:

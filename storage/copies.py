@@ -11,11 +11,11 @@ import hashlib
 import logging
 from pathlib import Path, PurePosixPath
 
-from storage.errors import DamageError, DataError
+from storage.errors import RESTORE, DamageError, DataError
 from storage.files.place import Place, cache_root
 from storage.files.remote import Remote
 from storage.files.write import disk_errors, sha256_file, temporary_name
-from storage.manifest import FILE_NAME, File, Manifest, read_manifest
+from storage.manifest import FILE_NAME, Manifest, read_manifest
 
 log = logging.getLogger(__name__)
 
@@ -39,19 +39,22 @@ def local_copy(directory: Place, below: str = "") -> Path:
     manifest = read_manifest(directory)
     copy = cache_root() / "sets" / f"{directory.name}-{manifest.digest[:16]}"
     for file in manifest.files:
-        name = _name(file)
-        if not below or name.parts[0] == below:
-            _fetch_file(directory, file, copy / name)
+        path = PurePosixPath(file.path)
+        if path.parts[0].startswith(ATTEMPT) and len(path.parts) > 1:
+            path = PurePosixPath(*path.parts[1:])
+        if below and path.parts[0] != below:
+            continue
+        source, target = directory / file.path, copy / path
+        if target.exists() and sha256_file(target) == file.sha256:
+            continue
+        log.info("%s: fetching %s (%.1f MB)", directory, file.path, file.bytes / 1e6)
+        try:
+            fetch(source, target, file.sha256)
+        except FileNotFoundError as error:
+            raise DataError(f"{source}: missing. {RESTORE}") from error
     if not (copy / FILE_NAME).exists():
         fetch(directory / FILE_NAME, copy / FILE_NAME)
     return copy / below
-
-
-def _name(file: File) -> PurePosixPath:
-    """Where a file goes, relative to the copy."""
-    path = PurePosixPath(file.path)
-    inside = path.parts[1:] if path.parts[0].startswith(ATTEMPT) else ()
-    return PurePosixPath(*(inside or path.parts))
 
 
 def fetch(source: Remote, target: Path, sha256: str | None = None) -> None:
@@ -72,26 +75,10 @@ def fetch(source: Remote, target: Path, sha256: str | None = None) -> None:
                     digest.update(block)
                     stream.write(block)
         if sha256 not in (None, found := digest.hexdigest()):
-            raise DataError(
-                f"{source}: damaged (its sha256 is {found}, not {sha256}). Restore it from a copy, "
-                "or delete the set and run its stage again."
-            )
+            raise DataError(f"{source}: damaged (its sha256 is {found}, not {sha256}). {RESTORE}")
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _fetch_file(directory: Remote, file: File, target: Path) -> None:
-    if target.exists() and sha256_file(target) == file.sha256:
-        return
-    log.info("%s: fetching %s (%.1f MB)", directory, file.path, file.bytes / 1e6)
-    try:
-        fetch(directory / file.path, target, file.sha256)
-    except FileNotFoundError as error:
-        raise DataError(
-            f"{directory / file.path}: missing. Restore it from a copy, or delete the set and run "
-            "its stage again."
-        ) from error
 
 
 def check_files(directory: Place, manifest: Manifest | None = None) -> None:

@@ -4,6 +4,9 @@ Every message says what happened, where, and how to fix it. The classes also inh
 class they stand for, so `except ValueError` in a user's script works as expected.
 """
 
+RESTORE = "Restore it from a copy, or delete the set and run its stage again."
+"""What to do about a damaged or missing file of a set."""
+
 
 class AfterglowError(Exception):
     """Base of all errors raised on purpose; `exit_code` is what the command returns."""

@@ -3,19 +3,24 @@
 Readers open manifests only, never a directory listing, so a late, killed or racing writer cannot
 change what was read before. `SetMeta` is the part of a manifest that travels in every footer, so
 that a part found without its manifest can be read. This module imports neither NumPy nor pyarrow.
+
+Whoever can write a file can write any number into it, so `RowGroup`, `Part` and `File` refuse what
+no set has, before anything is allocated or opened by it. The limits are far above every real set,
+and low enough that a reader which trusts them allocates no more than a row group may take.
 """
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import PurePosixPath
 from typing import Any, Literal, TypeVar, cast
 
 from storage.errors import DataError, RetryError
 from storage.files.place import Place
 from storage.files.write import create_once, sha256_file, size_of
 from storage.kinds import KINDS, Kind
-from storage.limits import check_file, check_part, check_row_group
 
 FILE_NAME = "manifest.json"
 RANKS = "ranks.u32"
@@ -23,6 +28,14 @@ RANKS = "ranks.u32"
 MANIFEST_FORMAT = 2
 DIGEST = "sha256"
 """Field of a manifest that holds the digest of all others."""
+
+_MOST_ROWS = 1 << 16
+"""Sequences in a row group; this package writes 32."""
+_MOST_VALUES = (1 << 31) - 1
+"""Tokens or entries in a row group: Parquet libraries count the values of a list column so."""
+_MOST_BYTES = 1 << 62
+_PART_NAME = r"part-\d{5,9}-[0-9a-f]{16}\.parquet"
+_SHA256 = r"[0-9a-f]{64}"
 
 Json = Mapping[str, Any]
 ManifestKind = Literal["sequences", "records", "model", "metrics"]
@@ -45,6 +58,14 @@ class RowGroup:
     crc32: int
     """Checksum over the decoded values (`codec.checksum`); independent of Parquet."""
 
+    def __post_init__(self) -> None:
+        _check_count(self, "rows", _MOST_ROWS)
+        for name in ("tokens", "prompt_tokens", "entries", "max_tokens"):
+            _check_count(self, name, _MOST_VALUES)
+        _check_count(self, "crc32", (1 << 32) - 1)
+        if self.max_tokens > self.tokens + self.prompt_tokens:
+            raise ValueError(f"max_tokens is {self.max_tokens}, more than all tokens together")
+
 
 @dataclass(frozen=True)
 class Part:
@@ -60,6 +81,19 @@ class Part:
     entries: int
     row_groups: tuple[RowGroup, ...]
 
+    def __post_init__(self) -> None:
+        _check_text(self, "file", _PART_NAME, "the name of a part")
+        _check_text(self, "sha256", _SHA256, "64 hexadecimal digits")
+        _check_text(self, "split", ".*", "text")
+        _check_count(self, "index", 10**9)
+        _check_count(self, "bytes", _MOST_BYTES)
+        for name, of_group in (("sequences", "rows"), ("tokens", "tokens"), ("entries", "entries")):
+            total = sum(getattr(group, of_group) for group in self.row_groups)
+            if getattr(self, name) != total:
+                raise ValueError(
+                    f"{self.file}: {name} is {getattr(self, name)}, its row groups have {total}"
+                )
+
 
 @dataclass(frozen=True)
 class File:
@@ -69,6 +103,28 @@ class File:
     """Relative to the directory of the set, with forward slashes."""
     bytes: int
     sha256: str
+
+    def __post_init__(self) -> None:
+        _check_text(self, "path", r"[^\\\0]*", "a path with forward slashes")
+        pure = PurePosixPath(self.path)
+        if pure.is_absolute() or ".." in pure.parts or str(pure) != self.path:
+            raise ValueError(f"{self.path!r} does not stay inside the directory of the set")
+        if self.path in (".", FILE_NAME):
+            raise ValueError(f"{self.path!r} cannot be a file of a set")
+        _check_text(self, "sha256", _SHA256, "64 hexadecimal digits")
+        _check_count(self, "bytes", _MOST_BYTES)
+
+
+def _check_count(of: object, name: str, most: int) -> None:
+    value = getattr(of, name)
+    if type(value) is not int or not 0 <= value <= most:
+        raise ValueError(f"{name} is {value!r:.40}; it must be a whole number from 0 to {most}")
+
+
+def _check_text(of: object, name: str, pattern: str, what: str) -> None:
+    value = getattr(of, name)
+    if type(value) is not str or not re.fullmatch(pattern, value):
+        raise ValueError(f"{name} is {value!r:.40}; it must be {what}")
 
 
 @dataclass(frozen=True)
@@ -186,13 +242,9 @@ class Manifest(SetIdentity):
         """The inverse of `to_json`; unknown fields are ignored.
 
         Raises:
-            ValueError: a size or a path that no set has (`storage.limits`).
+            ValueError: a size or a path that no set has.
             KeyError, TypeError, AttributeError: not the shape of a manifest.
         """
-        for part in value["parts"]:
-            check_part(part)
-        for item in value["files"]:
-            check_file(item)
         parts = tuple(
             build(Part, part | {"row_groups": row_groups_from_json(part["row_groups"])})
             for part in value["parts"]
@@ -213,10 +265,7 @@ def row_groups_from_json(value: Iterable[Json]) -> tuple[RowGroup, ...]:
     Raises:
         ValueError: sizes that no row group has.
     """
-    groups = tuple(value)
-    for group in groups:
-        check_row_group(group)
-    return tuple(build(RowGroup, group) for group in groups)
+    return tuple(build(RowGroup, group) for group in value)
 
 
 def canonical(value: object) -> str:
@@ -242,20 +291,16 @@ def read_manifest(directory: Place) -> Manifest:
         raise DataError(_unreadable(path, error)) from error
     check_format(path, value, MANIFEST_FORMAT)
     try:
-        _check_digest(value)
+        expected = value.pop(DIGEST, None)
+        # A manifest of format 1 may be older than digests; it has known fields only.
+        known = {field.name for field in fields(Manifest)}
+        if expected is None and (value["format"] > 1 or not set(value) <= known):
+            raise ValueError(f"no {DIGEST}")
+        if expected is not None and (found := _digest(value)) != expected:
+            raise ValueError(f"its {DIGEST} is {found}, not {expected}")
         return Manifest.from_json(value)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(_unreadable(path, error)) from error
-
-
-def _check_digest(value: dict[str, Any]) -> None:
-    """A manifest of format 1 may be older than digests; it has known fields only."""
-    expected = value.pop(DIGEST, None)
-    known = {field.name for field in fields(Manifest)}
-    if expected is None and (value["format"] > 1 or not set(value) <= known):
-        raise ValueError(f"no {DIGEST}")
-    if expected is not None and (found := _digest(value)) != expected:
-        raise ValueError(f"its {DIGEST} is {found}, not {expected}")
 
 
 def _digest(value: Json) -> str:
@@ -333,14 +378,13 @@ def build_manifest(
     Raises:
         RetryError: a file vanished.
     """
-    hashed = sorted((_file(directory, item) for item in files), key=lambda file: file.path)
+    hashed: list[File] = []
+    for item in files:
+        path = directory / item if isinstance(item, str) else item
+        name = str(path).removeprefix(f"{directory}/")
+        try:
+            hashed.append(File(name, size_of(path), sha256_file(path)))
+        except FileNotFoundError as error:
+            raise RetryError(f"{path}: vanished before the set was committed; run again") from error
+    hashed.sort(key=lambda file: file.path)
     return Manifest(**vars(identity), parts=tuple(parts), files=tuple(hashed))
-
-
-def _file(directory: Place, item: str | Place) -> File:
-    path = directory / item if isinstance(item, str) else item
-    name = str(path).removeprefix(f"{directory}/")
-    try:
-        return File(name, size_of(path), sha256_file(path))
-    except FileNotFoundError as error:
-        raise RetryError(f"{path}: vanished before the set was committed; run again") from error

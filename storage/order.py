@@ -9,7 +9,7 @@ the bit stream never changes, but not what its generators make of it.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """Some sequences of one row group, in reading order."""
 
     epoch: int
@@ -48,7 +47,10 @@ class Order:
         """Where sequences `first` to `first + count` of the endless order lie."""
         while count > 0:
             epoch, offset = divmod(first, self.total)
-            self._enter(epoch)
+            if epoch != self._epoch:
+                self._groups = permutation(len(self._sizes), self._seed, epoch, 0)
+                self._ends = np.cumsum(self._sizes[self._groups])
+                self._epoch = epoch
             slot = int(np.searchsorted(self._ends, offset, side="right"))
             group = int(self._groups[slot])
             size = int(self._sizes[group])
@@ -58,12 +60,6 @@ class Order:
             yield Span(epoch, group, inside[start : start + taken])
             first += taken
             count -= taken
-
-    def _enter(self, epoch: int) -> None:
-        if epoch != self._epoch:
-            self._groups = permutation(len(self._sizes), self._seed, epoch, 0)
-            self._ends = np.cumsum(self._sizes[self._groups])
-            self._epoch = epoch
 
 
 def permutation(count: int, seed: int, epoch: int, stream: int) -> Ints:

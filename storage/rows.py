@@ -68,7 +68,13 @@ class Rows:
         typed = {name: _typed(name, columns[name]) for name in COLUMNS if name in columns}
         given = {level: np.asarray(value, np.int64) for level, value in offsets.items()}
         rows = cls(typed, _all_offsets(typed, given))
-        _check_lengths(rows)
+        for name, values in typed.items():
+            level = COLUMNS[name].level
+            expected = len(rows) if level == "row" else int(rows.offsets[level][-1])
+            if len(values) != expected:
+                raise DataError(
+                    f"column {name!r}: {len(values)} values, but {expected} at level {level!r}"
+                )
         return rows
 
     @classmethod
@@ -89,7 +95,8 @@ class Rows:
                 )
         columns: dict[str, Any] = {}
         offsets: dict[str, Offsets] = {"prompt": _zeros(1), "position": _zeros(1)}
-        for name in sorted(names, key=_file_order):
+        order = list(COLUMNS)
+        for name in sorted(names, key=lambda name: order.index(name) if name in order else -1):
             level = COLUMNS[name].level if name in COLUMNS else "row"
             if level == "row":
                 columns[name] = [item[name] for item in items]
@@ -199,14 +206,6 @@ def offsets_of(lengths: Sequence[int] | NDArray[np.integer[Any]]) -> Offsets:
     return offsets
 
 
-def gather(offsets: Offsets, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], Offsets]:
-    """Flat positions of the segments at `indices`, and the offsets of the gathered result."""
-    lengths = np.diff(offsets)[indices]
-    gathered = offsets_of(lengths)
-    shift = np.repeat(offsets[:-1][indices] - gathered[:-1], lengths)
-    return np.arange(gathered[-1], dtype=np.int64) + shift, gathered
-
-
 def join_segments(values: Array, start_N: NDArray[np.int64], length_N: NDArray[np.int64]) -> Array:
     """The values of N segments, one segment after the other; always a copy."""
     count = len(start_N)
@@ -216,10 +215,6 @@ def join_segments(values: Array, start_N: NDArray[np.int64], length_N: NDArray[n
         return np.concatenate([values[a:b] for a, b in zip(start_N.tolist(), stops, strict=True)])
     shift = np.repeat(start_N - (np.cumsum(length_N) - length_N), length_N)
     return values[np.arange(total, dtype=np.int64) + shift]
-
-
-def _file_order(name: str) -> int:
-    return list(COLUMNS).index(name) if name in COLUMNS else -1
 
 
 def _zeros(count: int) -> Offsets:
@@ -253,13 +248,17 @@ def _all_offsets(columns: Mapping[str, Array], given: Mapping[str, Offsets]) -> 
         if level not in given:
             raise DataError(f"offsets of level {level!r} are missing")
     position = given["position"]
+    total = int(position[-1])
     used = {COLUMNS[name].level for name in columns}
     offsets: dict[str, Offsets] = {}
     for level in LEVELS:
         if level in given:
             offsets[level] = given[level]
+        elif level in ("candidate", "draw") and level in used:
+            values = columns[_LENGTH_OF[level]]
+            offsets[level] = position * (len(values) // total if total else 0)
         elif level in used:
-            offsets[level] = _derived(level, columns, position)
+            offsets[level] = offsets_of(values_per_position(level, columns, total))[position]
     for level, value in offsets.items():
         if len(value) != len(position) or value[0] != 0 or np.any(np.diff(value) < 0):
             raise DataError(
@@ -267,14 +266,6 @@ def _all_offsets(columns: Mapping[str, Array], given: Mapping[str, Offsets]) -> 
                 "never fall"
             )
     return offsets
-
-
-def _derived(level: Level, columns: Mapping[str, Array], position: Offsets) -> Offsets:
-    total = int(position[-1])
-    if level in ("candidate", "draw"):
-        values = columns["cand" if level == "candidate" else "nu"]
-        return position * (len(values) // total if total else 0)
-    return offsets_of(values_per_position(level, columns, total))[position]
 
 
 def values_per_position(level: Level, columns: Mapping[str, Array], total: int) -> Offsets:
@@ -296,16 +287,6 @@ def values_per_position(level: Level, columns: Mapping[str, Array], total: int) 
         return head_T
     drawn_T = nu.reshape(total, copies).sum(axis=1, dtype=np.int64) - copies * head_T
     return drawn_T if level == "tail" else head_T + drawn_T
-
-
-def _check_lengths(rows: Rows) -> None:
-    for name, values in rows.columns.items():
-        level = COLUMNS[name].level
-        expected = len(rows) if level == "row" else int(rows.offsets[level][-1])
-        if len(values) != expected:
-            raise DataError(
-                f"column {name!r}: {len(values)} values, but {expected} at level {level!r}"
-            )
 
 
 def find_row(offsets: Offsets, flat: int) -> int:

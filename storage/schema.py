@@ -108,8 +108,6 @@ _BASE: Final[tuple[str, ...]] = (
     "tok",
 )
 
-Layout = Literal["open", "packed"]
-
 COUNT_STREAMS: Final = ("cs0", "cs1", "cs2")
 BUCKET_STREAMS: Final = ("bk0", "bk1", "bk2", "bk3", "bk4", "bk5", "bk6")
 EXTRA_BITS: Final = "raw"

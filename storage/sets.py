@@ -1,11 +1,14 @@
-"""Whole sets of parts: the manifest that commits one, and the check of everything it lists."""
+"""Whole sets of parts: committing one, checking everything it lists, and what a position weighs."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from storage.errors import DataError, RetryError
 from storage.files.place import Place
 from storage.files.write import sha256_file
 from storage.manifest import RANKS, Manifest, SetIdentity, build_manifest, read_manifest
+from storage.parquet.reader import column_bytes
+from storage.schema import column_names
 from storage.shard import find_part, read_meta, verify_part
 
 
@@ -63,3 +66,34 @@ def verify_set(directory: Place) -> list[str]:
         elif (digest := sha256_file(path)) != file.sha256:
             problems.append(f"{path}: sha256 is {digest}, not {file.sha256}")
     return problems
+
+
+@dataclass(frozen=True)
+class PositionBytes:
+    """Mean bytes of one position (response token) on disk, compressed."""
+
+    part: float
+    """Of everything in the parts: tokens, prompts, records and footers."""
+    record: float
+    """Of the columns that make the record: what the set holds beyond one that keeps log p of the
+    realised token and the teacher's entropy alone."""
+
+
+def position_bytes(directory: Place) -> PositionBytes:
+    """What a position of a committed record set takes up.
+
+    Raises:
+        DataError: not a committed set of records, or one without positions.
+    """
+    manifest = read_manifest(directory)
+    positions = manifest.totals.tokens
+    if manifest.meta.get("record") is None or not positions:
+        raise DataError(f"{directory}: holds no records to weigh")
+    beside = column_names("records", {"kind": "sampled"}, 0, reference=True)
+    record = sum(
+        size
+        for part in manifest.parts
+        for name, size in column_bytes(directory / part.file).items()
+        if name not in beside
+    )
+    return PositionBytes(sum(part.bytes for part in manifest.parts) / positions, record / positions)

@@ -14,16 +14,15 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
 from storage.check import check_meta, check_rows
 from storage.codec import checksum, stored
-from storage.errors import DamageError, DataError
+from storage.errors import RESTORE, DamageError, DataError
 from storage.files.place import Place
 from storage.files.write import NewFile, disk_errors, known_sha256, new_file, sha256_file, size_of
-from storage.layout import layout_of
 from storage.manifest import (
     Part,
     RowGroup,
@@ -34,7 +33,7 @@ from storage.manifest import (
 )
 from storage.parquet.reader import DAMAGE, UNREACHABLE, Reader, Writer
 from storage.rows import Rows
-from storage.schema import FORMAT_VERSION, ROW_GROUP, column_names
+from storage.schema import FORMAT_VERSION, ROW_GROUP, blob_names, column_names, replaced_columns
 
 log = logging.getLogger(__name__)
 
@@ -62,17 +61,14 @@ class PartWriter:
 
     def __init__(self, directory: Place, index: int, meta: SetMeta, split: str = "train") -> None:
         check_meta(meta)
-        self._directory = directory
-        self._index = index
-        self._meta = meta
-        self._split = split
+        self._directory, self._index, self._meta, self._split = directory, index, meta, split
+        self._replaced, self._blobs = _packed_columns(meta)
         self._pending: list[Rows] = []
         self._groups: list[RowGroup] = []
-        self._names: tuple[str, ...] | None = None
+        self._names: tuple[str, ...] = ()
         self._part: Part | None = None
         self._file: NewFile
-        self._writer: Writer | None = None
-        self._layout = layout_of(directory, meta)
+        self._parquet: Writer | None = None
 
     @property
     def part(self) -> Part:
@@ -90,15 +86,26 @@ class PartWriter:
         """Append sequences; any number at a time, row groups are cut here."""
         if not len(rows):
             return
-        rows = stored(rows)
-        self._fix_columns(rows)
+        rows, names = stored(rows), tuple(rows.columns)
         try:
+            if self._names and names != self._names:  # `ref_lp` is the only choice there is
+                odd = sorted(set(names) ^ set(self._names))
+                raise DataError(
+                    f"column {odd[0]!r} is in some of the rows only; all rows of a part have the "
+                    "same columns"
+                )
             check_rows(rows, self._meta)
         except DataError as error:
             raise DataError(f"{self._directory}, part {self._index}: {error}") from error
+        self._names = names
         self._pending.append(rows)
-        if sum(map(len, self._pending)) >= ROW_GROUP:
-            self._flush_full_groups()
+        if sum(map(len, self._pending)) < ROW_GROUP:
+            return
+        rows = Rows.concat(self._pending)
+        full = len(rows) - len(rows) % ROW_GROUP
+        for start in range(0, full, ROW_GROUP):
+            self._write_group(rows.slice(start, start + ROW_GROUP))
+        self._pending = [rows.take(np.arange(full, len(rows)))] if full < len(rows) else []
 
     def __exit__(
         self,
@@ -111,57 +118,45 @@ class PartWriter:
                 self._finish()
         finally:
             self._file.content.discard = True
-            if self._writer is not None:
-                self._writer.close({})
+            if self._parquet is not None:
+                self._parquet.close({})
             self._file.close()
 
-    def _fix_columns(self, rows: Rows) -> None:
-        """Column names are those of the first rows; `ref_lp` is the only choice there is."""
-        names = tuple(rows.columns)
-        if self._names is None:
-            self._names = names
-        elif names != self._names:
-            odd = sorted(set(names) ^ set(self._names))
-            raise DataError(
-                f"{self._directory}, part {self._index}: column {odd[0]!r} is in some of the rows "
-                "only; all rows of a part have the same columns"
-            )
-
-    def _flush_full_groups(self) -> None:
-        rows = Rows.concat(self._pending)
-        full = len(rows) - len(rows) % ROW_GROUP
-        for start in range(0, full, ROW_GROUP):
-            self._write_group(rows.slice(start, start + ROW_GROUP))
-        self._pending = [rows.take(np.arange(full, len(rows)))] if full < len(rows) else []
-
     def _write_group(self, rows: Rows) -> None:
-        stays, blobs = self._layout.pack(rows)
-        with disk_errors(self._directory):
-            self._parquet(tuple(stays.columns)).write(stays, blobs)
-        self._groups.append(_describe(rows))
+        stays, blobs = rows, {}
+        if self._meta.layout == "packed":
+            from storage.packed.codec import load_code, pack
 
-    def _parquet(self, names: Sequence[str]) -> Writer:
-        if self._writer is None:
-            self._writer = Writer(self._file.content, names, self._layout.blobs)
-        return self._writer
+            code = load_code(self._directory, self._meta.ranks, self._meta.vocab_size)
+            stays, blobs = pack(rows, self._meta, code)
+        with disk_errors(self._directory):
+            self._opened().write(stays, blobs)
+        longest = rows.lengths("prompt") + rows.lengths("position")
+        self._groups.append(
+            RowGroup(
+                rows=len(rows),
+                tokens=rows.tokens,
+                prompt_tokens=int(rows.offsets["prompt"][-1]),
+                entries=int(rows.offsets["entry"][-1]) if "entry" in rows.offsets else 0,
+                max_tokens=int(longest.max()),
+                crc32=checksum(rows),
+            )
+        )
+
+    def _opened(self) -> Writer:
+        if self._parquet is None:
+            meta = self._meta
+            names = self._names or column_names(
+                meta.kind, meta.record, meta.candidates, reference=False
+            )
+            kept = [name for name in names if name not in self._replaced]
+            self._parquet = Writer(self._file.content, kept, self._blobs)
+        return self._parquet
 
     def _finish(self) -> None:
         if self._pending:
             self._write_group(Rows.concat(self._pending))
-        with disk_errors(self._directory):
-            meta = self._meta
-            empty = column_names(meta.kind, meta.record, meta.candidates, reference=False)
-            self._parquet([name for name in empty if name not in self._layout.replaced]).close(
-                self._footer()
-            )
-            content = self._file.content
-            digest = content.digest.hexdigest()
-            name = f"part-{self._index:05d}-{digest[:_HASH_DIGITS]}.parquet"
-            self._file.finish(name)
-        self._part = _part(name, content.size, digest, self._index, self._split, self._groups)
-
-    def _footer(self) -> dict[bytes, bytes]:
-        text = canonical(
+        footer = canonical(
             {
                 "format": FORMAT_VERSION,
                 **self._meta.to_json(),
@@ -170,7 +165,14 @@ class PartWriter:
                 "row_groups": [vars(group) for group in self._groups],
             }
         ).encode()
-        return {FOOTER_KEY: text, FOOTER_DIGEST_KEY: hashlib.sha256(text).hexdigest().encode()}
+        check = hashlib.sha256(footer).hexdigest().encode()
+        with disk_errors(self._directory):
+            self._opened().close({FOOTER_KEY: footer, FOOTER_DIGEST_KEY: check})
+            content = self._file.content
+            digest = content.digest.hexdigest()
+            name = f"part-{self._index:05d}-{digest[:_HASH_DIGITS]}.parquet"
+            self._file.finish(name)
+        self._part = _part(name, content.size, digest, self._index, self._split, self._groups)
 
 
 class PartFile:
@@ -191,41 +193,49 @@ class PartFile:
         except FileNotFoundError as error:
             raise DamageError(
                 path,
-                f"{path}: this part is missing. Restore it from a copy, or delete {path.parent} "
-                "and run the stage again.",
+                f"{path}: this part is missing. {RESTORE}",
             ) from error
         except UNREACHABLE:
             raise
         except DAMAGE as error:
             raise _damaged(path, "footer", error) from error
         try:
-            self._describe(_read_footer(path, self._reader.metadata))
+            self._read_footer()
         except BaseException:
             self.close()
             raise
 
-    def _describe(self, footer: dict[str, Any]) -> None:
+    def _read_footer(self) -> None:
+        """What the part is; its columns must be as described, since decoding relies on it."""
+        path, text = self.path, self._reader.metadata.get(FOOTER_KEY)
+        if text is None:
+            raise DataError(f"{path}: a Parquet file, but not one written by afterglow")
+        if hashlib.sha256(text).hexdigest().encode() != self._reader.metadata.get(
+            FOOTER_DIGEST_KEY
+        ):
+            raise _damaged(path, "footer", "checksum of the description differs")
         try:
-            self.meta = SetMeta.from_json(footer)
-            check_meta(self.meta)
-            self._layout = layout_of(self.path.parent, self.meta)
+            footer = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise _damaged(path, "footer", error) from error
+        check_format(path, footer, FORMAT_VERSION)
+        try:
+            self.meta = meta = SetMeta.from_json(footer)
+            check_meta(meta)
+            self._replaced, blobs = _packed_columns(meta)
             self.index = int(footer["index"])
             self.split = str(footer["split"])
             self.row_groups: tuple[RowGroup, ...] = row_groups_from_json(footer["row_groups"])
-            self._check_columns()
+            rows = [group.rows for group in self.row_groups]
+            if self._reader.rows != rows:
+                raise ValueError(f"row groups of {self._reader.rows} rows, described as {rows}")
+            found = self._reader.columns
+            names = column_names(meta.kind, meta.record, meta.candidates, "ref_lp" in found)
+            expected = [*(name for name in names if name not in self._replaced), *blobs]
+            if found != expected:
+                raise ValueError(f"columns {', '.join(found)}, described as {', '.join(expected)}")
         except (*DAMAGE, TypeError, AttributeError) as error:
-            raise _damaged(self.path, "footer", error) from error
-
-    def _check_columns(self) -> None:
-        """The file is laid out as its description says: what is decoded relies on it."""
-        rows = [group.rows for group in self.row_groups]
-        if self._reader.rows != rows:
-            raise ValueError(f"row groups of {self._reader.rows} rows, described as {rows}")
-        meta, layout, found = self.meta, self._layout, self._reader.columns
-        names = column_names(meta.kind, meta.record, meta.candidates, "ref_lp" in found)
-        expected = [*(name for name in names if name not in layout.replaced), *layout.blobs]
-        if found != expected:
-            raise ValueError(f"columns {', '.join(found)}, described as {', '.join(expected)}")
+            raise _damaged(path, "footer", error) from error
 
     def read(self, group: int, columns: Sequence[str] | None = None) -> Rows:
         """One row group.
@@ -239,11 +249,19 @@ class PartFile:
         Raises:
             DataError: the row group is damaged, or `ranks.u32` of a packed set is.
         """
-        self._layout.load()
-        whole = columns is None or any(name in self._layout.replaced for name in columns)
+        whole = columns is None or any(name in self._replaced for name in columns)
+        code = None
+        if whole and self.meta.layout == "packed":
+            # Numba: only readers of records pay for its import.
+            from storage.packed.codec import load_code
+
+            code = load_code(self.path.parent, self.meta.ranks, self.meta.vocab_size)
         try:
             rows, blobs = self._reader.read(group, None if whole else columns)
-            rows = self._layout.unpack(rows, blobs) if whole else rows
+            if code is not None:
+                from storage.packed.codec import unpack
+
+                rows = unpack(rows, blobs, self.meta, code)
         except UNREACHABLE:
             raise
         except DAMAGE as error:
@@ -348,30 +366,11 @@ def _part(
     )
 
 
-def _describe(rows: Rows) -> RowGroup:
-    longest = rows.lengths("prompt") + rows.lengths("position")
-    return RowGroup(
-        rows=len(rows),
-        tokens=rows.tokens,
-        prompt_tokens=int(rows.offsets["prompt"][-1]),
-        entries=int(rows.offsets["entry"][-1]) if "entry" in rows.offsets else 0,
-        max_tokens=int(longest.max()),
-        crc32=checksum(rows),
-    )
-
-
-def _read_footer(path: Place, found: dict[bytes, bytes]) -> dict[str, Any]:
-    text = found.get(FOOTER_KEY)
-    if text is None:
-        raise DataError(f"{path}: a Parquet file, but not one written by afterglow")
-    if hashlib.sha256(text).hexdigest().encode() != found.get(FOOTER_DIGEST_KEY):
-        raise _damaged(path, "footer", "checksum of the description differs")
-    try:
-        footer = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise _damaged(path, "footer", error) from error
-    check_format(path, footer, FORMAT_VERSION)
-    return footer
+def _packed_columns(meta: SetMeta) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Columns of `Rows` that are not in the file, and columns of bytes that are there instead."""
+    if meta.layout == "open" or meta.record is None:
+        return (), ()
+    return replaced_columns(meta.record), blob_names(meta.record)
 
 
 def _damaged(path: Place, where: str, error: object) -> DamageError:

@@ -14,8 +14,8 @@ only as neighbours. Writers therefore shuffle sequences over the set before they
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from functools import cached_property
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property, partial
 from itertools import groupby
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -23,11 +23,12 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.codec import Batch, to_batch
-from storage.errors import ConfigError, DamageError, DataError
+from storage.batch import Batch
+from storage.codec import to_batch
+from storage.errors import RESTORE, ConfigError, DamageError, DataError
 from storage.files.place import Place
-from storage.manifest import Manifest, Part, SetMeta, read_manifest
-from storage.order import Order, Span
+from storage.manifest import Manifest, SetMeta, read_manifest
+from storage.order import Order
 from storage.prefetch import Prefetch
 from storage.rows import Rows
 from storage.schema import OUTCOME
@@ -88,10 +89,11 @@ class Stream:
         self.meta = self._groups.meta
         """What the parts say about the set."""
         first, end = (batch_size * number // world_size for number in (rank, rank + 1))
-        self._source = _Source(
-            self._groups, self._order, batch_size, first, end - first, max_length
+        # Not a method: the thread that calls it must not keep this object alive.
+        self._make = partial(
+            _batch, self._groups, self._order, batch_size, first, end - first, max_length
         )
-        self._identity = {
+        self._identity: dict[str, Any] = {
             "manifest": self.manifest.digest,
             "seed": seed,
             "batch_size": batch_size,
@@ -110,7 +112,7 @@ class Stream:
     @property
     def steps_per_epoch(self) -> float:
         """Steps in one pass over the data; rarely whole, since steps run over epoch borders."""
-        return self._order.total / self._source.batch_size
+        return self._order.total / self._identity["batch_size"]
 
     @property
     def step(self) -> int:
@@ -122,7 +124,7 @@ class Stream:
 
     def __next__(self) -> Batch:
         if self._ahead is None:
-            self._ahead = Prefetch(self._source.batch, self._step, self._depth)
+            self._ahead = Prefetch(self._make, self._step, self._depth)
         try:
             batch = self._ahead.get()
         except BaseException:
@@ -183,40 +185,29 @@ def read_split(directory: Place, split: str) -> Iterator[Batch]:
         groups.close()
 
 
-class _Source:
-    """Makes the batch of any step; used by one thread at a time."""
-
-    def __init__(
-        self,
-        groups: "_Groups",
-        order: Order,
-        batch_size: int,
-        first: int,
-        share: int,
-        max_length: int | None,
-    ) -> None:
-        self._groups = groups
-        self._order = order
-        self.batch_size = batch_size
-        self._first = first
-        self._share = share
-        self._max_length = max_length
-
-    def batch(self, step: int) -> Batch:
-        meta = self._groups.meta
-        if not self._share:
-            return to_batch(self._groups.rows(0).take(np.zeros(0, np.int64)), meta)
-        spans = self._order.spans(step * self.batch_size + self._first, self._share)
-        batch = Batch.concat(
-            [
-                to_batch(self._rows(list(same)), meta, draw)
-                for draw, same in groupby(spans, lambda span: span.epoch % meta.copies)
-            ]
+def _batch(
+    groups: "_Groups",
+    order: Order,
+    batch_size: int,
+    first: int,
+    share: int,
+    max_length: int | None,
+    step: int,
+) -> Batch:
+    """Sequences `first` to `first + share` of a step; called by one thread at a time."""
+    if not share:
+        return to_batch(groups.rows(0).take(np.zeros(0, np.int64)), groups.meta)
+    spans = order.spans(step * batch_size + first, share)
+    batches = [
+        to_batch(
+            Rows.concat([groups.rows(span.group).take(span.rows) for span in same]),
+            groups.meta,
+            draw,
         )
-        return batch if self._max_length is None else batch.truncate(self._max_length)
-
-    def _rows(self, spans: list[Span]) -> Rows:
-        return Rows.concat([self._groups.rows(span.group).take(span.rows) for span in spans])
+        for draw, same in groupby(spans, lambda span: span.epoch % groups.meta.copies)
+    ]
+    batch = Batch.concat(batches)
+    return batch if max_length is None else batch.truncate(max_length)
 
 
 class _Groups:
@@ -234,9 +225,10 @@ class _Groups:
         sizes = [group.rows for part in self._parts for group in part.row_groups]
         self.sizes = np.array(sizes, np.int64)
         if keep == "correct":
-            self.sizes = np.array(
-                [self._count_right(group) for group in range(len(sizes))], np.int64
-            )
+            right = [
+                int(_right(self._read(group, ["outcome"])).sum()) for group in range(len(sizes))
+            ]
+            self.sizes = np.array(right, np.int64)
 
     @cached_property
     def meta(self) -> SetMeta:
@@ -246,8 +238,7 @@ class _Groups:
     def rows(self, group: int) -> Rows:
         """The kept sequences of one row group."""
         if group not in self._decoded:
-            part, inside = self._locate(group)
-            rows = self._file(part).read(inside)
+            rows = self._read(group)
             if self._keep == "correct":
                 rows = rows.take(np.flatnonzero(_right(rows)))
             self._decoded[group] = rows
@@ -261,33 +252,26 @@ class _Groups:
             self._files.popitem()[1].close()
         self._decoded.clear()
 
-    def _count_right(self, group: int) -> int:
-        part, inside = self._locate(group)
-        return int(_right(self._file(part).read(inside, ["outcome"])).sum())
-
-    def _locate(self, group: int) -> tuple[int, int]:
-        part = int(np.searchsorted(self._first, group, side="right")) - 1
-        return part, group - int(self._first[part])
+    def _read(self, group: int, columns: Sequence[str] | None = None) -> Rows:
+        number = int(np.searchsorted(self._first, group, side="right")) - 1
+        return self._file(number).read(group - int(self._first[number]), columns)
 
     def _file(self, number: int) -> PartFile:
         if number not in self._files:
-            self._files[number] = _open(self._directory, self._parts[number])
+            part = self._parts[number]
+            path = self._directory / part.file
+            file = PartFile(path, part.bytes)
+            if file.row_groups != part.row_groups:
+                file.close()
+                raise DamageError(
+                    path,
+                    f"{path}: not the file the manifest lists (its row groups differ). {RESTORE}",
+                )
+            self._files[number] = file
             if len(self._files) > _OPEN_FILES:
                 self._files.popitem(last=False)[1].close()
         self._files.move_to_end(number)
         return self._files[number]
-
-
-def _open(directory: Place, part: Part) -> PartFile:
-    file = PartFile(directory / part.file, part.bytes)
-    if file.row_groups != part.row_groups:
-        file.close()
-        raise DamageError(
-            directory / part.file,
-            f"{directory / part.file}: not the file the manifest lists (its row groups differ). "
-            "Restore it from a copy, or delete the set and run its stage again.",
-        )
-    return file
 
 
 def _right(rows: Rows) -> NDArray[np.bool_]:

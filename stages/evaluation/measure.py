@@ -19,7 +19,7 @@ from stages.models.model import load_model, pick_device
 from stages.objectives.objective import Objective
 from stages.objectives.temper import build_objective
 from storage.manifest import read_manifest
-from storage.sizes import weight
+from storage.sets import position_bytes
 
 
 def measure(job: Job[Evaluate], directory: Path) -> dict[str, object]:
@@ -48,7 +48,7 @@ def measure(job: Job[Evaluate], directory: Path) -> dict[str, object]:
         if config.gradient is not None and teacher is not None and objective.aims_at_forward_kl:
             out |= _gradient(job, directory, teacher, objective)
         if config.record_bytes and objective.reads_teacher:
-            one = weight(inputs["data"].directory)
+            one = position_bytes(inputs["data"].directory)
             out |= {"bytes": one.part, "record_bytes": one.record}
     return out
 

@@ -27,7 +27,8 @@ from stages.engines.base import Completion, Request, sequence_seed
 from stages.engines.transformers_engine import TransformersGenerator
 from stages.models.facts import ModelFacts
 from stages.scoring.score import score_rows, scoring_head
-from storage.codec import Batch, to_batch
+from storage.batch import Batch
+from storage.codec import to_batch
 from storage.manifest import SetMeta
 from storage.rows import Rows, offsets_of
 from storage.schema import FINISH, OUTCOME
@@ -38,7 +39,7 @@ _DRAWS = zlib.crc32(b"live/sample")  # scoring draws from the same seed: no numb
 
 
 class LiveSource:
-    """Batches scored while the student trains; a `microbatches.Source`.
+    """Batches scored while the student trains; a `microbatches.BatchSource`.
 
     The batch of a step depends on seed, step and the student's weights alone, so a resumed run
     sees what an undisturbed one would have seen.

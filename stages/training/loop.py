@@ -30,7 +30,7 @@ from stages.training import checkpoint, remote_checkpoint
 from stages.training.distributed import current
 from stages.training.drift import Guard, ratio_sums
 from stages.training.metrics import METRICS, Line, Metrics, Window, describe
-from stages.training.microbatches import Source, cut
+from stages.training.microbatches import BatchSource, cut
 from stages.training.optim import (
     adamw,
     clip_gradients,
@@ -56,7 +56,7 @@ class Task:
     """Its `config` is a `Training`; metrics and checkpoints go to its `site`."""
     model: PreTrainedModel
     """Float32 weights, on the device it is trained on, sharded if there are several processes."""
-    source: Source
+    source: BatchSource
     """One batch per step; of several processes, each gets its own share."""
     steps: int
     """Optimiser steps; with 0 the model stays as it is."""

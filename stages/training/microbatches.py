@@ -11,7 +11,7 @@ from stages.objectives.tensors import TorchRecords
 from storage.batch import Batch, Ints
 
 
-class Source(Protocol):
+class BatchSource(Protocol):
     """Endless batches, one per optimiser step; `storage.stream.Stream` is one."""
 
     @property

@@ -16,11 +16,6 @@ def place(text: str | Place) -> Place:
     return Remote(text) if "://" in text else Path(text)
 
 
-def is_local(where: Place) -> bool:
-    """Whether `where` is on this machine."""
-    return isinstance(where, Path)
-
-
 def cache_root() -> Path:
     """Directory for what must be on this machine although the store is not.
 

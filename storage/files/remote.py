@@ -71,11 +71,6 @@ class Remote:
         """The prefix this lies under."""
         return Remote(f"{self.protocol}://{self._path.rpartition('/')[0]}")
 
-    @property
-    def bucket(self) -> "Remote":
-        """The first component."""
-        return Remote(f"{self.protocol}://{self._path.partition('/')[0]}")
-
     # -----------------------------------------------------------------------------------------
     # Looking
 
@@ -210,7 +205,9 @@ class Remote:
             except FileExistsError:
                 return False
             except OSError as error:
-                if _code(error) in ("PreconditionFailed", "ConditionalRequestConflict"):
+                response = getattr(error.__cause__, "response", None) or {}
+                code = response.get("Error", {}).get("Code")
+                if code in ("PreconditionFailed", "ConditionalRequestConflict"):
                     return False
                 if error.errno != errno.ENOSYS:
                     raise
@@ -252,21 +249,18 @@ class Remote:
         except Exception as error:
             if type(error).__module__ == "builtins" and not isinstance(error, OSError):
                 raise
-            raise self._explained(operation, error) from error
-
-    def _explained(self, operation: str, error: Exception) -> AfterglowError:
-        said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        kinds = {kind.__name__ for kind in type(error).__mro__}
-        if isinstance(error, PermissionError) or kinds.intersection(_NO_CREDENTIALS):
-            return ConfigError(
-                f"{self}: not allowed to {operation} it ({said}). Set the credentials of the store "
-                "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; "
-                "FSSPEC_S3_ENDPOINT_URL for a server of your own), or have it allowed."
-            )
-        return RetryError(
-            f"{self}: cannot {operation} it ({said}). The store failed after all its client's own "
-            "attempts; finished parts are kept, run the same again once it answers."
-        )
+            said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            kinds = {kind.__name__ for kind in type(error).__mro__}
+            if isinstance(error, PermissionError) or kinds.intersection(_NO_CREDENTIALS):
+                raise ConfigError(
+                    f"{self}: not allowed to {operation} it ({said}). Set the credentials of the "
+                    "store (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; "
+                    "FSSPEC_S3_ENDPOINT_URL for a server of your own), or ask its owner for access."
+                ) from error
+            raise RetryError(
+                f"{self}: cannot {operation} it ({said}). The client has tried again and given up; "
+                "finished parts are kept, so run the same command once the store answers."
+            ) from error
 
 
 @lru_cache(maxsize=8)
@@ -282,9 +276,3 @@ def file_system(protocol: str, pid: int) -> Any:
             f"{protocol}://: no client for this kind of store ({error}). For s3:// install "
             "`afterglow[s3]`, for others the fsspec package of the protocol (gcsfs, adlfs)."
         ) from error
-
-
-def _code(error: Exception) -> str:
-    """What the server called the error; empty where it did not say."""
-    response = getattr(error.__cause__, "response", None) or {}
-    return str(response.get("Error", {}).get("Code", ""))

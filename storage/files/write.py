@@ -9,15 +9,12 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
-from typing import Protocol
 
 from storage.errors import AfterglowError, RetryError
 from storage.files.place import Place, cache_root
 from storage.files.remote import Remote
 
 log = logging.getLogger(__name__)
-
-_BLOCK = 1 << 22
 
 
 def temporary_name(directory: Path, stem: str) -> Path:
@@ -36,14 +33,12 @@ def sync_directory(directory: Path) -> None:
 
 def sha256_file(path: Place) -> str:
     """Hexadecimal sha256 of a file's content; all of it is read."""
+    if isinstance(path, Path):
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
     digest = hashlib.sha256()
-    if not isinstance(path, Path):
-        for block in path.blocks():
-            digest.update(block)
-        return digest.hexdigest()
-    with path.open("rb") as stream:
-        while block := stream.read(_BLOCK):
-            digest.update(block)
+    for block in path.blocks():
+        digest.update(block)
     return digest.hexdigest()
 
 
@@ -95,25 +90,20 @@ def create_once(path: Place, content: bytes) -> bool:
                 stream.write(content)
                 stream.flush()
                 os.fsync(stream.fileno())
-            made = _link(temporary, path)
+            made = True
+            try:  # a hard link fails where the name is taken, atomically
+                path.hardlink_to(temporary)
+            except FileExistsError:
+                made = False
+            except OSError:  # no hard links here: the window between test and rename is small
+                made = not path.exists()
+                if made:
+                    log.debug("%s: no hard links here, renaming instead", path.parent)
+                    temporary.rename(path)
             sync_directory(path.parent)
             return made
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _link(temporary: Path, path: Path) -> bool:
-    """Give `temporary` its final name; a hard link fails where the name is taken, atomically."""
-    try:
-        path.hardlink_to(temporary)
-    except FileExistsError:
-        return False
-    except OSError:  # a file system without hard links: the window between test and rename is small
-        if path.exists():
-            return False
-        log.debug("%s: no hard links here, renaming instead", path.parent)
-        temporary.rename(path)
-    return True
 
 
 def replace_file(path: Place, content: bytes) -> None:
@@ -172,22 +162,8 @@ class HashingFile:
         return self._stream.closed
 
 
-class NewFile(Protocol):
-    """A file on its way into a directory: it is there once `finish` has returned."""
-
-    content: HashingFile
-
-    def finish(self, name: str) -> None:
-        """Make what was written durable under its final name."""
-        ...
-
-    def close(self) -> None:
-        """Drop what was not finished."""
-        ...
-
-
 class _LocalFile:
-    """Written beside its final name, synced and renamed."""
+    """A file on its way into a directory: written beside its final name, synced and renamed."""
 
     def __init__(self, directory: Path, stem: str) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -196,19 +172,20 @@ class _LocalFile:
         self.content = HashingFile(self._temporary.open("xb", buffering=0))
 
     def finish(self, name: str) -> None:
-        """See `NewFile`."""
+        """Make what was written durable under its final name."""
         self.content.sync()
         self._temporary.rename(self._temporary.parent / name)
         sync_directory(self._temporary.parent)
 
     def close(self) -> None:
-        """See `NewFile`."""
+        """Drop what was not finished."""
         self.content.close()
         self._temporary.unlink(missing_ok=True)
 
 
-class _Spool:
-    """Written to a nameless file of this machine, then uploaded.
+class _RemoteFile:
+    """A file on its way to an object store: written to a nameless file of this machine, then
+    uploaded.
 
     Its name in the store holds its digest, which is known at the end only. A file without a name
     is gone with its process, however that ends.
@@ -222,13 +199,16 @@ class _Spool:
         self.content = HashingFile(self._stream)
 
     def finish(self, name: str) -> None:
-        """See `NewFile`."""
+        """See `_LocalFile`."""
         open_file = Path(f"/proc/self/fd/{self._stream.fileno()}")
         (self._directory / name).upload(open_file, self.content.digest.hexdigest())
 
     def close(self) -> None:
-        """See `NewFile`."""
+        """See `_LocalFile`."""
         self.content.close()
+
+
+NewFile = _LocalFile | _RemoteFile
 
 
 def new_file(directory: Place, stem: str) -> NewFile:
@@ -238,4 +218,4 @@ def new_file(directory: Place, stem: str) -> NewFile:
         directory: Where it will be.
         stem: Part of its name until it is finished.
     """
-    return _LocalFile(directory, stem) if isinstance(directory, Path) else _Spool(directory)
+    return _LocalFile(directory, stem) if isinstance(directory, Path) else _RemoteFile(directory)

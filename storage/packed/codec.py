@@ -10,7 +10,6 @@ counts that follow from the others are left out; bytes that are alike share a st
 finds a code for each.
 """
 
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, cast
 
@@ -20,8 +19,9 @@ from numpy.typing import NDArray
 from storage.errors import DataError
 from storage.files.place import Place
 from storage.manifest import SetMeta
-from storage.packed import kernels as kernels
+from storage.packed import kernels
 from storage.packed.frequencies import read_ranks
+from storage.packed.kernels import Code
 from storage.rows import Offsets, Rows, find_row, offsets_of, values_per_position
 from storage.schema import (
     BUCKET_STREAMS,
@@ -32,6 +32,7 @@ from storage.schema import (
     PACKED_HALVES,
     Array,
     Blobs,
+    Level,
     replaced_columns,
 )
 
@@ -39,23 +40,7 @@ _EDGES = (31, 55, 79, 103)
 _LONGEST_RUN = 255
 
 
-@dataclass(frozen=True)
-class Code:
-    """Tables that follow from the ranks of a set."""
-
-    id_of_rank_V: Array
-    rank_V: Array
-    bucket_V: Array
-    """uint8: bucket of each number below V."""
-    base_B: Array
-    """uint32: least number of a bucket."""
-    extra_B: Array
-    """uint8: extra bits of its numbers."""
-    stream_LB: Array
-    """uint8: stream by entries left in the run and by the largest bucket before."""
-
-
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=16)
 def load_code(directory: Place, ranks: str | None, vocab_size: int) -> Code:
     """The tables of a set; kept, because its parts are opened again and again.
 
@@ -78,7 +63,7 @@ def code_of(id_of_rank_V: NDArray[np.uint32]) -> Code:
     left_L1, largest_B = np.arange(_LONGEST_RUN + 1)[:, None], np.arange(len(base))
     expected_LB = largest_B + (len(base) - largest_B) // (left_L1 + 1)
     first_of_later = BUCKET_STREAMS.index("bk2")
-    return Code(
+    code = Code(
         id_of_rank_V=id_of_rank_V,
         rank_V=rank_V,
         bucket_V=np.repeat(np.arange(len(base)), np.diff([*base, vocab_size])).astype(np.uint8),
@@ -86,6 +71,9 @@ def code_of(id_of_rank_V: NDArray[np.uint32]) -> Code:
         extra_B=np.array([_extra_bits(each) for each in base], np.uint8),
         stream_LB=(first_of_later + np.digitize(expected_LB, _EDGES)).astype(np.uint8),
     )
+    for table in code:
+        table.flags.writeable = False
+    return code
 
 
 def _extra_bits(number: int) -> int:
@@ -105,15 +93,9 @@ def pack(rows: Rows, meta: SetMeta, code: Code) -> tuple[Rows, Blobs]:
     blobs: Blobs = {}
     if meta.record_kind and meta.record_kind.counts:
         streams, ends = _room_for(COUNT_STREAMS, entries, count)
+        draws, draw_off = int(meta.record_params["draws"]), rows.offsets["draw"]
         wrong = kernels.pack_counts(
-            int(meta.record_params["draws"]),
-            rows.offsets["draw"],
-            rows["nu"],
-            rows["cnt"],
-            streams,
-            ends,
-            runs,
-            run_off,
+            draws, draw_off, rows["nu"], rows["cnt"], streams, ends, runs, run_off
         )
         _refuse(rows, "cnt", wrong, "counts must be in descending order")
         blobs |= _blobs(COUNT_STREAMS, streams, ends)
@@ -122,20 +104,7 @@ def pack(rows: Rows, meta: SetMeta, code: Code) -> tuple[Rows, Blobs]:
         kernels.head_and_tail_runs(meta.copies, position, rows["nu"], rows["nh"], runs, run_off)
     streams, ends = _room_for(BUCKET_STREAMS, entries, count)
     words, word_off = np.empty(entries + count, np.uint32), np.zeros(count + 1, np.int64)
-    wrong = kernels.pack_ids(
-        run_off,
-        runs,
-        rows["ids"],
-        code.rank_V,
-        code.bucket_V,
-        code.base_B,
-        code.extra_B,
-        code.stream_LB,
-        streams,
-        ends,
-        words,
-        word_off,
-    )
+    wrong = kernels.pack_ids(run_off, runs, rows["ids"], code, streams, ends, words, word_off)
     _refuse(rows, "ids", wrong, "ids must ascend in a tail, and among equal counts")
     blobs |= _blobs(BUCKET_STREAMS, streams, ends)
     blobs[EXTRA_BITS] = words[: word_off[-1]].view(np.uint8), 4 * word_off
@@ -176,7 +145,17 @@ def unpack(rows: Rows, blobs: Blobs, meta: SetMeta, code: Code) -> Rows:
         raise _damaged()
     columns["ids"] = _ids(blobs, runs, run_off, entries, code)
     offsets["draw"] = copies * position
-    _split_entries(columns, offsets, blobs)
+    levels: tuple[tuple[Level, str], ...] = (("entry", "ids"), ("head", "hlp"), ("tail", "tlp"))
+    for level, name in levels:
+        low, high = PACKED_HALVES.get(name, ("", ""))
+        if name == "ids" or low in blobs:
+            per_position = values_per_position(level, columns, rows.tokens)
+            offsets[level] = offsets_of(per_position)[position]
+        if low in blobs:
+            if not all(np.array_equal(blobs[half][1], offsets[level]) for half in (low, high)):
+                raise _damaged()
+            halves = np.stack([blobs[low][0], blobs[high][0]], axis=1)
+            columns[name] = halves.reshape(-1).view(np.float16)
     return Rows(
         {name: columns[name] for name in COLUMNS if name in columns},
         {level: offsets[level] for level in LEVELS if level in offsets},
@@ -191,38 +170,10 @@ def _ids(blobs: Blobs, runs: Array, run_off: Offsets, entries: int, code: Code) 
     words = np.zeros(len(extra) // 4 + 2, np.uint32)  # the kernel looks at pairs of words
     words[:-2].view(np.uint8)[:] = extra
     ids = np.empty(entries, np.uint32)
-    found = kernels.unpack_ids(
-        run_off,
-        runs,
-        data,
-        start,
-        words,
-        byte_off // 4,
-        code.id_of_rank_V,
-        code.base_B,
-        code.extra_B,
-        code.stream_LB,
-        ids,
-    )
+    found = kernels.unpack_ids(run_off, runs, data, start, words, byte_off // 4, code, ids)
     if found != entries:
         raise _damaged()
     return ids
-
-
-def _split_entries(columns: dict[str, Array], offsets: dict[str, Offsets], blobs: Blobs) -> None:
-    """Offsets of entries, head and tail, and the float16 columns that have one value for each."""
-    position = offsets["position"]
-    total = int(position[-1])
-    for level, name in (("entry", "ids"), ("head", "hlp"), ("tail", "tlp")):
-        low, high = PACKED_HALVES.get(name, ("", ""))
-        if name == "ids" or low in blobs:
-            per_position = values_per_position(cast(Any, level), columns, total)
-            offsets[level] = offsets_of(per_position)[position]
-        if low in blobs:
-            if not all(np.array_equal(blobs[half][1], offsets[level]) for half in (low, high)):
-                raise _damaged()
-            halves = np.stack([blobs[low][0], blobs[high][0]], axis=1)
-            columns[name] = halves.reshape(-1).view(np.float16)
 
 
 def _room_for(names: tuple[str, ...], entries: int, count: int) -> tuple[Array, Array]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.errors import DataError
+from storage.errors import RESTORE, DataError
 from storage.files.place import Place
 from storage.files.write import create_once, disk_errors, sha256_file
 from storage.manifest import RANKS
@@ -53,13 +53,11 @@ def read_ranks(directory: Place, digest: str | None, vocab_size: int) -> NDArray
         content = path.read_bytes()
     except FileNotFoundError as error:
         raise DataError(
-            f"{path}: missing, and packed records cannot be read without it. Restore it from a "
-            "copy, or delete the set and run its stage again."
+            f"{path}: missing, and packed records cannot be read without it. {RESTORE}"
         ) from error
     if (found := hashlib.sha256(content).hexdigest()) != digest:
         raise DataError(
-            f"{path}: its sha256 is {found}, but the set was written with {digest}. Restore it "
-            "from a copy, or delete the set and run its stage again."
+            f"{path}: its sha256 is {found}, but the set was written with {digest}. {RESTORE}"
         )
     seen = np.frombuffer(content[: len(content) // 4 * 4], "<u4").astype(np.int64)
     if len(content) % 4 or (seen >= vocab_size).any() or len(np.unique(seen)) != len(seen):

@@ -10,7 +10,7 @@ V vocabulary, B buckets, S streams.
 # Numba has no types for its decorator or its type objects.
 # pyright: basic
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba as nb
 import numpy as np
@@ -24,7 +24,28 @@ def _input(element: types.Type, dimensions: int = 1) -> types.Array:
 
 
 _BYTES, _OFFSETS, _WORDS = _input(types.uint8), _input(types.int64), _input(types.uint32)
-_TABLE, _STARTS = _input(types.uint8, 2), _input(types.int64, 2)
+_STARTS = _input(types.int64, 2)
+
+
+class Code(NamedTuple):
+    """Tables that follow from the ranks of a set; read-only, as numba converts no tuples."""
+
+    id_of_rank_V: Array
+    """uint32"""
+    rank_V: Array
+    """uint32: of an id."""
+    bucket_V: Array
+    """uint8: bucket of each number below V."""
+    base_B: Array
+    """uint32: least number of a bucket."""
+    extra_B: Array
+    """uint8: extra bits of its numbers."""
+    stream_LB: Array
+    """uint8: stream of a bucket that is not the first of its run, by how many of the run are left
+    and by the largest bucket before."""
+
+
+_CODE = types.NamedTuple((_WORDS, _WORDS, _BYTES, _WORDS, _BYTES, _input(types.uint8, 2)), Code)
 
 
 @nb.njit(nogil=True)
@@ -216,7 +237,7 @@ def head_and_tail_runs(
 
 @nb.njit(
     types.int64(
-        _OFFSETS, _BYTES, _WORDS, _WORDS, _BYTES, _WORDS, _BYTES, _TABLE,
+        _OFFSETS, _BYTES, _WORDS, _CODE,
         types.uint8[:, ::1], types.int64[:, ::1], types.uint32[::1], types.int64[::1],
     ),
     nogil=True,
@@ -226,11 +247,7 @@ def pack_ids(
     run_off: Array,
     run_R: Array,
     ids_E: Array,
-    rank_V: Array,
-    bucket_V: Array,
-    base_B: Array,
-    extra_B: Array,
-    stream_LB: Array,
+    code: Code,
     streams_SE: Array,
     ends_SN: Array,
     word_W: Array,
@@ -241,16 +258,15 @@ def pack_ids(
     Args:
         run_off, run_R: as from `pack_counts` or `head_and_tail_runs`.
         ids_E: ascending in each run.
-        rank_V, bucket_V: rank of an id; bucket of a number below V.
-        base_B, extra_B: least number of a bucket; extra bits of its numbers.
-        stream_LB: stream of a bucket that is not the first of its run, by how many of the run are
-            left and by the largest bucket before.
+        code: tables of the set.
         streams_SE, ends_SN: out, as in `pack_counts`.
         word_W, word_off: out: extra bits, lowest first, and [N+1] words of each sequence.
 
     Returns:
         Index of the first id that is not above the one before it in its run; -1 if there is none.
     """
+    rank_V, bucket_V = code.rank_V, code.bucket_V
+    base_B, extra_B, stream_LB = code.base_B, code.extra_B, code.stream_LB
     at = np.zeros(len(ends_SN), np.int64)
     ranks = np.empty(256, np.int64)
     entry = 0
@@ -298,8 +314,7 @@ def pack_ids(
 
 @nb.njit(
     types.int64(
-        _OFFSETS, _BYTES, _BYTES, _STARTS, _WORDS, _OFFSETS, _WORDS, _WORDS, _BYTES, _TABLE,
-        types.uint32[::1],
+        _OFFSETS, _BYTES, _BYTES, _STARTS, _WORDS, _OFFSETS, _CODE, types.uint32[::1],
     ),
     nogil=True,
     cache=True,
@@ -311,24 +326,22 @@ def unpack_ids(
     start_SN: Array,
     word_W: Array,
     word_off: Array,
-    id_of_rank_V: Array,
-    base_B: Array,
-    extra_B: Array,
-    stream_LB: Array,
+    code: Code,
     ids_E: Array,
 ) -> Any:
     """The inverse of `pack_ids`.
 
     Args:
-        run_off, run_R, base_B, extra_B, stream_LB: as there.
+        run_off, run_R, code: as there.
         data, start_SN: as in `unpack_counts`.
         word_W, word_off: words of extra bits and two more, and [N+1] those of each sequence.
-        id_of_rank_V: the inverse of `rank_V`.
         ids_E: out.
 
     Returns:
         Number of entries, or -1.
     """
+    id_of_rank_V = code.id_of_rank_V
+    base_B, extra_B, stream_LB = code.base_B, code.extra_B, code.stream_LB
     at = np.zeros(len(start_SN), np.int64)
     found = np.empty(256, np.uint32)
     entry = 0
@@ -355,12 +368,10 @@ def unpack_ids(
                 extra = np.int64(extra_B[bucket])
                 if bit + extra > last_bit:
                     return -1
-                pair = np.uint64(word_W[bit >> 5]) | np.uint64(word_W[(bit >> 5) + 1]) << np.uint64(
-                    32
-                )
-                low = (pair >> np.uint64(bit & 31)) & (
-                    (np.uint64(1) << np.uint64(extra)) - np.uint64(1)
-                )
+                pair = np.uint64(word_W[(bit >> 5) + 1]) << np.uint64(32)
+                pair |= np.uint64(word_W[bit >> 5])
+                mask = (np.uint64(1) << np.uint64(extra)) - np.uint64(1)
+                low = (pair >> np.uint64(bit & 31)) & mask
                 bit += extra
                 rank = above + np.int64(base_B[bucket]) + np.int64(low)
                 if rank >= len(id_of_rank_V):

@@ -17,21 +17,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.files.source import Source
-from storage.kernels import byte_strings, join_bytes, list_starts
+from storage.files.source import PartBytes
+from storage.parquet.kernels import byte_strings, join_bytes, list_starts
 from storage.parquet.thrift import columns as columns_of
 from storage.parquet.thrift import fields, page_header, structs
 from storage.rows import Offsets, offsets_of
 from storage.schema import COLUMNS, Array, Column
-
-
-@dataclass(frozen=True)
-class _Header:
-    uncompressed: int
-    levels: int
-    encoding: int
-    crc: int
-
 
 Decompress = Callable[[Array, int], memoryview]
 
@@ -65,20 +56,20 @@ class Footer:
         Unusual: as above.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: PartBytes) -> None:
         self._size = source.size
-        tail = source.read(max(self._size - 8, 0), 8)
+        tail = source.read_at(max(self._size - 8, 0), 8)
         length = int.from_bytes(tail[:4], "little")
         start = self._size - 8 - length
         if len(tail) < 8 or tail[4:] != _MAGIC or start < len(_MAGIC):
             raise Unusual("footer")
-        self._data = np.frombuffer(source.read(start, length), np.uint8)
+        self._data = np.frombuffer(source.read_at(start, length), np.uint8)
         top = np.full(5, -1, np.int64)
-        places = np.empty(length // _SMALLEST_GROUP, np.int64)
-        count = -1 if fields(self._data, 0, top) < 0 else structs(self._data, int(top[4]), places)
+        offsets = np.empty(length // _SMALLEST_GROUP, np.int64)
+        count = -1 if fields(self._data, 0, top) < 0 else structs(self._data, int(top[4]), offsets)
         if count < 0:
             raise Unusual("row groups")
-        self._groups = places[:count].copy()
+        self._groups = offsets[:count].copy()
 
     def columns(self, group: int, count: int) -> NDArray[np.int64]:
         """Number of levels, compressed bytes and first byte of each column of a row group: [C, 3].
@@ -87,18 +78,18 @@ class Footer:
             Unusual: as above, or there are not `count` columns.
         """
         found = np.full(4, -1, np.int64)
-        places = np.empty(count, np.int64)
+        offsets = np.empty(count, np.int64)
         fields(self._data, int(self._groups[group]), found)
-        if structs(self._data, int(found[1]), places) != count:
+        if structs(self._data, int(found[1]), offsets) != count:
             raise Unusual("columns")
         described = np.empty((count, 3), np.int64)
-        if not columns_of(self._data, places, described) or described.min() < 0:
+        if not columns_of(self._data, offsets, described) or described.min() < 0:
             raise Unusual("columns")
         if described[:, 1:].max() > self._size:  # so that no sum of them can overflow
             raise Unusual("column")
         return described
 
-    def chunks(self, source: Source, group: int, names: Sequence[str]) -> Iterator[Chunk]:
+    def chunks(self, source: PartBytes, group: int, names: Sequence[str]) -> Iterator[Chunk]:
         """The columns of a row group, which lie side by side and are read in one go.
 
         Raises:
@@ -110,7 +101,7 @@ class Footer:
         start, stop = int(described[:, 2].min()), int((described[:, 2] + described[:, 1]).max())
         if stop > self._size or stop - start > 2 * int(described[:, 1].sum()):
             raise Unusual("columns far apart")
-        data = np.frombuffer(source.read(start, stop - start), np.uint8)
+        data = np.frombuffer(source.read_at(start, stop - start), np.uint8)
         for name, (levels, size, at) in zip(names, described.tolist(), strict=True):
             yield Chunk(name, data[at - start : at - start + size], int(rows[3]), levels)
 
@@ -126,17 +117,24 @@ def read_chunk(chunk: Chunk, decompress: Decompress) -> tuple[Array, Offsets | N
     starts: list[Array] = []
     values: list[Array] = []
     count = rows = 0
-    for header, flat in _pages(chunk, decompress):
-        there = header.levels
+    for levels, encoding, flat in _pages(chunk, decompress):
+        there = levels
         if listed:
-            start_R, flat, there = _lists(flat, header.levels, chunk.rows - rows)
-            starts.append(start_R + count)
-            rows += len(start_R)
-        values.append(_values(flat, there, column, header.encoding))
+            most = chunk.rows - rows
+            start_R, empty_R = np.empty(most, np.int64), np.empty(most, np.int64)
+            found = np.empty(3, np.int64)
+            if not list_starts(flat, levels, start_R, empty_R, found):
+                raise Unusual("levels")
+            lists, empty, behind = found.tolist()
+            starts.append(start_R[:lists] + count)
+            rows += lists
+            flat, there = flat[behind:], levels - empty
+        values.append(_values(flat, there, column, encoding))
         count += there
     if (rows if listed else count) != chunk.rows:
         raise Unusual("number of rows")
-    joined = values[0] if len(values) == 1 else np.concatenate([_none(column), *values])
+    none = np.zeros(0, column.dtype)
+    joined = values[0] if len(values) == 1 else np.concatenate([none, *values])
     return joined, np.concatenate([*starts, [count]], dtype=np.int64) if listed else None
 
 
@@ -148,10 +146,10 @@ def read_blob(chunk: Chunk, decompress: Decompress) -> tuple[NDArray[np.uint8], 
     """
     pieces: list[Array] = [np.zeros(0, np.uint8)]
     lengths: list[Array] = [np.zeros(0, np.int64)]
-    for header, flat in _pages(chunk, decompress):
-        length_R = np.empty(min(header.levels, chunk.rows), np.int64)
-        out = np.empty(max(0, len(flat) - 4 * header.levels), np.uint8)
-        if header.encoding != _PLAIN or byte_strings(flat, length_R, out) != len(out):
+    for levels, encoding, flat in _pages(chunk, decompress):
+        length_R = np.empty(min(levels, chunk.rows), np.int64)
+        out = np.empty(max(0, len(flat) - 4 * levels), np.uint8)
+        if encoding != _PLAIN or byte_strings(flat, length_R, out) != len(out):
             raise Unusual("byte strings")
         pieces.append(out)
         lengths.append(length_R)
@@ -161,36 +159,26 @@ def read_blob(chunk: Chunk, decompress: Decompress) -> tuple[NDArray[np.uint8], 
     return pieces[1] if len(pieces) == 2 else np.concatenate(pieces), offsets_of(length_N)
 
 
-def _pages(chunk: Chunk, decompress: Decompress) -> Iterator[tuple[_Header, Array]]:
-    """Headers and contents of all pages."""
-    at = levels = 0
+def _pages(chunk: Chunk, decompress: Decompress) -> Iterator[tuple[int, int, Array]]:
+    """Number of levels, encoding of the values, and content of every page."""
+    at = total = 0
+    found = np.empty(9, np.int64)
     while at < len(chunk.data):
-        header, size, at = _page_header(chunk.data, at)
+        if not page_header(chunk.data, at, found):
+            raise Unusual("page header")
+        kind, uncompressed, size, crc, levels, encoding, *of_levels, at = found.tolist()
+        if kind != _DATA_PAGE or of_levels != [_RLE, _RLE]:
+            raise Unusual("page header")
+        if not (0 <= uncompressed <= _LARGEST_PAGE and size >= 0 and levels >= 0):
+            raise Unusual("page header")
         page = chunk.data[at : at + size]
         at += size
-        if len(page) != size or zlib.crc32(page.data) != header.crc:
+        if len(page) != size or zlib.crc32(page.data) != crc & 0xFFFFFFFF:
             raise Unusual("page checksum")
-        levels += header.levels
-        yield header, np.frombuffer(decompress(page, header.uncompressed), np.uint8)
-    if levels != chunk.levels:
+        total += levels
+        yield levels, encoding, np.frombuffer(decompress(page, uncompressed), np.uint8)
+    if total != chunk.levels:
         raise Unusual("number of values")
-
-
-def _none(column: Column) -> Array:
-    return np.zeros(0, column.dtype)
-
-
-def _lists(flat: Array, levels: int, most: int) -> tuple[Offsets, Array, int]:
-    """Where the lists of a page start among its values; the values' bytes; how many they are."""
-    start_R, empty_R, found = (
-        np.empty(most, np.int64),
-        np.empty(most, np.int64),
-        np.empty(3, np.int64),
-    )
-    if not list_starts(flat, levels, start_R, empty_R, found):
-        raise Unusual("levels")
-    lists, empty, behind = found.tolist()
-    return start_R[:lists], flat[behind:], levels - empty
 
 
 def _values(flat: Array, count: int, column: Column, encoding: int) -> Array:
@@ -208,16 +196,3 @@ def _values(flat: Array, count: int, column: Column, encoding: int) -> Array:
     whole = np.empty(count, np.uint32)
     join_bytes(flat, whole)
     return whole.view(column.dtype)
-
-
-def _page_header(data: Array, at: int) -> tuple[_Header, int, int]:
-    """The header at `at`, the size of the page behind it, and where that starts."""
-    found = np.empty(9, np.int64)
-    if not page_header(data, at, found):
-        raise Unusual("page header")
-    kind, uncompressed, size, crc, levels, encoding, *of_levels, behind = found.tolist()
-    if kind != _DATA_PAGE or of_levels != [_RLE, _RLE]:
-        raise Unusual("page header")
-    if not (0 <= uncompressed <= _LARGEST_PAGE and size >= 0 and levels >= 0):
-        raise Unusual("page header")
-    return _Header(uncompressed, levels, encoding, crc & 0xFFFFFFFF), size, behind

@@ -10,6 +10,7 @@ pyarrow is never asked where a column lies: on a damaged footer that ends the pr
 
 import threading
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,11 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
-from numpy.typing import NDArray
 
 from storage.errors import ConfigError, DataError, RetryError
 from storage.files.place import Place
-from storage.files.source import open_source
+from storage.files.source import open_bytes
 from storage.files.write import HashingFile
 from storage.rows import Offsets, Rows
 from storage.schema import BLOBS, COLUMNS, EXTRA_BITS, Array, Blobs, Column
@@ -55,8 +55,13 @@ class Writer:
             compression="zstd",
             compression_level=1,
             use_dictionary=False,
-            column_encoding={_path(name): _encoding(name) for name in names}
-            | dict.fromkeys(blobs, "PLAIN"),
+            column_encoding=dict.fromkeys(blobs, "PLAIN")
+            | {
+                name if COLUMNS[name].level == "row" else f"{name}.list.element": (
+                    "BYTE_STREAM_SPLIT" if COLUMNS[name].split_bytes else "PLAIN"
+                )
+                for name in names
+            },
             write_statistics=cast(Any, statistics),  # annotated bool, documented to take names
             write_page_checksum=True,
             store_schema=False,
@@ -77,15 +82,15 @@ class Reader:
     """An open Parquet file; page checksums are verified. Anything in `DAMAGE` may be raised."""
 
     def __init__(self, path: Place, size: int | None = None) -> None:
-        self._source = open_source(path, size)
+        self.source = open_bytes(path, size)
         try:
             self._parquet = pq.ParquetFile(
-                self._source.arrow(),
+                self.source.arrow,
                 page_checksum_verification=True,
                 pre_buffer=not isinstance(path, Path),  # columns side by side: one request
             )
         except BaseException:
-            self._source.close()
+            self.source.close()
             raise
         self._footer: Footer | None = None
         self.metadata: dict[bytes, bytes] = dict(self._parquet.metadata.metadata or {})
@@ -112,23 +117,15 @@ class Reader:
         names = None if columns is None else list(columns)
         return from_arrow(self._parquet.read_row_group(group, columns=names, use_threads=False))
 
-    def column_bytes(self) -> dict[str, int]:
-        """Compressed bytes of every column, summed over row groups."""
-        from storage.parquet.pages import Footer
-
-        footer = Footer(self._source)
-        sizes = [footer.columns(group, len(self.columns))[:, 1] for group in range(len(self.rows))]
-        return dict(zip(self.columns, np.sum(sizes, axis=0).tolist(), strict=True)) if sizes else {}
-
     def _read_pages(self, group: int) -> tuple[Rows, Blobs]:
         # Numba: only readers of records pay for its import.
         from storage.parquet.pages import Footer, read_blob, read_chunk
 
-        self._footer = self._footer or Footer(self._source)
+        self._footer = self._footer or Footer(self.source)
         columns: dict[str, Array] = {}
         offsets: dict[str, Offsets] = {}
         blobs: Blobs = {}
-        for chunk in self._footer.chunks(self._source, group, [*self._names, *self._blobs]):
+        for chunk in self._footer.chunks(self.source, group, [*self._names, *self._blobs]):
             if chunk.name in BLOBS:
                 blobs[chunk.name] = read_blob(chunk, decompress)
                 continue
@@ -142,7 +139,7 @@ class Reader:
     def close(self) -> None:
         """Close the file; rows read from it stay valid."""
         self._parquet.close()
-        self._source.close()
+        self.source.close()
 
 
 def decompress(frame: Array, size: int) -> memoryview:
@@ -167,19 +164,12 @@ def decompress(frame: Array, size: int) -> memoryview:
 
 def column_bytes(path: Place) -> dict[str, int]:
     """Compressed bytes of every column of a file; anything in `DAMAGE` may be raised."""
-    reader = Reader(path)
-    try:
-        return reader.column_bytes()
-    finally:
-        reader.close()
+    from storage.parquet.pages import Footer
 
-
-def _path(name: str) -> str:
-    return name if COLUMNS[name].level == "row" else f"{name}.list.element"
-
-
-def _encoding(name: str) -> str:
-    return "BYTE_STREAM_SPLIT" if COLUMNS[name].split_bytes else "PLAIN"
+    with closing(Reader(path)) as reader:
+        footer, names = Footer(reader.source), reader.columns
+        sizes = [footer.columns(group, len(names))[:, 1] for group in range(len(reader.rows))]
+        return dict(zip(names, np.sum(sizes, axis=0).tolist(), strict=True)) if sizes else {}
 
 
 def arrow_schema(names: Sequence[str], blobs: Sequence[str] = ()) -> pa.Schema:
@@ -223,14 +213,20 @@ def from_arrow(table: pa.Table) -> tuple[Rows, Blobs]:
     columns: dict[str, Array] = {}
     offsets: dict[str, Offsets] = {}
     blobs: Blobs = {}
-    for name in table.column_names:
+    for name, chunked in zip(table.column_names, table.columns, strict=True):
+        one = chunked.num_chunks == 1
+        array = chunked.chunk(0) if one else pa.concat_arrays(chunked.chunks)
         if name in BLOBS:
-            blobs[name] = _blob(name, _single(table.column(name)))
+            if array.type != pa.binary():
+                raise DataError(f"column {name!r} has type {array.type}, not {pa.binary()}")
+            _, ends, data = array.buffers()
+            off = np.frombuffer(ends, np.int32)[array.offset : array.offset + len(array) + 1]
+            flat = np.frombuffer(data or b"", np.uint8)[off[0] : off[-1]]
+            blobs[name] = flat, off.astype(np.int64) - int(off[0])
             continue
         if name not in COLUMNS:
             raise DataError(f"column {name!r} is not part of the format")
         column = COLUMNS[name]
-        array = _single(table.column(name))
         if array.type != _arrow_type(column):
             raise DataError(f"column {name!r} has type {array.type}, not {_arrow_type(column)}")
         if column.level == "row":
@@ -242,15 +238,6 @@ def from_arrow(table: pa.Table) -> tuple[Rows, Blobs]:
         _same_lengths(name, offsets.setdefault(column.level, own), own)
     _check_draws(offsets)
     return Rows(columns, offsets), blobs
-
-
-def _blob(name: str, array: pa.Array) -> tuple[NDArray[np.uint8], Offsets]:
-    if array.type != pa.binary():
-        raise DataError(f"column {name!r} has type {array.type}, not {pa.binary()}")
-    _, ends, data = array.buffers()
-    off = np.frombuffer(ends, np.int32)[array.offset : array.offset + len(array) + 1]
-    flat = np.frombuffer(data or b"", np.uint8)[off[0] : off[-1]]
-    return flat, off.astype(np.int64) - int(off[0])
 
 
 def _same_lengths(name: str, known: Offsets, own: Offsets) -> None:
@@ -266,7 +253,3 @@ def _check_draws(offsets: dict[str, Offsets]) -> None:
     copies = int(draw[-1]) // max(int(position[-1]), 1)
     if not np.array_equal(draw, copies * position):
         raise DataError("column 'nu': not the same number of values at every position")
-
-
-def _single(column: pa.ChunkedArray) -> pa.Array:
-    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)

@@ -1,7 +1,9 @@
-"""Thrift's compact protocol, as far as it takes to find one's way in a Parquet file.
+"""Thrift's compact protocol, as much of it as finding columns and pages in a Parquet file takes.
 
-pyarrow ends the process when a damaged footer is asked where a column lies, so these few loops look
-it up instead. They never read outside their input: what cannot be followed gives -1.
+pyarrow ends the process when asked where a column of a damaged footer lies, so these few loops look
+it up instead. They never read outside their input: malformed data gives -1 or False.
+
+Arguments: `data` is the file's metadata or a column chunk, `at` an offset in it.
 """
 # Numba has no types for its decorator or its type objects.
 # pyright: basic
@@ -15,16 +17,16 @@ from numba import types
 from storage.schema import Array
 
 _BYTES = types.Array(types.uint8, 1, "C", readonly=True)
-_PLACE = types.int64
+_OFFSET = types.int64
 _TRUE, _FALSE, _BYTE, _I16, _I64, _DOUBLE, _BINARY, _LIST, _SET, _STRUCT = (
     1, 2, 3, 4, 6, 7, 8, 9, 10, 12,
 )  # fmt: skip
 _DEEPEST = 16
 
 
-@nb.njit(types.UniTuple(_PLACE, 2)(_BYTES, _PLACE), nogil=True, cache=True)
+@nb.njit(types.UniTuple(_OFFSET, 2)(_BYTES, _OFFSET), nogil=True, cache=True)
 def _varint(data: Array, at: int) -> Any:
-    """An unsigned number and the place behind it."""
+    """An unsigned number and the offset behind it."""
     value = 0
     for shift in range(0, 63, 7):
         if not 0 <= at < len(data):
@@ -37,9 +39,9 @@ def _varint(data: Array, at: int) -> Any:
     return 0, -1
 
 
-@nb.njit(types.UniTuple(_PLACE, 3)(_BYTES, _PLACE), nogil=True, cache=True)
+@nb.njit(types.UniTuple(_OFFSET, 3)(_BYTES, _OFFSET), nogil=True, cache=True)
 def items(data: Array, at: int) -> Any:
-    """(count, type, place of the first) of a list; place -1 where there is none."""
+    """(count, type, offset of the first) of a list; offset -1 if it is malformed."""
     if not 0 <= at < len(data):
         return 0, 0, -1
     count, kind = np.int64(data[at] >> 4), np.int64(data[at] & 15)
@@ -51,9 +53,9 @@ def items(data: Array, at: int) -> Any:
     return count, kind, at
 
 
-@nb.njit(types.UniTuple(_PLACE, 3)(_BYTES, _PLACE, _PLACE), nogil=True, cache=True)
+@nb.njit(types.UniTuple(_OFFSET, 3)(_BYTES, _OFFSET, _OFFSET), nogil=True, cache=True)
 def _field(data: Array, at: int, number: int) -> Any:
-    """(number, type, place) of the field after field `number`; type 0 where the struct ends."""
+    """(number, type, offset) of the field after field `number`; type 0 where the struct ends."""
     if not 0 <= at < len(data):
         return 0, 0, -1
     delta, kind = np.int64(data[at] >> 4), np.int64(data[at] & 15)
@@ -64,9 +66,9 @@ def _field(data: Array, at: int, number: int) -> Any:
     return number + delta, kind, at + 1
 
 
-@nb.njit(_PLACE(_BYTES, _PLACE, _PLACE, _PLACE), nogil=True, cache=True)
+@nb.njit(_OFFSET(_BYTES, _OFFSET, _OFFSET, _OFFSET), nogil=True, cache=True)
 def _skip(data: Array, at: int, kind: int, depth: int) -> Any:
-    """The place behind a value of a type."""
+    """The offset behind a value of a type."""
     if at < 0 or depth > _DEEPEST:
         return -1
     if kind in (_TRUE, _FALSE):
@@ -98,17 +100,12 @@ def _skip(data: Array, at: int, kind: int, depth: int) -> Any:
     return -1
 
 
-@nb.njit(_PLACE(_BYTES, _PLACE, types.int64[::1]), nogil=True, cache=True)
+@nb.njit(_OFFSET(_BYTES, _OFFSET, types.int64[::1]), nogil=True, cache=True)
 def fields(data: Array, at: int, found: Array) -> Any:
-    """Look into the struct at a place.
+    """Read the struct at `at` into `found` and return the offset behind it.
 
-    Args:
-        data, at: where the struct is.
-        found: out; by field number the value of an integer, the place of anything else. Numbers
-            that are not there, or too large for it, change nothing.
-
-    Returns:
-        The place behind the struct.
+    By field number, `found` gets the value of an integer and the offset of anything else; fields
+    that are absent, or beyond its length, change nothing.
     """
     number = 0
     while True:
@@ -127,12 +124,11 @@ def fields(data: Array, at: int, found: Array) -> Any:
                 found[number] = start
 
 
-@nb.njit(_PLACE(_BYTES, _PLACE, types.int64[::1]), nogil=True, cache=True)
+@nb.njit(_OFFSET(_BYTES, _OFFSET, types.int64[::1]), nogil=True, cache=True)
 def structs(data: Array, at: int, found: Array) -> Any:
-    """Places of the structs of a list.
+    """Write the offsets of the structs of a list to `found` and return their number.
 
-    Returns:
-        How many there are; -1 if it is no list of at most len(found) structs.
+    -1 if it is no list of at most len(found) structs.
     """
     count, kind, at = items(data, at)
     if at < 0 or count > len(found) or (kind != _STRUCT and count > 0):
@@ -146,38 +142,27 @@ def structs(data: Array, at: int, found: Array) -> Any:
 
 
 @nb.njit(types.boolean(_BYTES, types.int64[::1], types.int64[:, ::1]), nogil=True, cache=True)
-def columns(data: Array, places: Array, found: Array) -> Any:
-    """Where column chunks lie.
+def columns(data: Array, offsets: Array, found: Array) -> Any:
+    """Where column chunks lie, from the offsets of their descriptions; False if malformed.
 
-    Args:
-        data: the metadata of the file.
-        places: of the description of each chunk.
-        found: [C, 3] out: number of values, compressed bytes, and first byte; -1 if not said.
-
-    Returns:
-        Whether all descriptions could be followed.
+    `found` gets [C, 3]: number of values, compressed bytes, and first byte; -1 if absent.
     """
     outer, inner = np.empty(4, np.int64), np.empty(10, np.int64)
-    for index in range(len(places)):
+    for index in range(len(offsets)):
         outer[:], inner[:] = -1, -1
-        if fields(data, places[index], outer) < 0 or fields(data, outer[3], inner) < 0:
+        if fields(data, offsets[index], outer) < 0 or fields(data, outer[3], inner) < 0:
             return False
         found[index, 0], found[index, 1], found[index, 2] = inner[5], inner[7], inner[9]
     return True
 
 
-@nb.njit(types.boolean(_BYTES, _PLACE, types.int64[::1]), nogil=True, cache=True)
+@nb.njit(types.boolean(_BYTES, _OFFSET, types.int64[::1]), nogil=True, cache=True)
 def page_header(data: Array, at: int, found: Array) -> Any:
-    """The header of a data page, version 1.
+    """The header of a data page, version 1; False if malformed.
 
-    Args:
-        data, at: where it is.
-        found: [9] out: kind, bytes of the page, bytes as stored, CRC, number of levels, encoding of
-            the values, of the definition and of the repetition levels, and the place behind the
-            header; -1 if not said.
-
-    Returns:
-        Whether it could be followed.
+    `found` gets [9]: kind, bytes of the page, bytes as stored, CRC, number of levels, encoding of
+    the values, of the definition and of the repetition levels, and the offset behind the header;
+    -1 if absent.
     """
     outer, inner = np.full(6, -1, np.int64), np.full(5, -1, np.int64)
     end = fields(data, at, outer)

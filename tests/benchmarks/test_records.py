@@ -12,8 +12,8 @@ from benchmarks.sources import Synthetic
 from stages.config.record_kinds import Counts, HeadTail
 from storage.parquet.reader import column_bytes
 from storage.schema import column_names
+from storage.sets import position_bytes
 from storage.shard import read_rows
-from storage.sizes import weight
 
 BESIDE = column_names("records", {"kind": "sampled"}, 0, True)
 
@@ -35,5 +35,6 @@ def test_both_layouts_hold_the_same_and_weigh_what_is_not_beside_the_record(
         assert all(np.array_equal(one[name], other[name]) for name in one.columns)
     for path in paths.values():
         own = sum(size for name, size in column_bytes(path).items() if name not in BESIDE)
-        assert weight(path.parent).record == pytest.approx(own / 2000)
-    assert weight(paths["packed"].parent).record < weight(paths["open"].parent).record
+        assert position_bytes(path.parent).record == pytest.approx(own / 2000)
+    packed, opened = (position_bytes(paths[name].parent) for name in ("packed", "open"))
+    assert packed.record < opened.record

@@ -1,14 +1,20 @@
-"""Committing the parts of a set, and finding what is wrong with one."""
+"""Committing the parts of a set, finding what is wrong with one, and what a position weighs."""
 
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from stages.config.record_kinds import Counts, Sampled
+from stages.models.model import load_model
 from storage.errors import DataError, RetryError
-from storage.manifest import SetIdentity, build_manifest, write_manifest
-from storage.sets import verify_set
+from storage.manifest import SetIdentity, build_manifest, read_manifest, write_manifest
+from storage.parquet.reader import column_bytes
+from storage.sets import position_bytes, verify_set
 from storage.shard import PartWriter
+from tests.stages.evaluation.cases import COUNT, LENGTH, scored
+from tests.stages.training.cases import commit as commit_rollouts
+from tests.stages.training.cases import rollouts, write_model
 from tests.storage.make import commit, meta_of, random_rows, write_set
 
 META = meta_of("head_tail")
@@ -65,3 +71,34 @@ def test_verify_hashes_the_other_files(tmp_path: Path) -> None:
 def test_verify_of_what_is_no_set(tmp_path: Path) -> None:
     (problem,) = verify_set(tmp_path)
     assert "not a committed set" in problem
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("teacher"), 1)
+
+
+def test_all_of_the_parts_and_the_record_alone(tmp_path: Path, teacher: Path) -> None:
+    whole = position_bytes(scored(tmp_path / "a", teacher, Counts(draws=20)))
+    (part,) = read_manifest(tmp_path / "a").parts
+    size = (tmp_path / "a" / part.file).stat().st_size
+    assert whole.part == size / (COUNT * LENGTH)
+    columns = column_bytes(tmp_path / "a" / part.file)
+    assert sum(columns.values()) < size  # the footer is not a column
+    own = sum(columns[name] for name in ("nu", "ids", "cnt"))
+    assert whole.record == own / (COUNT * LENGTH)
+    assert 0 < whole.record < whole.part
+
+
+def test_a_record_of_the_realised_token_alone_weighs_nothing(tmp_path: Path, teacher: Path) -> None:
+    alone = position_bytes(scored(tmp_path / "b", teacher, Sampled()))
+    assert alone.record == 0
+    assert alone.part > 0
+
+
+def test_sequences_hold_no_records(tmp_path: Path, teacher: Path) -> None:
+    commit_rollouts(
+        tmp_path / "c", rollouts(load_model(teacher, "float32", "cpu"), 4), key="aa" * 32
+    )
+    with pytest.raises(DataError, match="holds no records to weigh"):
+        position_bytes(tmp_path / "c")

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.codec import Batch, to_batch
+from storage.batch import Batch
+from storage.codec import to_batch
 from storage.errors import ConfigError, DataError
 from storage.manifest import Manifest, read_manifest, write_manifest
 from storage.rows import Rows

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from storage.kernels import byte_strings, join_bytes, zeros_among_levels
 from storage.parquet import pages, reader
+from storage.parquet.kernels import byte_strings, join_bytes, zeros_among_levels
 from storage.parquet.reader import from_arrow
 from storage.parquet.thrift import fields, structs
 from storage.rows import Rows
