@@ -1,4 +1,4 @@
-"""What a writer refuses: every rule a reader relies on is enforced before the bytes are written."""
+"""Rules of the format that readers rely on; writers check them before anything is written."""
 
 import math
 
@@ -16,7 +16,7 @@ Mask = NDArray[np.bool_]
 _MOST_RANKED = 1 << 24
 """Vocabulary of a packed set, whose reader holds tables of that length."""
 _SLACK = 1e-3
-"""What rounding may have added to a log-probability of 0 or taken from an entropy of 0."""
+"""Tolerance for rounding: a log-probability may exceed 0, an entropy fall below it, by this."""
 _LENGTHS: dict[str, Level] = {"ids": "entry", "hlp": "head", "tlp": "tail"}
 """Columns whose lengths `nu` and `nh` decide; `cnt` shares those of `ids`."""
 
@@ -138,7 +138,7 @@ def _check_entries(rows: Rows, meta: SetMeta) -> None:
         draws = int(meta.record_params["draws"])
         _refuse(rows, "cnt", rows["cnt"] == 0, "a stored id was drawn at least once")
         sums = np.diff(offsets_of(rows["cnt"])[offsets_of(rows["nu"])])
-        _refuse(rows, "nu", sums != draws, f"the counts of a draw must sum to draws = {draws}")
+        _refuse(rows, "nu", sums != draws, f"the counts of every draw must sum to draws = {draws}")
     if kind.head:
         rest = rows["rest"]
         _refuse(rows, "rest", (rest < 0) | (rest > 1), "a mass lies in [0, 1]")

@@ -1,4 +1,4 @@
-"""Copies on this machine of what is read through a file name: models and tokenizers.
+"""Local copies of models and tokenizers that lie on an object store.
 
 Transformers and vLLM open files, so the files of a set on an object store are fetched into the
 cache once. A copy is named after the set and the digest of its manifest, and every file is compared
@@ -32,7 +32,7 @@ def local_copy(directory: Place, below: str = "") -> Path:
 
     Raises:
         DataError: no committed set, or a file of it is missing or damaged.
-        RetryError, ConfigError: as `storage.files.remote.Remote`; the disk refused.
+        RetryError, ConfigError: as `storage.files.remote.Remote`; writing failed.
     """
     if isinstance(directory, Path):
         return directory / below
@@ -58,12 +58,12 @@ def local_copy(directory: Place, below: str = "") -> Path:
 
 
 def fetch(source: Remote, target: Path, sha256: str | None = None) -> None:
-    """Copy an object to this machine; it appears whole or not at all.
+    """Copy an object to this machine, atomically.
 
     Raises:
         FileNotFoundError: there is no such object.
         DataError: its content is not what `sha256` says.
-        RetryError, ConfigError: as `storage.files.remote.Remote`; the disk refused.
+        RetryError, ConfigError: as `storage.files.remote.Remote`; writing failed.
     """
     digest = hashlib.sha256()
     temporary = temporary_name(target.parent, target.name)

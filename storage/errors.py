@@ -1,4 +1,4 @@
-"""What can go wrong, and the exit code each kind ends the process with.
+"""Errors, and the exit code with which each one ends the process.
 
 Every message says what happened, where, and how to fix it. The classes also inherit the standard
 class they stand for, so `except ValueError` in a user's script works as expected.
@@ -39,13 +39,13 @@ class DamageError(DataError):
 
 
 class EngineError(AfterglowError, RuntimeError):
-    """A model or an inference engine produced something unusable."""
+    """A model or an inference engine produced unusable output."""
 
     exit_code = 65
 
 
 class RetryError(AfterglowError, OSError):
-    """The machine got in the way (disk full, file vanished); run again once that is fixed."""
+    """The environment failed (disk full, file vanished); run again once that is fixed."""
 
     exit_code = 75
 

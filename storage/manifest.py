@@ -193,7 +193,7 @@ class SetMeta:
 
 @dataclass(frozen=True)
 class SetIdentity:
-    """Which set it is, and what it descends from."""
+    """What a set is, and what it descends from."""
 
     stage: str
     version: int
@@ -337,11 +337,11 @@ def write_manifest(directory: Place, manifest: Manifest) -> Manifest:
     first one wins and both get its manifest.
 
     Returns:
-        The manifest that is in force.
+        The manifest that the directory now has.
 
     Raises:
         DataError: the directory holds a committed set of another key.
-        RetryError: the disk refused.
+        RetryError: writing failed.
     """
     if create_once(directory / FILE_NAME, to_text(manifest).encode()):
         return manifest

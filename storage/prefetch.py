@@ -1,4 +1,4 @@
-"""Work done ahead by one background thread."""
+"""Results made ahead of time by one background thread."""
 
 import queue
 import threading

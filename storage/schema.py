@@ -1,6 +1,6 @@
-"""Columns of the open layout: names, element types, and what each one has one value *per*.
+"""Columns of the open layout: names, element types, and levels.
 
-A part is a table with one row per sequence. A column has a *level*:
+A part is a table with one row per sequence. The *level* of a column is what it has one value per:
 
     row        one value per sequence
     prompt     one per prompt token
@@ -13,7 +13,7 @@ A part is a table with one row per sequence. A column has a *level*:
 
 Columns above row level are flat lists: the entries of all positions of a sequence follow each other
 and `nu` and `nh` say where one position ends. One level of lists reads twice as fast as two.
-`FORMAT.md` is the full specification; this module is the one place in the code that knows names.
+`FORMAT.md` is the full specification; columns are named and described in this module only.
 """
 
 from collections.abc import Mapping
@@ -126,7 +126,7 @@ Blobs = dict[str, tuple[NDArray[np.uint8], NDArray[np.int64]]]
 
 
 def replaced_columns(record: Mapping[str, Any]) -> tuple[str, ...]:
-    """Columns of the open layout that the packed one has no use for."""
+    """Columns of the open layout that the packed one replaces."""
     gone = ("nu", "ids", "cnt") if KINDS[record["kind"]].counts else ("ids",)
     return (*gone, *PACKED_HALVES)
 

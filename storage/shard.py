@@ -1,10 +1,10 @@
-"""Parts: writing one so that it is there whole or not at all, and reading one without trust.
+"""Parts: Parquet files that are written atomically and read without trust.
 
 A part is written to a temporary name, synced, and renamed to a name that holds the first 16 digits
 of its own sha256; on an object store it is uploaded under that name. A killed writer leaves at most
 a temporary file; two writers of one part leave two valid files, and the manifest picks one.
 
-What stands against damage: a CRC on every Parquet page, a CRC over the decoded values of every row
+Against damage there are a CRC on every Parquet page, a CRC over the decoded values of every row
 group (`codec.checksum`, kept in footer and manifest), a sha256 over the footer's description, and
 the sha256 of the file in its name and in the manifest.
 """
@@ -56,7 +56,7 @@ class PartWriter:
 
     Raises:
         DataError: from `write`, for rows that break a rule of the format (`storage.check`).
-        RetryError: the disk refused; finished parts are kept.
+        RetryError: writing failed; finished parts are kept.
     """
 
     def __init__(self, directory: Place, index: int, meta: SetMeta, split: str = "train") -> None:
@@ -72,7 +72,7 @@ class PartWriter:
 
     @property
     def part(self) -> Part:
-        """The finished part; there after a clean exit only."""
+        """The finished part; only after a clean exit."""
         if self._part is None:
             raise RuntimeError("the part is finished when its writer is closed without an error")
         return self._part

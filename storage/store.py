@@ -21,9 +21,7 @@ class Store:
 
     @property
     def local(self) -> Path:
-        """Directory of this machine for what goes with the store and is no set: the store itself,
-        or the cache where the store is elsewhere.
-        """
+        """Directory of local files that belong to no set: the root, or the cache if remote."""
         return self.root if isinstance(self.root, Path) else cache_root()
 
     @property
@@ -32,7 +30,7 @@ class Store:
         return self.local / ".digests.json"
 
     def site(self, stage: str, key: str) -> Path:
-        """Directory of this machine in which a set is worked on: its own, or one in the cache."""
+        """Local directory in which a set is made: its own, or one in the cache if it is remote."""
         path = self.path(stage, key)
         if isinstance(path, Path):
             return path
@@ -45,7 +43,7 @@ class Store:
         return self.root / f"{stage}-{key[:_SHOWN]}"
 
     def named(self, key: str) -> Iterator[Place]:
-        """Directories of committed sets whose name is that of a key, whatever their stage."""
+        """Directories of committed sets of this key, of any stage."""
         for path in self.root.glob(f"*-{key[:_SHOWN]}/{FILE_NAME}"):
             yield path.parent
 

@@ -6,21 +6,21 @@ from pathlib import Path
 from storage.files.remote import Remote
 
 Place = Path | Remote
-"""What can be opened below a store. Local ones are plain paths and cost nothing more."""
+"""A path on this machine or on an object store."""
 
 
 def place(text: str | Place) -> Place:
-    """The place a text names: `s3://bucket/prefix` and the like, or a path."""
+    """The path that `text` names: on an object store (`s3://bucket/prefix`) or on this machine."""
     if not isinstance(text, str):
         return text
     return Remote(text) if "://" in text else Path(text)
 
 
 def cache_root() -> Path:
-    """Directory for what must be on this machine although the store is not.
+    """Directory for files that must be local although the store is remote.
 
     `AFTERGLOW_CACHE`, or `afterglow` in the user's cache directory. Holds copies of models, files
-    under way to the store, and remembered digests; nothing in it is needed twice.
+    under way to the store, and remembered digests; all of it can be made again.
     """
     named = os.environ.get("AFTERGLOW_CACHE")
     if named:

@@ -1,11 +1,11 @@
-"""Paths on an object store: what of `pathlib.Path` the storage layer needs, on fsspec.
+"""Paths on an object store: as much of `pathlib.Path` as the storage layer needs, on fsspec.
 
 `s3://bucket/prefix` goes through s3fs (the extra `s3`), other protocols through their own fsspec
-package. An object is there whole or not at all: an upload becomes visible when its last request
-has succeeded. There are no directories; a name with objects below it counts as one.
+package. Writes are atomic: an upload becomes visible when its last request has succeeded. There are
+no directories; a name with objects below it counts as one.
 
-Clients repeat failed requests themselves (docs/object-stores.md states how often). What is left
-becomes a `RetryError`; refused or missing credentials become a `ConfigError`.
+Clients repeat failed requests themselves (docs/object-stores.md states how often). A request that
+still fails becomes a `RetryError`; refused or missing credentials become a `ConfigError`.
 """
 # fsspec ships no types, so strict checking would say "unknown" about every line.
 # pyright: basic

@@ -1,4 +1,4 @@
-"""The few file operations everything durable goes through, here and on an object store."""
+"""Atomic, durable writes, on this machine and on an object store."""
 
 import hashlib
 import logging
@@ -63,7 +63,7 @@ def size_of(path: Place) -> int:
 
 @contextmanager
 def disk_errors(path: Place) -> Generator[None]:
-    """Turn the operating system's refusal to write `path` into a `RetryError`."""
+    """Turn an `OSError` from writing `path` into a `RetryError`."""
     try:
         yield
     except AfterglowError:
@@ -122,8 +122,8 @@ class HashingFile:
     Attributes:
         digest: sha256 of everything written.
         size: Bytes written.
-        discard: Once true, whatever is written is dropped: a library can be made to let go of a
-            file that is not wanted any more.
+        discard: Once true, whatever is written is dropped, so that a library can close a file that
+            is no longer wanted.
     """
 
     def __init__(self, stream: FileIO) -> None:
@@ -146,10 +146,10 @@ class HashingFile:
         return self.size
 
     def flush(self) -> None:
-        """Nothing yet: `sync` does it once, at the end."""
+        """Does nothing: `sync` does it once, at the end."""
 
     def sync(self) -> None:
-        """Put everything on the disk."""
+        """Flush everything to the disk."""
         os.fsync(self._stream.fileno())
 
     def close(self) -> None:
@@ -212,7 +212,7 @@ NewFile = _LocalFile | _RemoteFile
 
 
 def new_file(directory: Place, stem: str) -> NewFile:
-    """A file under way into `directory`, which is made if it is not there.
+    """A new file in `directory`, which is created if it does not exist.
 
     Args:
         directory: Where it will be.

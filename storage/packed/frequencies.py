@@ -1,4 +1,4 @@
-"""How frequent ids are: the order in which the packed layout counts them.
+"""Ids by frequency: the ranks by which the packed layout stores them.
 
 The file `ranks.u32` of a packed set holds the ids that were seen, as uint32, by descending
 frequency and, where that is equal, ascending. All other ids follow, ascending. Every footer holds
@@ -30,7 +30,7 @@ def write_ranks(directory: Place, count: Callable[[], NDArray[np.integer[Any]]])
         Its sha256: `SetMeta.ranks`.
 
     Raises:
-        RetryError: the disk refused.
+        RetryError: writing failed.
     """
     path = directory / RANKS
     if not path.exists():

@@ -80,7 +80,7 @@ def zeros_among_levels(data: Array, levels: int, found: Array) -> Any:
 
 @nb.njit(types.int64(_BYTES, types.int64), nogil=True, cache=True)
 def _behind_levels(data: Array, at: int) -> Any:
-    """Where a run of levels ends that begins at a place, with its length; -1 if there is none."""
+    """Offset behind the levels at `at`, which begin with their length; -1 if there are none."""
     if at + 4 > len(data):
         return -1
     size = np.int64(0)
@@ -109,10 +109,10 @@ def list_starts(data: Array, levels: int, start_R: Array, empty_R: Array, found:
         start_R: out; a list starts where the repetition level is 0.
         empty_R: room for the levels at which a list is empty: the definition level is 0 there, and
             there is no value.
-        found: [3] out: lists, empty ones among them, and the place of the first value.
+        found: [3] out: lists, empty ones among them, and the offset of the first value.
 
     Returns:
-        Whether it could be followed.
+        Whether the levels are well-formed.
     """
     middle = _behind_levels(data, 0)
     end = _behind_levels(data, middle) if middle >= 0 else -1
