@@ -4,9 +4,9 @@ Readers open manifests only, never a directory listing, so a late, killed or rac
 change what was read before. `SetMeta` is the part of a manifest that travels in every footer, so
 that a part found without its manifest can be read. This module imports neither NumPy nor pyarrow.
 
-Whoever can write a file can write any number into it, so `RowGroup`, `Part` and `File` refuse what
-no set has, before anything is allocated or opened by it. The limits are far above every real set,
-and low enough that a reader which trusts them allocates no more than a row group may take.
+A file may contain any number, so `RowGroup`, `Part` and `File` refuse what no set has, before
+anything is allocated or opened by it. The limits are far above every real set, and low enough that
+a reader which trusts them allocates no more than a row group may take.
 """
 
 import hashlib

@@ -206,6 +206,14 @@ def offsets_of(lengths: Sequence[int] | NDArray[np.integer[Any]]) -> Offsets:
     return offsets
 
 
+def gather(offsets: Offsets, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], Offsets]:
+    """Flat positions of the segments at `indices`, and the offsets of the gathered result."""
+    lengths = np.diff(offsets)[indices]
+    gathered = offsets_of(lengths)
+    shift = np.repeat(offsets[:-1][indices] - gathered[:-1], lengths)
+    return np.arange(gathered[-1], dtype=np.int64) + shift, gathered
+
+
 def join_segments(values: Array, start_N: NDArray[np.int64], length_N: NDArray[np.int64]) -> Array:
     """The values of N segments, one segment after the other; always a copy."""
     count = len(start_N)

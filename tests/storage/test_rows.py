@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage.errors import DataError
-from storage.rows import Rows, join_segments
+from storage.rows import Rows, gather, join_segments, offsets_of
 from tests.storage.make import KINDS, meta_of, random_rows, same_rows
 
 HEAD_TAIL = random_rows(meta_of("head_tail"), 9)
@@ -51,6 +51,16 @@ def test_offsets_of_all_levels_follow_from_the_columns() -> None:
         derived = Rows.from_columns(rows.columns, given)
         assert derived.offsets.keys() == rows.offsets.keys()
         assert same_rows(derived, rows)
+
+
+@given(st.lists(st.integers(0, 5), min_size=1), st.data())
+def test_gather_lists_the_segments(lengths: list[int], data: st.DataObject) -> None:
+    offsets = offsets_of(lengths)
+    wanted = np.array(data.draw(st.lists(st.integers(0, len(lengths) - 1))), np.int64)
+    flat, gathered = gather(offsets, wanted)
+    expected = [np.arange(offsets[i], offsets[i + 1]) for i in wanted]
+    assert flat.tolist() == np.concatenate([np.zeros(0, np.int64), *expected]).tolist()
+    assert np.diff(gathered).tolist() == [lengths[i] for i in wanted]
 
 
 @pytest.mark.parametrize("longest", [5, 100])
