@@ -39,12 +39,12 @@ def local_copy(directory: Place, below: str = "") -> Path:
     manifest = read_manifest(directory)
     copy = cache_root() / "sets" / f"{directory.name}-{manifest.digest[:16]}"
     for file in manifest.files:
-        path = PurePosixPath(file.path)
-        if path.parts[0].startswith(ATTEMPT) and len(path.parts) > 1:
-            path = PurePosixPath(*path.parts[1:])
-        if below and path.parts[0] != below:
+        first, *inside = PurePosixPath(file.path).parts
+        if first.startswith(ATTEMPT) and inside:
+            first, *inside = inside
+        if below and first != below:
             continue
-        source, target = directory / file.path, copy / path
+        source, target = directory / file.path, copy.joinpath(first, *inside)
         if target.exists() and sha256_file(target) == file.sha256:
             continue
         log.info("%s: fetching %s (%.1f MB)", directory, file.path, file.bytes / 1e6)
