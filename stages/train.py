@@ -54,7 +54,7 @@ from stages.training.distributed import current
 from stages.training.fit import data_stream, fit
 from stages.training.live import LiveSource
 from stages.training.loop import Task
-from stages.training.microbatches import Source, step_count
+from stages.training.microbatches import BatchSource, step_count
 from stages.weights.rates import has_outcomes, read_rates
 from stages.weights.step import Weighting
 from storage.errors import ConfigError
@@ -280,7 +280,7 @@ def _agreement(known: _Checked, model: PreTrainedModel) -> float | None:
 @contextmanager
 def _source(
     known: _Checked, model: PreTrainedModel, teacher: FullTeacher | None
-) -> Iterator[Source]:
+) -> Iterator[BatchSource]:
     """The stored records, or fresh ones for the same prompts from the live teacher."""
     with closing(data_stream(known.job, known.directory)) as stored:
         if teacher is None:

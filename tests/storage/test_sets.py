@@ -13,9 +13,9 @@ from storage.parquet.reader import column_bytes
 from storage.sets import position_bytes, verify_set
 from storage.shard import PartWriter
 from tests.stages.evaluation.cases import COUNT, LENGTH, scored
-from tests.stages.training.cases import commit as commit_rollouts
-from tests.stages.training.cases import rollouts, write_model
 from tests.storage.make import commit, meta_of, random_rows, write_set
+from tests.world import commit as commit_rollouts
+from tests.world import rollouts, write_model
 
 META = meta_of("head_tail")
 
