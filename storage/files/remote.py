@@ -71,9 +71,6 @@ class Remote:
         """The prefix this lies under."""
         return Remote(f"{self.protocol}://{self._path.rpartition('/')[0]}")
 
-    # -----------------------------------------------------------------------------------------
-    # Looking
-
     def exists(self) -> bool:
         """Whether there is an object of this name, or one below it."""
         return self._kind() is not None
@@ -138,9 +135,6 @@ class Remote:
         below = (str(path).strip("/").removeprefix(f"{self._path}/") for path in found)
         return sorted({name.partition("/")[0] for name in below if name})
 
-    # -----------------------------------------------------------------------------------------
-    # Reading
-
     def read_bytes(self) -> bytes:
         """The whole object, which must fit into memory."""
         with self._reaching("read") as fs:
@@ -172,9 +166,6 @@ class Remote:
         with self._reaching("look at") as fs:
             kept = fs.metadata(self._path) if hasattr(fs, "metadata") else {}
             return kept.get("sha256") if isinstance(kept, dict) else None
-
-    # -----------------------------------------------------------------------------------------
-    # Writing
 
     def mkdir(self, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
         """Nothing: names need no directories."""
@@ -236,8 +227,6 @@ class Remote:
             except FileNotFoundError:
                 if not missing_ok:
                     raise
-
-    # -----------------------------------------------------------------------------------------
 
     @contextmanager
     def _reaching(self, operation: str) -> Generator[Any]:
