@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.config.data import PromptSource
-from stages.config.generation import Generate
+from stages.config.generation import Rollouts, SftData
 from stages.counter import hash64, shuffled
 from stages.data.prompts import Prompt, Prompts, load_prompts
 from stages.data.verifiers import Check, open_verifier
@@ -94,12 +94,18 @@ def held_out_count(total: int, share: float) -> int:
 class Generation:
     """One job of a generating stage, as its `plan`, `run_shard` and `commit` share it."""
 
-    job: Job[Any]
-    writer: Input
-    """The model that writes."""
-    candidates: int = 0
-    holdout: float = 0.0
-    """Share of the prompts held out."""
+    job: Job[SftData | Rollouts]
+
+    @property
+    def writer(self) -> Input:
+        """The model that writes: pi_ref, or the teacher."""
+        return self.job.inputs.get("model") or self.job.inputs["teacher"]
+
+    @property
+    def candidates(self) -> int:
+        """Ids of the writer's likeliest tokens that are kept per position."""
+        config = self.job.config
+        return config.candidates if isinstance(config, Rollouts) else 0
 
     @cached_property
     def teacher(self) -> Mapping[str, Any] | None:
@@ -114,15 +120,10 @@ class Generation:
             log.warning("%s: not made by Afterglow, so its teacher is unknown", self.model)
         return manifest.teacher if manifest else None
 
-    @property
-    def config(self) -> Generate:
-        """The table of the stage."""
-        return self.job.config
-
     @cached_property
     def prompts(self) -> Prompts:
         """The prompts as token ids of the model; each has room for a response in the context."""
-        source = self.config.prompts.model_dump_json()
+        source = self.job.config.prompts.model_dump_json()
         prompts = _load_prompts(self.job.key, source, self.model)
         prompts.check_context(self.facts.context)
         return prompts
@@ -146,93 +147,25 @@ class Generation:
     @cached_property
     def order(self) -> SampleOrder:
         """The order of the set."""
-        count = len(self.prompts)
-        held_out = held_out_count(count, self.holdout)
-        return SampleOrder(count, held_out, self.config.n, self._seed("order"))
+        config, count = self.job.config, len(self.prompts)
+        share = config.holdout if isinstance(config, Rollouts) else 0.0
+        held_out = held_out_count(count, share)
+        return SampleOrder(count, held_out, config.n, self.seed("order"))
 
-    def plan(self) -> list[ShardSpec]:
-        """The parts of the set."""
-        order, per_part = self.order, self.config.sequences_per_part
-        return split_parts(order.boundary, order.prompts * order.n, per_part)
-
-    def open_engine(self) -> AbstractContextManager[Generator]:
-        """The engine with the model, and a context just long enough."""
-        run, sampling = self.config.run, self.config.sampling
-        context = needed_context(self.facts, self.prompts.longest, sampling.max_tokens, run)
-        return open_generator(
-            self.model, dtype=self.writer.dtype, run=run, max_model_len=context, seed=self.job.seed
-        )
-
-    def run_shard(self, spec: ShardSpec, engine: Generator) -> Part:
-        """Draw, verify and write one part.
-
-        Raises:
-            EngineError: the engine failed, or the model gives no finite log-probabilities.
-            RetryError: a write failed.
-        """
-        rows, sample = self.order.places(spec.first, spec.count)
-        drawn = [
-            _Drawn(self.prompts[row], int(number), self.config.n)
-            for row, number in zip(rows, sample, strict=True)
-        ]
-        seed = self._seed("sample")
-        requests = (
-            Request(one.seq_id, one.prompt.ids, sequence_seed(seed, one.seq_id)) for one in drawn
-        )
-        completions = engine.generate(requests, self.config.sampling, self.candidates)
-        completions = _log_progress(completions, f"{self.job.name}, part {spec.index}", spec.count)
-        meta = SetMeta(
-            stage=self.job.stage,
-            key=self.job.key,
-            kind="sequences",
-            vocab_size=self.facts.vocab_size,
-            candidates=self.candidates,
-            tokenizer=self._tokenizer,
-            teacher=self.teacher,
-        )
-        writer = PartWriter(self.job.directory, spec.index, meta, spec.split)
-        with writer, open_verifier(self.config.verifier) as check:
-            ordered = in_order(completions, [one.seq_id for one in drawn])
-            for first in range(0, len(drawn), _BLOCK):
-                block = drawn[first : first + _BLOCK]
-                writer.write(self._rows(block, [next(ordered) for _ in block], check))
-        return writer.part
-
-    def commit(self, files: Iterable[Place] = ()) -> Manifest:
-        """The manifest of the finished set; see `storage.sets.commit_parts`."""
-        job, sampling = self.job, self.config.sampling
-        return commit_parts(
-            job.directory,
-            job.identity(
-                "sequences",
-                teacher=self.teacher,
-                tokenizer=self._tokenizer,
-                meta={
-                    "sampling": sampling.model_dump(),
-                    "full_support": sampling.full_support,
-                    "candidates": self.candidates,
-                    "vocab_size": self.facts.vocab_size,
-                    "stop_ids": list(self.facts.stop_ids),
-                    "generator": self.identity.to_json(),
-                    "prompts": self.prompts.report.to_json(),
-                },
-            ),
-            len(self.plan()),
-            files=files,
-        )
-
-    def _seed(self, purpose: str) -> int:
+    def seed(self, purpose: str) -> int:
         """Seed for one purpose in this stage: no two stages of a run share random numbers."""
         return int(hash64(self.job.seed, zlib.crc32(f"{self.job.stage}/{purpose}".encode()))[0])
 
     @property
-    def _tokenizer(self) -> dict[str, str]:
+    def tokenizer(self) -> dict[str, str]:
+        """Hashes of the tokenizer and its chat template."""
         return {
             "tokenizer": self.identity.tokenizer,
             "chat_template": self.identity.chat_template,
         }
 
-    def _rows(self, drawn: Sequence["_Drawn"], made: Sequence[Completion], check: Check) -> Rows:
+    def rows(self, drawn: Sequence["_Drawn"], made: Sequence[Completion], check: Check) -> Rows:
+        """Decoded, verified and ready to be written."""
         for completion in made:
             if not np.isfinite(completion.logprob).all():
                 raise EngineError(
@@ -264,6 +197,91 @@ class Generation:
             "position": np.cumsum([0, *(len(c.tok) for c in made)]),
         }
         return Rows.from_columns(columns, offsets)
+
+
+def plan(job: Job[SftData | Rollouts]) -> list[ShardSpec]:
+    """The parts of the set, those of held-out prompts last.
+
+    Raises:
+        DataError: the prompts (see `stages.data.prompts`) or the model's files cannot be used.
+    """
+    order = Generation(job).order
+    return split_parts(order.boundary, order.prompts * order.n, job.config.sequences_per_part)
+
+
+def open_engine(job: Job[SftData | Rollouts]) -> AbstractContextManager[Generator]:
+    """The engine with the model, and a context just long enough."""
+    generation, run = Generation(job), job.config.run
+    longest, most = generation.prompts.longest, job.config.sampling.max_tokens
+    return open_generator(
+        generation.model,
+        dtype=generation.writer.dtype,
+        run=run,
+        max_model_len=needed_context(generation.facts, longest, most, run),
+        seed=job.seed,
+    )
+
+
+def run_shard(job: Job[SftData | Rollouts], spec: ShardSpec, engine: Generator) -> Part:
+    """Draw, verify and write one part.
+
+    Raises:
+        EngineError: the engine failed, or the model gives no finite log-probabilities.
+        RetryError: a write failed.
+    """
+    generation = Generation(job)
+    config, prompts = job.config, generation.prompts
+    rows, sample = generation.order.places(spec.first, spec.count)
+    drawn = [
+        _Drawn(prompts[row], int(number), config.n)
+        for row, number in zip(rows, sample, strict=True)
+    ]
+    seed = generation.seed("sample")
+    requests = (
+        Request(one.seq_id, one.prompt.ids, sequence_seed(seed, one.seq_id)) for one in drawn
+    )
+    completions = engine.generate(requests, config.sampling, generation.candidates)
+    completions = _log_progress(completions, f"{job.name}, part {spec.index}", spec.count)
+    meta = SetMeta(
+        stage=job.stage,
+        key=job.key,
+        kind="sequences",
+        vocab_size=generation.facts.vocab_size,
+        candidates=generation.candidates,
+        tokenizer=generation.tokenizer,
+        teacher=generation.teacher,
+    )
+    writer = PartWriter(job.directory, spec.index, meta, spec.split)
+    with writer, open_verifier(config.verifier) as check:
+        ordered = in_order(completions, [one.seq_id for one in drawn])
+        for first in range(0, len(drawn), _BLOCK):
+            block = drawn[first : first + _BLOCK]
+            writer.write(generation.rows(block, [next(ordered) for _ in block], check))
+    return writer.part
+
+
+def commit(job: Job[SftData | Rollouts], files: Iterable[Place] = ()) -> Manifest:
+    """The manifest of the finished set; see `storage.sets.commit_parts`."""
+    generation, sampling = Generation(job), job.config.sampling
+    return commit_parts(
+        job.directory,
+        job.identity(
+            "sequences",
+            teacher=generation.teacher,
+            tokenizer=generation.tokenizer,
+            meta={
+                "sampling": sampling.model_dump(),
+                "full_support": sampling.full_support,
+                "candidates": generation.candidates,
+                "vocab_size": generation.facts.vocab_size,
+                "stop_ids": list(generation.facts.stop_ids),
+                "generator": generation.identity.to_json(),
+                "prompts": generation.prompts.report.to_json(),
+            },
+        ),
+        len(plan(job)),
+        files=files,
+    )
 
 
 @lru_cache(maxsize=2)

@@ -5,34 +5,15 @@ decides what is trained on. The set keeps a copy of the teacher's tokenizer: the
 from it takes over its chat template and end token.
 """
 
-from contextlib import AbstractContextManager
-
+from stages import generation
 from stages.config.generation import SftData
-from stages.engines.base import Generator
-from stages.generation import Generation
-from stages.job import Job, ShardSpec
+from stages.generation import Generation, open_engine, plan, run_shard
+from stages.job import Job
 from stages.models.descent import TOKENIZER
 from stages.models.tokenizer import copy_tokenizer
-from storage.manifest import Manifest, Part
+from storage.manifest import Manifest
 
-
-def plan(job: Job[SftData]) -> list[ShardSpec]:
-    """The parts of the set.
-
-    Raises:
-        DataError: the prompts (see `stages.data.prompts`) or the model's files cannot be used.
-    """
-    return _generation(job).plan()
-
-
-def open_engine(job: Job[SftData]) -> AbstractContextManager[Generator]:
-    """An engine with the teacher in it."""
-    return _generation(job).open_engine()
-
-
-def run_shard(job: Job[SftData], spec: ShardSpec, engine: Generator) -> Part:
-    """Draw and write one part."""
-    return _generation(job).run_shard(spec, engine)
+__all__ = ["commit", "open_engine", "plan", "run_shard"]
 
 
 def commit(job: Job[SftData]) -> Manifest:
@@ -41,10 +22,5 @@ def commit(job: Job[SftData]) -> Manifest:
     Raises:
         RetryError: parts are missing.
     """
-    generation = _generation(job)
-    copies = copy_tokenizer(generation.model, job.directory / TOKENIZER)
-    return generation.commit(copies)
-
-
-def _generation(job: Job[SftData]) -> Generation:
-    return Generation(job, job.inputs["teacher"])
+    copies = copy_tokenizer(Generation(job).model, job.directory / TOKENIZER)
+    return generation.commit(job, copies)
