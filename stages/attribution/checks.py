@@ -1,7 +1,7 @@
 """Two checks: did a model draw these tokens, and did it make these records?"""
 
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import torch
@@ -28,18 +28,6 @@ class Outcome:
     verdict: Verdict
     reasons: tuple[str, ...]
     figures: dict[str, float | int | None]
-
-
-class Check(Protocol):
-    """Collects observations, then decides."""
-
-    def add(self, batch: Batch, chunk: slice, seen: Observed) -> None:
-        """Positions `chunk` of `batch`."""
-        ...
-
-    def decide(self) -> Outcome:
-        """Over everything taken in."""
-        ...
 
 
 @dataclass

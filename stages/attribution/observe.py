@@ -19,6 +19,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from stages.config.data import Sampling
 from stages.counter import hash64
+from stages.engines.transformers_engine import keep_top_k, keep_top_p
 from stages.models.model import (
     Head,
     context_length,
@@ -84,10 +85,20 @@ def observe(
         drawn_R = torch.zeros_like(impossible_R)
     else:
         z_RV = z_RV / sampling.temperature
-        cut_RV, impossible_R = _cut(z_RV, tok_R, sampling, slack)
-        logp_RV = z_RV.masked_fill(cut_RV, -torch.inf).log_softmax(1)
+        z_R = _at(z_RV, tok_R)
+        impossible_R = z_R.isneginf()
+        if 0 < sampling.top_k < z_RV.shape[1]:
+            least_R = z_RV.topk(sampling.top_k, dim=1).values[:, -1]
+            impossible_R = impossible_R | (z_R < least_R - slack)
+            z_RV = keep_top_k(z_RV, sampling.top_k)
+        if sampling.top_p < 1:
+            p_RV = z_RV.softmax(1)
+            p_R = _at(p_RV, tok_R)
+            above_R = p_RV.masked_fill(p_RV <= p_R[:, None], 0.0).sum(1)
+            impossible_R = impossible_R | ((p_R > 0) & (above_R >= sampling.top_p + slack))
+            z_RV = keep_top_p(z_RV, sampling.top_p)
+        logp_RV = z_RV.log_softmax(1)
         lp_R = _at(logp_RV, tok_R)
-        impossible_R = impossible_R | _at(z_RV, tok_R).isneginf()
         drawn_R = lp_R.isfinite()
     p_RV = logp_RV.exp()
     ent_R = torch.special.entr(p_RV).sum(1)
@@ -103,25 +114,6 @@ def observe(
         drawn_R=drawn_R,
         impossible_R=impossible_R,
     )
-
-
-def _cut(z_RV: Tensor, tok_R: Tensor, sampling: Sampling, slack: float) -> tuple[Tensor, Tensor]:
-    """Ids outside the truncated distribution [R, V], and tokens clearly outside of it [R]."""
-    cut_RV = torch.zeros_like(z_RV, dtype=torch.bool)
-    far_R = torch.zeros_like(tok_R, dtype=torch.bool)
-    if 0 < sampling.top_k < z_RV.shape[1]:
-        least_R = z_RV.topk(sampling.top_k, dim=1).values[:, -1]
-        cut_RV = z_RV < least_R[:, None]
-        far_R = _at(z_RV, tok_R) < least_R - slack
-    if sampling.top_p < 1:
-        p_RV = z_RV.masked_fill(cut_RV, -torch.inf).softmax(1)
-        sorted_RV, order_RV = p_RV.sort(dim=1, descending=True)
-        above_RV = sorted_RV.cumsum(1) - sorted_RV
-        cut_RV = cut_RV.scatter(1, order_RV, above_RV >= sampling.top_p) | cut_RV
-        p_R = _at(p_RV, tok_R)
-        above_R = p_RV.masked_fill(p_RV <= p_R[:, None], 0.0).sum(1)
-        far_R = far_R | ((p_R > 0) & (above_R >= sampling.top_p + slack))
-    return cut_RV, far_R
 
 
 def _at(values_RV: Tensor, tok_R: Tensor) -> Tensor:

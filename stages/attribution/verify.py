@@ -27,7 +27,6 @@ from typing import Any
 from stages.attribution.checks import (
     DRAWN_TOLERANCE,
     RECORD_TOLERANCE,
-    Check,
     DrawnCheck,
     RecordCheck,
     Verdict,
@@ -192,7 +191,7 @@ def _dtype(manifest: Manifest) -> str:
 
 def _find(model: LoadedModel, path: Place, manifest: Manifest, settings: Settings) -> Finding:
     sampling = _sampling(path, manifest, settings)
-    check: Check = RecordCheck(RECORD_TOLERANCE[model.dtype])
+    check: DrawnCheck | RecordCheck = RecordCheck(RECORD_TOLERANCE[model.dtype])
     if manifest.kind == "sequences":
         tolerance = DRAWN_TOLERANCE[model.dtype]
         check = DrawnCheck(model.class_V, settings.level, settings.temperature is None, tolerance)

@@ -173,15 +173,24 @@ def _log_probs(logits_BV: Tensor, sampling: Sampling) -> Tensor:
         return logits_BV.log_softmax(1)
     logits_BV = logits_BV / sampling.temperature
     if 0 < sampling.top_k < logits_BV.shape[1]:
-        least_B1 = logits_BV.topk(sampling.top_k, dim=1).values[:, -1:]
-        logits_BV = logits_BV.masked_fill(logits_BV < least_B1, -torch.inf)
+        logits_BV = keep_top_k(logits_BV, sampling.top_k)
     if sampling.top_p < 1:
-        sorted_BV, order_BV = logits_BV.softmax(1).sort(dim=1, descending=True)
-        before_BV = sorted_BV.cumsum(1) - sorted_BV  # mass of what is likelier
-        outside_BV = torch.zeros_like(before_BV, dtype=torch.bool)
-        outside_BV.scatter_(1, order_BV, before_BV >= sampling.top_p)
-        logits_BV = logits_BV.masked_fill(outside_BV, -torch.inf)
+        logits_BV = keep_top_p(logits_BV, sampling.top_p)
     return logits_BV.log_softmax(1)
+
+
+def keep_top_k(logits_BV: Tensor, k: int) -> Tensor:
+    """Logits with -inf at all but the k highest of each row and those equal to the k-th."""
+    least_B1 = logits_BV.topk(k, dim=1).values[:, -1:]
+    return logits_BV.masked_fill(logits_BV < least_B1, -torch.inf)
+
+
+def keep_top_p(logits_BV: Tensor, p: float) -> Tensor:
+    """Logits with -inf at ids above which, in order of probability, lies a mass of p or more."""
+    sorted_BV, order_BV = logits_BV.softmax(1).sort(dim=1, descending=True)
+    above_BV = sorted_BV.cumsum(1) - sorted_BV
+    outside_BV = torch.zeros_like(above_BV, dtype=torch.bool)
+    return logits_BV.masked_fill(outside_BV.scatter_(1, order_BV, above_BV >= p), -torch.inf)
 
 
 def _invert(logp_BV: Tensor, uniform_B: Tensor) -> Tensor:

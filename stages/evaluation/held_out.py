@@ -9,7 +9,7 @@ Shape letters: T positions, E entries, D hidden size.
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,13 +18,12 @@ from transformers import PreTrainedModel
 
 from stages.evaluation.averages import CalibrationBins, ClusterMean
 from stages.losses.head_loss import head_statistics
-from stages.models.model import lm_head, response_hidden
+from stages.models.model import exact_hidden
 from stages.objectives.contract import guarantee
 from stages.objectives.likelihood import ForwardKL
-from stages.objectives.objective import WEAKEST_LAST, Guarantee, Objective, ObjectiveFunction
+from stages.objectives.objective import WEAKEST_LAST, Guarantee, Objective
 from stages.objectives.reverse_kl import ReverseKL
 from stages.objectives.tensors import TorchRecords
-from storage.batch import Batch
 from storage.errors import ConfigError
 from storage.files.place import Place
 from storage.manifest import read_manifest
@@ -42,13 +41,6 @@ class Reported:
 
     objective: Objective
     level: Guarantee
-
-
-@dataclass
-class _Sums:
-    means: dict[str, ClusterMean] = field(default_factory=dict[str, ClusterMean])
-    calibration: CalibrationBins | None = None
-    positions: int = 0
 
 
 def measurable(meta: Mapping[str, object]) -> dict[str, Reported]:
@@ -92,60 +84,42 @@ def score_held_out(
     """
     meta = read_manifest(directory).meta
     reported = measurable(meta)
-    functions = {name: j.objective for name, j in reported.items()}
-    temperature = next((f.temperature for f in functions.values()), 1.0)
-    sums = _Sums(calibration=CalibrationBins() if "forward_kl" in reported else None)
+    temperature = next((one.objective.temperature for one in reported.values()), 1.0)
+    means = {name: ClusterMean() for name in (*reported, "entropy")}
+    calibration = CalibrationBins()
+    tokens = 0
     for group in read_split(directory, "holdout"):
         for batch in group.microbatches(tokens_per_batch):
-            _add(sums, model, batch, functions, temperature)
-    if not sums.positions:
+            records = TorchRecords.from_batch(batch, model.device)
+            found = head_statistics(
+                *exact_hidden(model, batch),
+                records,
+                rows_per_chunk=ROWS_PER_CHUNK,
+                temperature=temperature,
+            )
+            prompt_T = np.repeat(batch.prompt_id, np.diff(batch.tok_off))
+            for name, one in reported.items():
+                loss_T = one.objective(found.logq_E, found.logq_T, records).loss_T
+                means[name].add(_numpy(loss_T), prompt_T)
+            means["entropy"].add(_numpy(found.entropy_T), prompt_T)
+            if "forward_kl" in reported:
+                teacher_T = records.weight_of(found.top_T)
+                calibration.add(_numpy(found.confidence_T), _numpy(teacher_T))
+            tokens += batch.tokens
+    if not tokens:
         log.info("%s: no held-out sequences; divergence and calibration are left out", directory)
         return {}
-    return _summary(sums, reported)
-
-
-def _add(
-    sums: _Sums,
-    model: PreTrainedModel,
-    batch: Batch,
-    functions: Mapping[str, ObjectiveFunction],
-    temperature: float,
-) -> None:
-    """Run the model over one micro-batch and add its figures."""
-    records = TorchRecords.from_batch(batch, model.device)
-    hidden_TD, head = response_hidden(model, batch), lm_head(model)
-    if hidden_TD.device.type == "cpu":
-        # A CPU would round the logits of a 16-bit model; a GPU keeps them in float32.
-        hidden_TD, head = hidden_TD.float(), head.in_float32()
-    found = head_statistics(
-        hidden_TD,
-        head,
-        records,
-        rows_per_chunk=ROWS_PER_CHUNK,
-        temperature=temperature,
-    )
-    values = {name: f(found.logq_E, found.logq_T, records).loss_T for name, f in functions.items()}
-    prompt_T = np.repeat(batch.prompt_id, np.diff(batch.tok_off))
-    for name, values_T in {**values, "entropy": found.entropy_T}.items():
-        sums.means.setdefault(name, ClusterMean()).add(_numpy(values_T), prompt_T)
-    if sums.calibration is not None:
-        teacher_T = records.weight_of(found.top_T)
-        sums.calibration.add(_numpy(found.confidence_T), _numpy(teacher_T))
-    sums.positions += batch.tokens
-
-
-def _numpy(values_T: Tensor) -> np.ndarray:
-    return values_T.double().cpu().numpy()
-
-
-def _summary(sums: _Sums, reported: Mapping[str, Reported]) -> dict[str, object]:
-    out: dict[str, object] = {"held_out_tokens": sums.positions}
-    for name, mean in sums.means.items():
+    out: dict[str, object] = {"held_out_tokens": tokens}
+    for name, mean in means.items():
         estimate = mean.estimate()
         assert estimate is not None, "there were positions"
         out[name] = estimate.mean
         if name in reported:
             out |= {f"{name}_se": estimate.error, f"{name}_level": reported[name].level.level}
-    if sums.calibration is not None:
-        out["ece"] = sums.calibration.error()
+    if "forward_kl" in reported:
+        out["ece"] = calibration.error()
     return out
+
+
+def _numpy(values_T: Tensor) -> np.ndarray:
+    return values_T.double().cpu().numpy()

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from stages.evaluation.averages import CalibrationBins, ClusterMean
 from stages.losses.full_teacher import FullTeacher
-from stages.models.model import lm_head, response_hidden
+from stages.models.model import exact_hidden
 from storage.batch import Batch
 from storage.errors import DataError
 from storage.files.place import Place
@@ -91,10 +91,7 @@ def _figures(
     model: PreTrainedModel, batch: Batch, teacher: FullTeacher | None
 ) -> dict[str, np.ndarray]:
     """[T] values of every figure."""
-    hidden_TD, head = response_hidden(model, batch), lm_head(model)
-    if hidden_TD.device.type == "cpu":
-        # A CPU would round the logits of a 16-bit model; a GPU keeps them in float32.
-        hidden_TD, head = hidden_TD.float(), head.in_float32()
+    hidden_TD, head = exact_hidden(model, batch)
     tok_T = torch.from_numpy(batch.tok).to(model.device)
     teacher_TD = None if teacher is None else teacher.hidden(batch)
     found: dict[str, list[Tensor]] = {}

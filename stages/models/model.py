@@ -264,6 +264,15 @@ def response_hidden(model: PreTrainedModel, batch: Tokens) -> Tensor:
     return hidden_SD[torch.from_numpy(at_T).to(model.device)]
 
 
+def exact_hidden(model: PreTrainedModel, batch: Tokens) -> tuple[Tensor, Head]:
+    """`response_hidden` and the head, from which logits follow without 16-bit rounding.
+
+    A GPU keeps the products of 16-bit types in float32; on a CPU both are converted first.
+    """
+    hidden_TD, head = response_hidden(model, batch), lm_head(model)
+    return (hidden_TD, head) if hidden_TD.is_cuda else (hidden_TD.float(), head.in_float32())
+
+
 def check_prompts(prompt_N: NDArray[np.int64], seq_id_N: NDArray[np.int64]) -> None:
     """Raise if nothing precedes the first response token of a sequence.
 
