@@ -40,7 +40,7 @@ from tests.storage.make import (
 ROUND_TRIP = settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 
 
 def _write(directory: Path, rows: Rows, meta: SetMeta) -> Path:
