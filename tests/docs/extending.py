@@ -46,8 +46,8 @@ class Extended:
 
 def extended(section: str, root: Path) -> Extended:
     """The code in `root`, with the example under the heading `section`."""
-    for name in COPIED:
-        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in COPIED:  # with numba's compiled kernels, which take longer than most examples
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("*.pyc"))
     for name in ("Makefile", "pyproject.toml"):
         shutil.copy(ROOT / name, root)
     out = Extended(root)
