@@ -15,7 +15,8 @@ from benchmarks.generator import Counts as Counted
 from benchmarks.generator import Teacher
 from benchmarks.sources import Block, Source
 from stages.config.record_kinds import Record
-from stages.scoring.sampler_cpu import Records, concat, sample
+from stages.scoring.drawn import Records, concat
+from stages.scoring.sampler import on_cpu
 from storage.manifest import Manifest, Part, SetMeta, write_manifest
 from storage.packed.frequencies import write_ranks
 from storage.rows import Rows, offsets_of
@@ -89,7 +90,7 @@ def draw(block: Block, record: Record, rng: np.random.Generator) -> Records:
     """Records of one block."""
     cand_RC = block.cand_RC[:, : record.forced]
     u_RU = rng.random((len(block.tok_R), record.uniforms))
-    return sample(block.z_RV, block.z_RV.shape[1], block.tok_R, cand_RC, u_RU, record)
+    return on_cpu(block.z_RV, block.z_RV.shape[1], block.tok_R, cand_RC, u_RU, record)
 
 
 def write_part(directory: Path, index: int, rows: Rows, meta: SetMeta) -> Part:

@@ -26,7 +26,7 @@ from benchmarks.harness import (
     speed_line,
 )
 from stages.config.record_kinds import Counts, HeadTail, Sampled
-from stages.scoring.sampler_cpu import sample
+from stages.scoring.sampler import on_cpu
 
 RECORDS = {
     "head_tail": HeadTail(),
@@ -84,7 +84,7 @@ def _candidates(z_RV: np.ndarray, tok_R: np.ndarray) -> dict[str, Callable[[], o
     for name, record in RECORDS.items():
         u_RU = rng.random((rows, record.uniforms))
         arguments = (z_RV, vocabulary, tok_R, cand_RC, u_RU, record)
-        work[name] = lambda arguments=arguments: sample(*arguments)
+        work[name] = lambda arguments=arguments: on_cpu(*arguments)
     return work
 
 

@@ -1,17 +1,17 @@
-"""What a sampler returns, and what the CPU and the GPU do alike.
+"""What samplers of records take and return on a CPU.
 
-Shape letters: R rows (positions), M copies (independent draws), C candidates, E entries over all
-rows, H entries of the heads over all rows, S drawn entries over all rows and copies.
+Shape letters: R rows (positions), V vocabulary, W >= V width of a row with its padding, M copies
+(independent draws), E entries over all rows, H entries of the heads over all rows, S drawn entries
+over all rows and copies.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.config.record_kinds import Record
 from storage.codec import round_mantissa
 from storage.errors import EngineError
 
@@ -19,6 +19,9 @@ Array = NDArray[Any]
 
 REST_BITS = 11
 """Explicit mantissa bits kept of `rest`: log p of the head, in float16, is no more precise."""
+
+LOG_FLOOR = -1000.0
+"""Stored as log p of an id the teacher rules out (logit -inf): large, but finite."""
 
 
 class BadRow(EngineError):
@@ -28,6 +31,34 @@ class BadRow(EngineError):
         super().__init__(f"row {row}: {reason}")
         self.row = row
         self.reason = reason
+
+
+class LogitRows(NamedTuple):
+    """What every numba kernel takes first: rows of logits, and room for what every record has."""
+
+    z_RW: Any
+    """[R, W] float32 logits, rows contiguous."""
+    V: int
+    """Only the first V columns of a row are looked at."""
+    scale: Any
+    """One over the record's temperature, float32."""
+    ratio: Any
+    """The record's temperature over the loss temperature, float32; 0 where there is none."""
+    lse_R: Any
+    """Receives log sum exp(scale * z), float64: log p of an id is scale * z - lse. NaN for a row
+    that holds NaN, +inf or nothing but -inf; nothing else is written for it."""
+    ent_R: Any
+    """Receives the entropy, in nats."""
+    lz_R: Any
+    """Receives log sum p^ratio; never touched where `ratio` is 0."""
+
+    def log_p(self, row_E: Any, ids_E: Any) -> Any:
+        """[E] log p of an id in a row, float64; once `lse_R` is known."""
+        return self.z_RW[row_E, ids_E].astype(np.float64) * self.scale - self.lse_R[row_E]
+
+    def stored_log_p(self, row_E: Any, ids_E: Any) -> Any:
+        """The same as it is stored: float32, and finite."""
+        return np.maximum(self.log_p(row_E, ids_E), LOG_FLOOR).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -90,26 +121,3 @@ def used(count_R: Array) -> tuple[Array, Array]:
     row_E = np.repeat(np.arange(len(count_R)), count_R)
     first_R = np.cumsum(count_R) - count_R
     return row_E, np.arange(len(row_E)) - first_R[row_E]
-
-
-def power_ratio(record: Record) -> float:
-    """The record's temperature over the loss temperature; 0 where there is none."""
-    return record.temperature / record.loss_temperature if record.loss_temperature else 0.0
-
-
-def check_rows(lse_R: Array, lp_R: Array) -> None:
-    """Refuse rows no record can be made of.
-
-    Args:
-        lse_R: Log of the normaliser, not finite where the row held NaN, +inf or nothing but -inf.
-        lp_R: Log p of the realised token.
-
-    Raises:
-        BadRow: for the first such row.
-    """
-    bad = np.flatnonzero(~np.isfinite(lse_R) | (lp_R == -np.inf))
-    if not len(bad):
-        return
-    if not np.isfinite(lse_R[bad[0]]):
-        raise BadRow(int(bad[0]), "the logits hold NaN or +inf, or nothing but -inf")
-    raise BadRow(int(bad[0]), "the realised token has logit -inf, that is probability zero")

@@ -6,56 +6,39 @@ Shape letters: R rows, V vocabulary, W its width with padding, B blocks of S ids
 pool of ids that may enter the head, N draws, M copies, K room for the entries of a row, E entries.
 """
 
-from typing import Any
-
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
 from stages.config.record_kinds import HeadTail
-from stages.scoring.drawn import Array, used
+from stages.scoring.drawn import Array, LogitRows, used
 from stages.scoring.rows_torch import Inverse, TorchRows, to_numpy
-from stages.scoring.sampler_kernels import REST_FLOOR, ROOM, LogitRows, head_tail_rows, locate_once
+from stages.scoring.sampler_kernels import REST_FLOOR, ROOM, head_tail_rows, locate_once
 
 
 def on_cpu(rows: LogitRows, cand_RC: Array, u_RM: Array, record: HeadTail) -> dict[str, Array]:
-    """The columns of R rows; see `sampler_cpu.sample`."""
+    """The columns of R rows; see `sampler.on_cpu`."""
     R, M = len(rows.z_RW), record.copies
     nu_RM, nh_R = np.zeros((R, M), np.uint8), np.zeros(R, np.uint8)
     rest_R = np.empty(R, np.float32)
     ids_RK = np.empty((R, M * ROOM), np.uint32)
     tau, floor = record.known_tau, record.tail_floor
     head_tail_rows(rows, cand_RC, tau, floor, u_RM, nu_RM, nh_R, rest_R, ids_RK)
-    order_heads(rows.z_RW, nh_R, ids_RK)
     row_E, slot_E = used(nu_RM.sum(axis=1, dtype=np.int64) - (M - 1) * nh_R.astype(np.int64))
     ids_E = ids_RK[row_E, slot_E]
     head_E = slot_E < nh_R[row_E]
-    hlp_H = rows.stored_log_p(row_E[head_E], ids_E[head_E])
+    row_H, ids_H = row_E[head_E], ids_E[head_E]
+    ids_H = ids_H[np.lexsort((ids_H, -rows.z_RW[row_H, ids_H], row_H))]
+    ids_E[head_E] = ids_H
+    hlp_H = rows.stored_log_p(row_H, ids_H)
     columns = {"nu_RM": nu_RM, "nh_R": nh_R, "rest_R": rest_R, "ids_E": ids_E, "hlp_H": hlp_H}
     if record.logp:
         columns["tlp_S"] = rows.stored_log_p(row_E[~head_E], ids_E[~head_E])
     return columns
 
 
-@njit(cache=True, nogil=True)
-def order_heads(z_RW: Any, nh_R: Any, ids_RK: Any) -> None:
-    """Sort the first nh[r] ids of row r by descending logit, equal ones by ascending id."""
-    for r in range(nh_R.shape[0]):
-        z_W, ids_K = z_RW[r], ids_RK[r]
-        for a in range(1, nh_R[r]):
-            i = ids_K[a]
-            k = a
-            while k > 0 and (
-                z_W[ids_K[k - 1]] < z_W[i] or (z_W[ids_K[k - 1]] == z_W[i] and ids_K[k - 1] > i)
-            ):
-                ids_K[k] = ids_K[k - 1]
-                k -= 1
-            ids_K[k] = i
-
-
 def on_gpu(rows: TorchRows, cand_RC: Tensor, u_RM: Tensor, record: HeadTail) -> dict[str, Array]:
-    """The same in torch; overwrites `rows.e_RBS`. See `sampler_torch.sample`."""
+    """The same in torch; overwrites `rows.e_RBS`. See `sampler.on_gpu`."""
     tau, V = record.known_tau, rows.z_RV.shape[1]
     e_RV = rows.e_RBS.flatten(1)[:, :V]
     # Heads take ids from the top; a candidate counts as more than any e, so none is listed twice.

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.scoring.drawn import Array
-from stages.scoring.sampler_kernels import BLOCK, LOG_FLOOR
+from stages.scoring.drawn import LOG_FLOOR, Array
+from stages.scoring.sampler_kernels import BLOCK
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from stages.scoring.sampler_kernels import LogitRows, open_rows
+from stages.scoring.drawn import LogitRows
+from stages.scoring.sampler_kernels import open_rows
 
 
 def on_cpu(rows: LogitRows, *_: Any) -> dict[str, Any]:

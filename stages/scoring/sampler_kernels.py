@@ -1,13 +1,12 @@
 """Rows of logits -> records, in numba.
 
-Shape letters: R rows, V vocabulary, W >= V width of a row with its padding, C candidates, N draws,
-M copies (independent records of the same row), K room for entries; inside a row B blocks of BLOCK
-ids and G groups of GROUP blocks.
+Shape letters: R rows, V vocabulary, C candidates, N draws, M copies (independent records of the
+same row), K room for entries; inside a row B blocks of BLOCK ids.
 
-A row is read twice in a row and then never again: `_open_row` takes the maximum, then computes
-e = exp(z - max) with its sum per block of ids, keeping e in a scratch row that stays in the cache.
-All that follows (finding the head, the tail mass, inverting the distribution function at given
-thresholds) skips groups and blocks by their sums and looks at single ids only where it must.
+`_open_row` reads a row of logits for its maximum and once more for e = exp(z - max), which stays in
+a `Row` in the cache with its sum per block of ids. All that follows (finding the head, the tail
+mass, inverting the distribution function at given thresholds) skips blocks by their sums and looks
+at single ids only where it must.
 
 Arithmetic: z, e and block sums are float32, sums over blocks float64. A sum of non-negative floats
 never falls below its largest term, so skipping a block whose sum is below a threshold misses no id.
@@ -26,51 +25,27 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 BLOCK = 256
-GROUP = 16
 
 ROOM = 200
 """Room for the entries of a `head_tail` record, at most 1 / tau + 1 + candidates = 193 of them:
 each of the h ids of p >= tau takes tau of the mass, and n - 1 < r / tau. One byte counts them."""
 
-LOG_FLOOR = -1000.0
-"""Stored as log p of an id the teacher rules out (logit -inf): large, but finite."""
-
 REST_FLOOR = 1e-7
 """Tail mass below which no tail id is drawn; at the same time a bound on the bias this brings."""
 
-_STEP = 32
 _LANES = 64
 _FAST = {"reassoc", "contract", "arcp", "nsz"}
 _ROUNDING = 1e-4  # bound on the relative error of e, with much to spare
 _LOWEST = -87.0  # exp of less is below the smallest normal float32: flushed to zero
 
 
-class LogitRows(NamedTuple):
-    """What every kernel takes first: rows of logits, and what every record has."""
+class Row(NamedTuple):
+    """One row as it is worked on. An id is taken out of it by setting its e to 0."""
 
-    z_RW: Any
-    """[R, W] float32 logits, rows contiguous."""
-    V: int
-    """Only the first V columns of a row are looked at."""
-    scale: Any
-    """One over the record's temperature, float32."""
-    ratio: Any
-    """The record's temperature over the loss temperature, float32; 0 where there is none."""
-    lse_R: Any
-    """Receives log sum exp(scale * z), float64: log p of an id is scale * z - lse. NaN for a row
-    that holds NaN, +inf or nothing but -inf; nothing else is written for it."""
-    ent_R: Any
-    """Receives the entropy, in nats."""
-    lz_R: Any
-    """Receives log sum p^ratio; never touched where `ratio` is 0."""
-
-    def log_p(self, row_E: Any, ids_E: Any) -> Any:
-        """[E] log p of an id in a row, float64; once `lse_R` is known."""
-        return self.z_RW[row_E, ids_E].astype(np.float64) * self.scale - self.lse_R[row_E]
-
-    def stored_log_p(self, row_E: Any, ids_E: Any) -> Any:
-        """The same as it is stored: float32, and finite."""
-        return np.maximum(self.log_p(row_E, ids_E), LOG_FLOOR).astype(np.float32)
+    e_V: Any
+    """exp(scale * (z - max)), float32."""
+    block_B: Any
+    """Sums of e by block, float32."""
 
 
 @intrinsic
@@ -159,58 +134,50 @@ def _sum(x: Any) -> Any:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _total(group_G: Any) -> Any:
-    """Sum over the groups, in the order in which `_locate` walks them."""
+def _total(row: Any) -> Any:
+    """Sum of e, taken over the blocks in the order in which `_locate` walks them."""
     mass = 0.0
-    for g in range(group_G.shape[0]):
-        mass += group_G[g]
+    for b in range(row.block_B.shape[0]):
+        mass += row.block_B[b]
     return mass
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _remove(e_V: Any, block_B: Any, group_G: Any, i: Any) -> None:
-    """Take id i out of the row; the sums are formed anew, never by subtraction."""
-    e_V[i] = np.float32(0.0)
+def _remove(row: Any, i: Any) -> None:
+    """Take id i out of the row; the sum is formed anew, never by subtraction."""
     b = i // BLOCK
-    g = b // GROUP
-    block_B[b] = _sum(e_V[b * BLOCK : (b + 1) * BLOCK])
-    group_G[g] = _sum(block_B[g * GROUP : (g + 1) * GROUP])
+    row.e_V[i] = np.float32(0.0)
+    row.block_B[b] = _sum(row.e_V[b * BLOCK : (b + 1) * BLOCK])
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _remove_from(e_V: Any, block_B: Any, group_G: Any, threshold: float, out_K: Any, n: int) -> int:
+def _remove_from(row: Any, threshold: float, out_K: Any, n: int) -> int:
     """Take every id with e >= threshold out of the row and append it to out_K[:n].
 
     Returns the new n.
     """
-    V = e_V.shape[0]
-    for g in range(group_G.shape[0]):
-        if group_G[g] < threshold:
+    for b in range(row.block_B.shape[0]):
+        if row.block_B[b] < threshold:
             continue
-        for b in range(g * GROUP, min(block_B.shape[0], (g + 1) * GROUP)):
-            if block_B[b] < threshold:
-                continue
-            for i in range(b * BLOCK, min(V, (b + 1) * BLOCK)):
-                if e_V[i] >= threshold and n < out_K.shape[0]:
-                    out_K[n] = i
-                    n += 1
-                    e_V[i] = np.float32(0.0)
-            block_B[b] = _sum(e_V[b * BLOCK : (b + 1) * BLOCK])
-        group_G[g] = _sum(block_B[g * GROUP : (g + 1) * GROUP])
+        e_B = row.e_V[b * BLOCK : (b + 1) * BLOCK]
+        for j in range(e_B.shape[0]):
+            if e_B[j] >= threshold and n < out_K.shape[0]:
+                out_K[n] = b * BLOCK + j
+                n += 1
+                e_B[j] = np.float32(0.0)
+        row.block_B[b] = _sum(e_B)
     return n
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _locate(
-    e_V: Any, block_B: Any, group_G: Any, threshold_N: Any, once: bool, id_K: Any, cnt_K: Any
-) -> int:
+def _locate(row: Any, threshold_N: Any, once: bool, id_K: Any, cnt_K: Any) -> int:
     """Invert the distribution function of the row at ascending thresholds in [0, sum e).
 
     Threshold x selects the id i with C(i-1) <= x < C(i), C the running sum of e; an id with e = 0
     is never selected.
 
     Args:
-        e_V, block_B, group_G: The row and its sums.
+        row: The row.
         threshold_N: Ascending thresholds.
         once: Select an id at most once; where rounding would select it twice, take the next one.
         id_K: Receives the selected ids, ascending.
@@ -219,48 +186,22 @@ def _locate(
     Returns:
         Number of ids selected.
     """
-    V, B, N = e_V.shape[0], block_B.shape[0], threshold_N.shape[0]
-    k, n, base = 0, 0, 0.0
-    for g in range(group_G.shape[0]):
-        top = base + group_G[g]
-        if k == N or threshold_N[k] >= top:
-            base = top
-            continue
-        for b in range(g * GROUP, min(B, (g + 1) * GROUP)):
-            stop = base + block_B[b]
-            if k < N and threshold_N[k] < stop:
-                k, n = _locate_in_block(
-                    e_V[b * BLOCK : min(V, (b + 1) * BLOCK)],
-                    b * BLOCK, base, threshold_N, k, once, id_K, cnt_K, n,
-                )  # fmt: skip
-            base = stop
-        base = top
-    return _place_last(e_V, N - k, once, id_K, cnt_K, n) if k < N else n
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def _locate_in_block(
-    e: Any, first: int, base: float, threshold_N: Any, k: int, once: bool,
-    id_K: Any, cnt_K: Any, n: int,
-) -> Any:  # fmt: skip
-    """`_locate` inside one block whose running sum starts at `base`; returns the new (k, n)."""
-    N = threshold_N.shape[0]
-    for start in range(0, e.shape[0], _STEP):
-        step = e[start : start + _STEP]
-        stop = base + _sum(step)
+    N, k, n, start = threshold_N.shape[0], 0, 0, 0.0  # k thresholds are done, n ids selected
+    for b in range(row.block_B.shape[0]):
+        stop = start + row.block_B[b]
         if k < N and threshold_N[k] < stop:
-            for j in range(step.shape[0]):
-                base += step[j]
+            e_B, cdf = row.e_V[b * BLOCK : (b + 1) * BLOCK], start
+            for j in range(e_B.shape[0]):
+                cdf += e_B[j]
                 hits = 0
-                while k < N and threshold_N[k] < base and step[j] > 0 and not (once and hits):
+                while k < N and threshold_N[k] < cdf and e_B[j] > 0 and not (once and hits):
                     hits += 1
                     k += 1
                 if hits:
-                    id_K[n] = first + start + j
-                    cnt_K[n] = hits
+                    id_K[n], cnt_K[n] = b * BLOCK + j, hits
                     n += 1
-        base = stop
-    return k, n
+        start = stop
+    return _place_last(row.e_V, N - k, once, id_K, cnt_K, n) if k < N else n
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -289,13 +230,12 @@ def _place_last(e_V: Any, left: int, once: bool, id_K: Any, cnt_K: Any, n: int) 
 @njit(cache=True, nogil=True, error_model="numpy")
 def locate_once(e_V: Any, threshold_N: Any) -> Any:
     """Distinct ids [N] at ascending thresholds in [0, sum e); at least N ids have e > 0."""
-    _, block_B, group_G = _scratch(e_V.shape[0])
-    for b in range(block_B.shape[0]):
-        block_B[b] = _sum(e_V[b * BLOCK : (b + 1) * BLOCK])
-    for g in range(group_G.shape[0]):
-        group_G[g] = _sum(block_B[g * GROUP : (g + 1) * GROUP])
+    row = _empty_row(e_V.shape[0])
+    row.e_V[:] = e_V
+    for b in range(row.block_B.shape[0]):
+        row.block_B[b] = _sum(e_V[b * BLOCK : (b + 1) * BLOCK])
     id_N = np.empty(threshold_N.shape[0], np.int64)
-    _locate(e_V, block_B, group_G, threshold_N, True, id_N, np.empty(id_N.shape[0], np.int64))
+    _locate(row, threshold_N, True, id_N, np.empty_like(id_N))
     return id_N
 
 
@@ -304,33 +244,29 @@ def locate_once(e_V: Any, threshold_N: Any) -> Any:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _scratch(V: int) -> Any:
-    """Scratch arrays of a row: e, sums by block, sums by group."""
-    B = (V + BLOCK - 1) // BLOCK
-    G = (B + GROUP - 1) // GROUP
-    return np.empty(V, np.float32), np.empty(B, np.float32), np.empty(G, np.float64)
+def _empty_row(V: int) -> Any:
+    """A row of V ids with nothing in it yet."""
+    return Row(np.empty(V, np.float32), np.empty((V + BLOCK - 1) // BLOCK, np.float32))
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _open_row(rows: Any, r: int, e_V: Any, block_B: Any, group_G: Any) -> Any:
-    """Fill the scratch arrays from row r and write what every record has.
+def _open_row(rows: Any, r: int, row: Any) -> Any:
+    """Fill `row` from row r of `rows` and write what every record has.
 
     Returns:
-        (z_V, Z): the row without its padding, and the sum of e, which is relative to the largest
-        logit. Z is NaN where the row holds NaN or +inf, or nothing but -inf.
+        (z_V, Z): the logits without padding, and the sum of e. Z is NaN where the row holds NaN or
+        +inf, or nothing but -inf.
     """
     z_V = rows.z_RW[r][: rows.V]
     top = _row_max(z_V)
     dot, power = 0.0, 0.0
-    for b in range(block_B.shape[0]):
-        z_B = z_V[b * BLOCK : (b + 1) * BLOCK]
-        block_B[b], block_dot = _exp_block(z_B, top, rows.scale, e_V[b * BLOCK : (b + 1) * BLOCK])
+    for b in range(row.block_B.shape[0]):
+        z_B, e_B = z_V[b * BLOCK : (b + 1) * BLOCK], row.e_V[b * BLOCK : (b + 1) * BLOCK]
+        row.block_B[b], block_dot = _exp_block(z_B, top, rows.scale, e_B)
         dot += block_dot
         if rows.ratio > 0:
             power += _power_sum(z_B, top, rows.scale * rows.ratio)
-    for g in range(group_G.shape[0]):
-        group_G[g] = _sum(block_B[g * GROUP : (g + 1) * GROUP])
-    Z = _total(group_G)
+    Z = _total(row)
     log_Z = math.log(Z)
     rows.lse_R[r] = np.float64(top) * rows.scale + log_Z
     rows.ent_R[r] = log_Z - dot / Z
@@ -340,39 +276,39 @@ def _open_row(rows: Any, r: int, e_V: Any, block_B: Any, group_G: Any) -> Any:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def open_rows(rows: LogitRows) -> None:
+def open_rows(rows: Any) -> None:
     """Write what every record has, and no entries."""
-    e_V, block_B, group_G = _scratch(rows.V)
+    row = _empty_row(rows.V)
     for r in range(rows.z_RW.shape[0]):
-        _open_row(rows, r, e_V, block_B, group_G)
+        _open_row(rows, r, row)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def counts_rows(rows: LogitRows, u_RMN: Any, nu_RM: Any, ids_RK: Any, cnt_RK: Any) -> None:
+def counts_rows(rows: Any, u_RMN: Any, nu_RM: Any, ids_RK: Any, cnt_RK: Any) -> None:
     """Ids and counts of N draws from each row, M times over.
 
     Args:
-        rows: See `LogitRows`.
+        rows: `drawn.LogitRows`.
         u_RMN: Ascending in the last axis, in [0, 1]: where the distribution function is inverted.
         nu_RM: Receives the number of distinct ids of each copy.
         ids_RK, cnt_RK: Receive them, ascending in each copy, and their counts; M * N places.
     """
-    e_V, block_B, group_G = _scratch(rows.V)
+    row = _empty_row(rows.V)
     for r in range(rows.z_RW.shape[0]):
-        _, Z = _open_row(rows, r, e_V, block_B, group_G)
+        _, Z = _open_row(rows, r, row)
         if math.isnan(Z):
             continue
         end = 0
         for m in range(u_RMN.shape[1]):
             ids_K, cnt_K = ids_RK[r, end:], cnt_RK[r, end:]
-            n = _locate(e_V, block_B, group_G, u_RMN[r, m] * Z, False, ids_K, cnt_K)
+            n = _locate(row, u_RMN[r, m] * Z, False, ids_K, cnt_K)
             nu_RM[r, m] = n
             end += n
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def head_tail_rows(
-    rows: LogitRows, cand_RC: Any, tau: float, tail_floor: float, u_RM: Any, nu_RM: Any, nh_R: Any,
+    rows: Any, cand_RC: Any, tau: float, tail_floor: float, u_RM: Any, nu_RM: Any, nh_R: Any,
     rest_R: Any, ids_RK: Any,
 ) -> None:  # fmt: skip
     """The ids of p >= tau exactly, and M systematic samples of the rest, of each row.
@@ -385,7 +321,7 @@ def head_tail_rows(
     1 - r / t. A reader gives the head what the tail has not: 1 - t or 1, in the mean 1 - r.
 
     Args:
-        rows: See `LogitRows`.
+        rows: `drawn.LogitRows`.
         cand_RC: Ids forced into the head, at most 64 of them; repetitions are ignored.
         tau: Probability from which an id is stored exactly, at least 1 / 128.
         tail_floor: Least weight of the one id of a tail, at most tau; 0 leaves no tail out.
@@ -394,18 +330,23 @@ def head_tail_rows(
         rest_R: Receives r, summed over the tail.
         ids_RK: Receives the head, then the tail of each copy ascending; M * ROOM places.
     """
-    e_V, block_B, group_G = _scratch(rows.V)
+    row = _empty_row(rows.V)
     head_K = np.empty(ROOM, np.int64)
     threshold_K = np.empty(ROOM, np.float64)
     once_K = np.empty(ROOM, np.uint8)
     for r in range(rows.z_RW.shape[0]):
-        _, Z = _open_row(rows, r, e_V, block_B, group_G)
+        _, Z = _open_row(rows, r, row)
         if math.isnan(Z):
             continue
-        h = _force(e_V, block_B, group_G, cand_RC[r], head_K)
-        h = _remove_from(e_V, block_B, group_G, tau * Z, head_K, h)
-        h, n = _settle(e_V, block_B, group_G, tau * Z, REST_FLOOR * Z, head_K, h)
-        mass = _total(group_G)
+        h = 0
+        for i in cand_RC[r]:
+            if not np.any(head_K[:h] == i):
+                head_K[h] = i
+                h += 1
+                _remove(row, i)
+        h = _remove_from(row, tau * Z, head_K, h)
+        h, n = _settle(row, tau * Z, REST_FLOOR * Z, head_K, h)
+        mass = _total(row)
         nh_R[r], rest_R[r] = h, min(1.0, mass / Z)
         for k in range(h):
             ids_RK[r, k] = head_K[k]
@@ -417,31 +358,31 @@ def head_tail_rows(
                 continue
             for k in range(n):
                 threshold_K[k] = (k + u_RM[r, m]) * max(mass, floor) / n
-            drawn = _locate(e_V, block_B, group_G, threshold_K[:n], True, ids_RK[r, end:], once_K)
+            drawn = _locate(row, threshold_K[:n], True, ids_RK[r, end:], once_K)
             nu_RM[r, m] = h + drawn
             end += drawn
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def top_k_rows(rows: LogitRows, rest_R: Any, ids_RK: Any) -> None:
+def top_k_rows(rows: Any, rest_R: Any, ids_RK: Any) -> None:
     """The K likeliest ids of each row, at most V, and the mass outside, summed there.
 
     Args:
-        rows: See `LogitRows`.
+        rows: `drawn.LogitRows`.
         rest_R: Receives the mass.
         ids_RK: Receives the ids by descending logit, equal ones by ascending id.
     """
-    e_V, block_B, group_G = _scratch(rows.V)
+    row = _empty_row(rows.V)
     top_K = np.empty(ids_RK.shape[1], np.int64)
     for r in range(rows.z_RW.shape[0]):
-        z_V, Z = _open_row(rows, r, e_V, block_B, group_G)
+        z_V, Z = _open_row(rows, r, row)
         if math.isnan(Z):
             continue
-        _find_top(z_V, e_V, block_B, top_K)
+        _find_top(z_V, row, top_K)
         for k in range(top_K.shape[0]):
             ids_RK[r, k] = top_K[k]
-            _remove(e_V, block_B, group_G, top_K[k])
-        rest_R[r] = min(1.0, _total(group_G) / Z)
+            _remove(row, top_K[k])
+        rest_R[r] = min(1.0, _total(row) / Z)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -449,16 +390,16 @@ def top_k_rows(rows: LogitRows, rest_R: Any, ids_RK: Any) -> None:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _find_top(z_V: Any, e_V: Any, block_B: Any, top_K: Any) -> None:
+def _find_top(z_V: Any, row: Any, top_K: Any) -> None:
     """Fill top_K with the ids of the largest logits, descending, equal ones by ascending id.
 
     Ids come in ascending order, so one that equals the last place never displaces it.
     """
     K, n, bar = top_K.shape[0], 0, 0.0  # n places are filled; e must reach bar to enter
     z_K = np.full(K, -np.inf, np.float32)
-    for b in range(block_B.shape[0]):
+    for b in range(row.block_B.shape[0]):
         z_B = z_V[b * BLOCK : (b + 1) * BLOCK]
-        if block_B[b] < bar or (n == K and not _any_above(z_B, z_K[K - 1])):
+        if row.block_B[b] < bar or (n == K and _row_max(z_B) <= z_K[K - 1]):
             continue
         for i in range(z_B.shape[0]):
             if n == K and z_B[i] <= z_K[K - 1]:
@@ -470,50 +411,23 @@ def _find_top(z_V: Any, e_V: Any, block_B: Any, top_K: Any) -> None:
             z_K[m], top_K[m] = z_B[i], b * BLOCK + i
             n = min(n + 1, K)
         if n == K:
-            bar = (1 - _ROUNDING) * e_V[top_K[K - 1]]
-
-
-@njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
-def _any_above(z: Any, bar: Any) -> Any:
-    """Whether any value is above; counted without a branch, which vectorises."""
-    above = np.int32(0)
-    for i in range(z.shape[0]):
-        above += np.int32(z[i] > bar)
-    return above > 0
+            bar = (1 - _ROUNDING) * row.e_V[top_K[K - 1]]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _force(e_V: Any, block_B: Any, group_G: Any, cand_C: Any, head_K: Any) -> int:
-    """Move the candidates from the row to the head; returns how many there are."""
-    h = 0
-    for c in range(cand_C.shape[0]):
-        i = np.int64(cand_C[c])
-        known = False
-        for m in range(h):
-            known = known or head_K[m] == i
-        if not known:
-            head_K[h] = i
-            h += 1
-            _remove(e_V, block_B, group_G, i)
-    return h
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def _settle(
-    e_V: Any, block_B: Any, group_G: Any, tau: float, floor: float, head_K: Any, h: int
-) -> Any:
+def _settle(row: Any, tau: float, floor: float, head_K: Any, h: int) -> Any:
     """Move ids above the tail's weight to the head until there are none; returns (h, n).
 
     `tau` and `floor` are in units of e. The head only grows and each id moved lowers n by one or
     more, so h + n never rises; at n = 1 no id can be above the sum of all.
     """
     while True:
-        mass = _total(group_G)
+        mass = _total(row)
         if mass <= floor:
             return h, 0
         n = math.ceil(mass / tau)
         above = np.nextafter(mass / n, np.inf)
-        grown = _remove_from(e_V, block_B, group_G, above, head_K, h)
+        grown = _remove_from(row, above, head_K, h)
         if grown == h:
             return h, n
         h = grown

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from stages.config.record_kinds import Record
 from stages.models.model import Head, check_head, context_length, lm_head, response_hidden
-from stages.scoring import sampler_cpu, sampler_torch
+from stages.scoring import sampler
 from stages.scoring.drawn import Array, BadRow, Records, concat
 from stages.scoring.philox import uniforms
 from storage.errors import DataError, EngineError
@@ -183,9 +183,9 @@ def _records(
     try:
         if z_RW.device.type == "cpu":
             threads = torch.get_num_threads()
-            return sampler_cpu.sample(z_RW.numpy(), vocab_size, *given, record, threads)
+            return sampler.on_cpu(z_RW.numpy(), vocab_size, *given, record, threads)
         tok, cand, u = (torch.from_numpy(array).to(z_RW.device) for array in given)
-        return sampler_torch.sample(z_RW, vocab_size, tok, cand, u, record)
+        return sampler.on_gpu(z_RW, vocab_size, tok, cand, u, record)
     except BadRow as error:
         row = error.row
         raise EngineError(

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from stages.config.record_kinds import TopK
-from stages.scoring.drawn import Array
+from stages.scoring.drawn import Array, LogitRows
 from stages.scoring.rows_torch import TorchRows, to_numpy
-from stages.scoring.sampler_kernels import LogitRows, top_k_rows
+from stages.scoring.sampler_kernels import top_k_rows
 
 
 def on_cpu(rows: LogitRows, _: Array, __: Array, record: TopK) -> dict[str, Array]:
-    """The columns of R rows; see `sampler_cpu.sample`."""
+    """The columns of R rows; see `sampler.on_cpu`."""
     R, K = len(rows.z_RW), min(record.k, rows.V)
     rest_R, ids_RK = np.empty(R, np.float32), np.zeros((R, K), np.uint32)
     top_k_rows(rows, rest_R, ids_RK)
@@ -30,7 +30,7 @@ def on_cpu(rows: LogitRows, _: Array, __: Array, record: TopK) -> dict[str, Arra
 
 
 def on_gpu(rows: TorchRows, _: Tensor, __: Tensor, record: TopK) -> dict[str, Array]:
-    """The same in torch; overwrites `rows.e_RBS`. See `sampler_torch.sample`."""
+    """The same in torch; overwrites `rows.e_RBS`. See `sampler.on_gpu`."""
     z_RV = rows.z_RV
     R, V = z_RV.shape
     K = min(record.k, V)

@@ -19,7 +19,7 @@ from stages.objectives.contract import guarantee
 from stages.objectives.objective import Objective
 from stages.objectives.temper import build_objective
 from stages.objectives.tensors import TorchRecords
-from stages.scoring.sampler_cpu import sample
+from stages.scoring.sampler import on_cpu
 from storage.codec import stored, to_batch
 from storage.errors import ConfigError
 from storage.manifest import SetMeta
@@ -53,7 +53,7 @@ def read_back(record: Record) -> TorchRecords:
     columns_of_u = [(u_R + m / 3) % 1.0 for m in range(record.uniforms)]
     u_RU = np.stack([*columns_of_u], axis=1) if columns_of_u else np.empty((POSITIONS, 0))
     tok_R = RNG.integers(0, V, POSITIONS)
-    made = sample(
+    made = on_cpu(
         np.tile(Z_P, (POSITIONS, 1)),
         V,
         tok_R,

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from stages.config.record_kinds import Counts, HeadTail, Record
-from stages.scoring import sampler_cpu, sampler_torch
+from stages.scoring import sampler
 from stages.scoring.drawn import Records
 
 EXACT = 5e-6
@@ -27,14 +27,14 @@ Draw = Callable[..., Records]
 def draw_numba(
     z_RW: np.ndarray, V: int, tok_R: np.ndarray, cand_RC: np.ndarray, u_RU: np.ndarray, rec: Record
 ) -> Records:
-    return sampler_cpu.sample(z_RW, V, tok_R, cand_RC, u_RU, rec)
+    return sampler.on_cpu(z_RW, V, tok_R, cand_RC, u_RU, rec)
 
 
 def draw_torch(
     z_RW: np.ndarray, V: int, tok_R: np.ndarray, cand_RC: np.ndarray, u_RU: np.ndarray, rec: Record
 ) -> Records:
     tok, cand, u = (torch.tensor(array) for array in (tok_R, cand_RC, u_RU))
-    return sampler_torch.sample(torch.tensor(z_RW), V, tok, cand, u, rec)
+    return sampler.on_gpu(torch.tensor(z_RW), V, tok, cand, u, rec)
 
 
 both = pytest.mark.parametrize("draw", [draw_numba, draw_torch])

@@ -12,7 +12,7 @@ import pytest
 from stages import teacher_logits
 from stages.config.record_kinds import TAIL_FLOOR, HeadTail, make_record
 from stages.scoring import calibrate as calibration
-from stages.scoring import sampler_cpu
+from stages.scoring import sampler
 from stages.scoring.calibrate import (
     FILE,
     FoundTau,
@@ -23,6 +23,7 @@ from stages.scoring.calibrate import (
     sample,
     stored_tau,
 )
+from stages.scoring.drawn import Records
 from storage.errors import ConfigError, DataError, RetryError
 from storage.kinds import MIN_TAU
 from storage.rows import Rows
@@ -42,14 +43,12 @@ def some_logits(R: int = 400, V: int = 700) -> np.ndarray:
     return (spread_R1 * rng.standard_normal((R, V))).astype(np.float32)
 
 
-def drawn(
-    z_RV: np.ndarray, cand_RC: np.ndarray, tau: float, copies: int = 1
-) -> sampler_cpu.Records:
+def drawn(z_RV: np.ndarray, cand_RC: np.ndarray, tau: float, copies: int = 1) -> Records:
     """Records whose copies divide the uniforms of a position evenly."""
     R, V = z_RV.shape
     record = HeadTail(tau=tau, candidates=cand_RC.shape[1], copies=copies)
     u_RU = (np.arange(copies) + np.random.default_rng(4).random((R, 1))) / copies
-    return sampler_cpu.sample(z_RV, V, z_RV.argmax(axis=1), cand_RC, u_RU, record)
+    return sampler.on_cpu(z_RV, V, z_RV.argmax(axis=1), cand_RC, u_RU, record)
 
 
 def kept(z_RV: np.ndarray, cand_RC: np.ndarray, tau: float) -> float:

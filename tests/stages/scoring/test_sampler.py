@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from stages.config.record_kinds import Counts, HeadTail, Record, stored_record
-from stages.scoring import sampler_cpu
-from stages.scoring.drawn import BadRow, Records
+from stages.config import Counts, HeadTail, Record, stored_record
+from stages.scoring import sampler
+from stages.scoring.drawn import LOG_FLOOR, BadRow, Records
 from stages.scoring.philox import uniforms
-from stages.scoring.sampler_kernels import LOG_FLOOR
 from tests.stages.scoring.sampler_cases import (
     ROWS,
     Draw,
@@ -148,7 +147,7 @@ def test_records_do_not_depend_on_batching_order_or_threads(kind: str) -> None:
 
     def records(rows: np.ndarray, threads: int = 1) -> list[Records]:
         u_RU = uniforms(5, seq_R[rows], position_R[rows], record.uniforms)
-        made = sampler_cpu.sample(
+        made = sampler.on_cpu(
             z_RV[rows], V, tok_R[rows], cand_RC[rows], u_RU, record, threads=threads
         )
         return split(made)

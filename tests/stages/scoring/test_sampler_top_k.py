@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.config.record_kinds import TopK
-from stages.scoring.sampler_kernels import LOG_FLOOR
+from stages.scoring.drawn import LOG_FLOOR
 from tests.stages.scoring.sampler_cases import (
     ROWS,
     Draw,
