@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.config import Counts, HeadTail, Record, stored_record
+from stages.config.record_kinds import Counts, HeadTail, Record, stored_record
 from stages.scoring import sampler
 from stages.scoring.drawn import LOG_FLOOR, BadRow, Records
 from stages.scoring.philox import uniforms
