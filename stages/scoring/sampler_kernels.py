@@ -12,8 +12,8 @@ Arithmetic: z, e and block sums are float32, sums over blocks float64. A sum of 
 never falls below its largest term, so skipping a block whose sum is below a threshold misses no id.
 NaN and infinity are detected, not assumed away: `_FAST` leaves out `nnan` and `ninf`.
 
-Compiled functions that call each other are in one file, this one: numba's cache notices a change of
-the file a function is in, but not of files it calls into.
+Compiled functions that call each other are all in this file: numba's cache notices a change of the
+file a function is in, but not of files it calls into.
 """
 
 import math
@@ -24,11 +24,13 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
+from stages.scoring.drawn import LogitRows
+
 BLOCK = 256
 
 ROOM = 200
-"""Room for the entries of a `head_tail` record, at most 1 / tau + 1 + candidates = 193 of them:
-each of the h ids of p >= tau takes tau of the mass, and n - 1 < r / tau. One byte counts them."""
+"""Room for a `head_tail` record, of at most 1 / tau + 1 + candidates = 193 entries: each of the h ids
+of p >= tau takes tau of the mass, and n - 1 < r / tau. One byte counts them."""
 
 REST_FLOOR = 1e-7
 """Tail mass below which no tail id is drawn; at the same time a bound on the bias this brings."""
@@ -103,8 +105,7 @@ def _row_max(z_V: Any) -> Any:
 def _exp_block(z: Any, top: Any, scale: Any, e: Any) -> Any:
     """e = exp((z - top) * scale) of one block; returns the sums of e and of e * log e."""
     lowest = np.float32(_LOWEST)
-    mass = np.float32(0.0)
-    dot = np.float32(0.0)
+    mass, dot = np.float32(0.0), np.float32(0.0)
     for i in range(z.shape[0]):
         d = (z[i] - top) * scale
         v: Any = _exp(d)
@@ -134,15 +135,6 @@ def _sum(x: Any) -> Any:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _total(row: Any) -> Any:
-    """Sum of e, taken over the blocks in the order in which `_locate` walks them."""
-    mass = 0.0
-    for b in range(row.block_B.shape[0]):
-        mass += row.block_B[b]
-    return mass
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
 def _remove(row: Any, i: Any) -> None:
     """Take id i out of the row; the sum is formed anew, never by subtraction."""
     b = i // BLOCK
@@ -152,10 +144,7 @@ def _remove(row: Any, i: Any) -> None:
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _remove_from(row: Any, threshold: float, out_K: Any, n: int) -> int:
-    """Take every id with e >= threshold out of the row and append it to out_K[:n].
-
-    Returns the new n.
-    """
+    """Move every id with e >= threshold from the row to out_K[n:]; returns the new n."""
     for b in range(row.block_B.shape[0]):
         if row.block_B[b] < threshold:
             continue
@@ -184,7 +173,7 @@ def _locate(row: Any, threshold_N: Any, once: bool, id_K: Any, cnt_K: Any) -> in
         cnt_K: Receives how often each was selected.
 
     Returns:
-        Number of ids selected.
+        The number of ids selected.
     """
     N, k, n, start = threshold_N.shape[0], 0, 0, 0.0  # k thresholds are done, n ids selected
     for b in range(row.block_B.shape[0]):
@@ -239,10 +228,6 @@ def locate_once(e_V: Any, threshold_N: Any) -> Any:
     return id_N
 
 
-# ---------------------------------------------------------------------------------------------
-# Records, row by row
-
-
 @njit(cache=True, nogil=True, error_model="numpy")
 def _empty_row(V: int) -> Any:
     """A row of V ids with nothing in it yet."""
@@ -250,7 +235,7 @@ def _empty_row(V: int) -> Any:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _open_row(rows: Any, r: int, row: Any) -> Any:
+def _open_row(rows: LogitRows, r: int, row: Any) -> Any:
     """Fill `row` from row r of `rows` and write what every record has.
 
     Returns:
@@ -266,7 +251,7 @@ def _open_row(rows: Any, r: int, row: Any) -> Any:
         dot += block_dot
         if rows.ratio > 0:
             power += _power_sum(z_B, top, rows.scale * rows.ratio)
-    Z = _total(row)
+    Z = _sum(row.block_B)
     log_Z = math.log(Z)
     rows.lse_R[r] = np.float64(top) * rows.scale + log_Z
     rows.ent_R[r] = log_Z - dot / Z
@@ -276,7 +261,7 @@ def _open_row(rows: Any, r: int, row: Any) -> Any:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def open_rows(rows: Any) -> None:
+def open_rows(rows: LogitRows) -> None:
     """Write what every record has, and no entries."""
     row = _empty_row(rows.V)
     for r in range(rows.z_RW.shape[0]):
@@ -284,11 +269,10 @@ def open_rows(rows: Any) -> None:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def counts_rows(rows: Any, u_RMN: Any, nu_RM: Any, ids_RK: Any, cnt_RK: Any) -> None:
+def counts_rows(rows: LogitRows, u_RMN: Any, nu_RM: Any, ids_RK: Any, cnt_RK: Any) -> None:
     """Ids and counts of N draws from each row, M times over.
 
     Args:
-        rows: `drawn.LogitRows`.
         u_RMN: Ascending in the last axis, in [0, 1]: where the distribution function is inverted.
         nu_RM: Receives the number of distinct ids of each copy.
         ids_RK, cnt_RK: Receive them, ascending in each copy, and their counts; M * N places.
@@ -300,16 +284,15 @@ def counts_rows(rows: Any, u_RMN: Any, nu_RM: Any, ids_RK: Any, cnt_RK: Any) -> 
             continue
         end = 0
         for m in range(u_RMN.shape[1]):
-            ids_K, cnt_K = ids_RK[r, end:], cnt_RK[r, end:]
-            n = _locate(row, u_RMN[r, m] * Z, False, ids_K, cnt_K)
+            n = _locate(row, u_RMN[r, m] * Z, False, ids_RK[r, end:], cnt_RK[r, end:])
             nu_RM[r, m] = n
             end += n
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def head_tail_rows(
-    rows: Any, cand_RC: Any, tau: float, tail_floor: float, u_RM: Any, nu_RM: Any, nh_R: Any,
-    rest_R: Any, ids_RK: Any,
+    rows: LogitRows, cand_RC: Any, tau: float, tail_floor: float, u_RM: Any, nu_RM: Any,
+    nh_R: Any, rest_R: Any, ids_RK: Any,
 ) -> None:  # fmt: skip
     """The ids of p >= tau exactly, and M systematic samples of the rest, of each row.
 
@@ -321,7 +304,6 @@ def head_tail_rows(
     1 - r / t. A reader gives the head what the tail has not: 1 - t or 1, in the mean 1 - r.
 
     Args:
-        rows: `drawn.LogitRows`.
         cand_RC: Ids forced into the head, at most 64 of them; repetitions are ignored.
         tau: Probability from which an id is stored exactly, at least 1 / 128.
         tail_floor: Least weight of the one id of a tail, at most tau; 0 leaves no tail out.
@@ -331,14 +313,13 @@ def head_tail_rows(
         ids_RK: Receives the head, then the tail of each copy ascending; M * ROOM places.
     """
     row = _empty_row(rows.V)
-    head_K = np.empty(ROOM, np.int64)
     threshold_K = np.empty(ROOM, np.float64)
     once_K = np.empty(ROOM, np.uint8)
     for r in range(rows.z_RW.shape[0]):
         _, Z = _open_row(rows, r, row)
         if math.isnan(Z):
             continue
-        h = 0
+        head_K, h = ids_RK[r, :ROOM], 0
         for i in cand_RC[r]:
             if not np.any(head_K[:h] == i):
                 head_K[h] = i
@@ -346,12 +327,9 @@ def head_tail_rows(
                 _remove(row, i)
         h = _remove_from(row, tau * Z, head_K, h)
         h, n = _settle(row, tau * Z, REST_FLOOR * Z, head_K, h)
-        mass = _total(row)
+        mass = _sum(row.block_B)
         nh_R[r], rest_R[r] = h, min(1.0, mass / Z)
-        for k in range(h):
-            ids_RK[r, k] = head_K[k]
-        end = h
-        floor = tail_floor * Z if n == 1 else 0.0
+        end, floor = h, tail_floor * Z if n == 1 else 0.0
         for m in range(u_RM.shape[1]):
             if u_RM[r, m] * floor >= mass:
                 nu_RM[r, m] = h
@@ -364,29 +342,22 @@ def head_tail_rows(
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def top_k_rows(rows: Any, rest_R: Any, ids_RK: Any) -> None:
+def top_k_rows(rows: LogitRows, rest_R: Any, ids_RK: Any) -> None:
     """The K likeliest ids of each row, at most V, and the mass outside, summed there.
 
     Args:
-        rows: `drawn.LogitRows`.
         rest_R: Receives the mass.
         ids_RK: Receives the ids by descending logit, equal ones by ascending id.
     """
     row = _empty_row(rows.V)
-    top_K = np.empty(ids_RK.shape[1], np.int64)
     for r in range(rows.z_RW.shape[0]):
         z_V, Z = _open_row(rows, r, row)
         if math.isnan(Z):
             continue
-        _find_top(z_V, row, top_K)
-        for k in range(top_K.shape[0]):
-            ids_RK[r, k] = top_K[k]
-            _remove(row, top_K[k])
-        rest_R[r] = min(1.0, _total(row) / Z)
-
-
-# ---------------------------------------------------------------------------------------------
-# Heads
+        _find_top(z_V, row, ids_RK[r])
+        for i in ids_RK[r]:
+            _remove(row, i)
+        rest_R[r] = min(1.0, _sum(row.block_B) / Z)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -422,7 +393,7 @@ def _settle(row: Any, tau: float, floor: float, head_K: Any, h: int) -> Any:
     more, so h + n never rises; at n = 1 no id can be above the sum of all.
     """
     while True:
-        mass = _total(row)
+        mass = _sum(row.block_B)
         if mass <= floor:
             return h, 0
         n = math.ceil(mass / tau)

@@ -9,7 +9,7 @@ Shape letters: N sequences, T positions, R rows of a chunk, D hidden size, V voc
 the head (V plus padding), C candidates, U uniforms.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,6 +138,16 @@ class Positions:
         row_T = np.repeat(np.arange(len(rows)), np.diff(off))
         index_T = np.arange(len(row_T)) - off[row_T]
         return cls(rows["tok"].astype(np.int64), cand_TC, rows["seq_id"][row_T], index_T)
+
+    @classmethod
+    def concat(cls, parts: Sequence["Positions"]) -> "Positions":
+        """The positions of all parts, one part after the other."""
+        return cls(
+            *(
+                np.concatenate(column)
+                for column in zip(*(vars(part).values() for part in parts), strict=True)
+            )
+        )
 
     def __len__(self) -> int:
         return len(self.tok_T)

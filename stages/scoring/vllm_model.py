@@ -29,7 +29,7 @@ Imported by vLLM only.
 import contextlib
 import importlib
 import itertools
-import json
+import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -42,9 +42,10 @@ from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.model_executor.layers.pooler.abstract import Pooler
 from vllm.v1.pool.metadata import PoolingMetadata
 
-from stages.config.record_kinds import HeadTail, Record, stored_record
+from stages.config.record_kinds import HeadTail, Record
+from stages.scoring.drawn import Array
 from stages.scoring.score import Positions, make_records
-from stages.scoring.vllm_wire import Answer, Array, Request
+from stages.scoring.vllm_scorer import Answer, ScoreRequest, concat_columns
 from storage.errors import EngineError
 from storage.rows import Rows, offsets_of
 
@@ -82,7 +83,7 @@ def _scoring_class(base: Any) -> type[nn.Module]:
 class _Progress:
     """A request and the pieces of its answer."""
 
-    request: Request
+    request: ScoreRequest
     first: int = 0
     """Records begin at this position ..."""
     done: int = 0
@@ -101,9 +102,7 @@ class _Progress:
 
     def answer(self) -> Answer:
         """All pieces joined."""
-        names = self.pieces[0] if self.pieces else ()
-        columns = {name: np.concatenate([p[name] for p in self.pieces]) for name in names}
-        return Answer(self.first, columns, self.error)
+        return Answer(self.first, concat_columns(self.pieces), self.error)
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,7 @@ class _Share:
     """Row of the hidden state that predicts the first of them."""
 
     @property
-    def key(self) -> tuple[str, int]:
+    def key(self) -> tuple[Record, int]:
         """Requests that agree in this can be recorded together."""
         return self.progress.request.record, self.progress.request.seed
 
@@ -148,7 +147,7 @@ def _shares(metadata: PoolingMetadata) -> Iterator[_Share]:
 def _progress(params: Any, state: Any) -> _Progress:
     """Of a request, kept in the list vLLM has for pieces of chunked prefill and empties itself."""
     if not state.hidden_states_cache:
-        state.hidden_states_cache.append(_Progress(Request.from_kwargs(params.extra_kwargs)))
+        state.hidden_states_cache.append(_Progress(pickle.loads(params.extra_kwargs["request"])))
     return state.hidden_states_cache[0]
 
 
@@ -186,18 +185,24 @@ class RecordPooler(Pooler):
             return self._rehearse(hidden_states, len(params))
         for _, group in itertools.groupby(_shares(pooling_metadata), lambda share: share.key):
             self._record(hidden_states, list(group))
+        answers: list[Tensor | None] = []
         ended = pooling_metadata.get_pooling_cursor().get_finished_mask()
-        return [
-            torch.from_numpy(_progress(*request).answer().to_bytes()) if end else None
-            for *request, end in zip(params, states, ended, strict=True)
-        ]
+        for param, state, end in zip(params, states, ended, strict=True):
+            data = bytearray(pickle.dumps(_progress(param, state).answer())) if end else None
+            answers.append(None if data is None else torch.frombuffer(data, dtype=torch.uint8))
+        return answers
 
     def _record(self, hidden_SD: Tensor, shares: list[_Share]) -> None:
         """Records of positions of requests that agree in record and seed."""
         row_T = np.concatenate([share.row + np.arange(len(share.taken)) for share in shares])
-        record, seed = shares[0].key
+        positions = Positions.concat(
+            [
+                share.progress.request.positions[share.taken.start : share.taken.stop]
+                for share in shares
+            ]
+        )
         try:
-            columns = self._columns(hidden_SD, row_T, _joined(shares), record, seed)
+            columns = self._columns(hidden_SD, row_T, positions, *shares[0].key)
         except EngineError as error:
             for share in shares:
                 share.progress.error = str(error)
@@ -208,7 +213,7 @@ class RecordPooler(Pooler):
             share.progress.pieces.append(rows.slice(index, index + 1).columns)
 
     def _columns(
-        self, hidden_SD: Tensor, row_T: Array, positions: Positions, record: str, seed: int
+        self, hidden_SD: Tensor, row_T: Array, positions: Positions, record: Record, seed: int
     ) -> dict[str, Array]:
         """Columns of the records of hidden states `row_T`; empty on all ranks but the first."""
         index_T = torch.from_numpy(row_T).to(hidden_SD.device)
@@ -225,7 +230,7 @@ class RecordPooler(Pooler):
             made = make_records(
                 lambda chunk: logits(chunk).float().contiguous(),
                 positions,
-                _record(record),
+                record,
                 seed,
                 vocab_size=self._vocab_size,
                 rows_per_chunk=self._rows_per_chunk,
@@ -238,24 +243,8 @@ class RecordPooler(Pooler):
     def _rehearse(self, hidden_SD: Tensor, requests: int) -> list[Tensor | None]:
         """Take as much memory as the work will: vLLM sizes its cache by this run."""
         T = min(len(hidden_SD), self._rows_per_chunk)
-        record = HeadTail(candidates=0)
         zero_T = np.zeros(T, np.int64)
         positions = Positions(zero_T, np.zeros((T, 0), np.int64), zero_T, zero_T)
         with contextlib.suppress(EngineError):  # the hidden states of such a run mean nothing
-            self._columns(hidden_SD, np.arange(T), positions, record.model_dump_json(), 0)
+            self._columns(hidden_SD, np.arange(T), positions, HeadTail(candidates=0), 0)
         return [torch.zeros(1, dtype=torch.uint8)] * requests
-
-
-def _joined(shares: list[_Share]) -> Positions:
-    parts = [share.positions for share in shares]
-    return Positions(
-        np.concatenate([part.tok_T for part in parts]),
-        np.concatenate([part.cand_TC for part in parts]),
-        np.concatenate([part.seq_T for part in parts]),
-        np.concatenate([part.index_T for part in parts]),
-    )
-
-
-@cache
-def _record(text: str) -> Record:
-    return stored_record(json.loads(text))

@@ -4,14 +4,19 @@ A sequence is one pooling request of its prompt and response (the last token is 
 predicted from it); `vllm_model` makes the records where the logits are. Requests are kept in flight
 until the source is dry; answers come in any order.
 
+A request and its answer travel between the processes as pickled bytes, whatever their length, so
+that no log-probability ever becomes a Python object and nothing depends on how vLLM serialises
+arrays.
+
 Prompts are shared through vLLM's prefix cache. Where two responses to one prompt begin alike, the
 cache may hold more than the prompt, and the later answer lacks its first positions: those are asked
 for once more, without the cache. The two requests together compute no more than one would have
 without sharing.
 """
 
+import pickle
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +30,8 @@ from stages.config.records import ScoreRun
 from stages.engines.vllm_process import engine_errors, running_engine
 from stages.models.facts import ModelFacts, model_facts
 from stages.models.model import check_prompts
+from stages.scoring.drawn import Array
 from stages.scoring.score import Positions, check_sequences, joined, make_records
-from stages.scoring.vllm_wire import Answer, Array, Request
 from storage.errors import ConfigError, EngineError
 from storage.rows import Rows
 
@@ -34,6 +39,27 @@ _SEQUENCES = 256
 """Most sequences in one step; twice as many are in flight, so that a successor is at hand."""
 _CPU_BLOCK = 32
 """Tokens in one block of the cache on a CPU, the unit in which prompts are shared."""
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """Response positions 0..T of one sequence, to be recorded."""
+
+    prompt: int
+    """Tokens before the response."""
+    positions: Positions
+    record: Record
+    seed: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Columns of the records of positions `first`..T, or what went wrong."""
+
+    first: int
+    """Positions before were not computed: vLLM took them from its prefix cache."""
+    columns: dict[str, Array]
+    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,67 +96,57 @@ class VllmScorer:
         """As `Scorer.score`."""
         cand_TC = check_sequences(rows, record, self.vocab_size, self._context)
         positions = Positions.of(rows, cand_TC)
-        asked = np.flatnonzero(rows.lengths("position"))
+        length_N = rows.lengths("position")
+        asked = np.flatnonzero(length_N)
         check_prompts(rows.lengths("prompt")[asked], rows["seq_id"][asked])
         self._check_room(rows)
-
-        def request(ask: _Ask) -> tuple[Array, Request]:
-            prompt = rows["prompt"][slice(*rows.offsets["prompt"][ask.row : ask.row + 2])]
-            start = rows.offsets["position"][ask.row]
-            fed = rows["tok"][start : start + ask.stop - 1]
-            wanted = positions[start : start + ask.stop]
-            text = record.model_dump_json()
-            return np.concatenate([prompt, fed]), Request(len(prompt), wanted, text, seed)
-
-        pieces: list[list[dict[str, Array]]] = [[] for _ in range(len(rows))]
-        lengths = rows.lengths("position")
-        for ask, answer in self._ask([_Ask(row, int(lengths[row])) for row in asked], request):
-            pieces[ask.row].insert(0, answer.columns)
-            if advance is not None:
-                advance(ask.stop - answer.first)
-        columns = _concat([piece for row in pieces for piece in row])
-        if not columns:
+        if not len(asked):
             empty = torch.zeros(0, self.vocab_size)
             settings = {"vocab_size": self.vocab_size, "rows_per_chunk": 1}
-            columns = make_records(lambda _: empty, positions, record, seed, **settings).columns()
-        return joined(rows, columns)
+            made = make_records(lambda _: empty, positions, record, seed, **settings)
+            return joined(rows, made.columns())
 
-    def _ask(
-        self, asks: list[_Ask], request: Callable[[_Ask], tuple[Array, Request]]
-    ) -> Iterator[tuple[_Ask, Answer]]:
-        """Answers as they come; of one sequence those for later positions first."""
-        waiting = deque(asks)
+        pieces: list[list[dict[str, Array]]] = [[] for _ in range(len(rows))]
+        waiting = deque(_Ask(row, int(length_N[row])) for row in asked.tolist())
         running: dict[str, _Ask] = {}
         try:
             while waiting or running:
                 while waiting and len(running) < 2 * _SEQUENCES:
                     ask = waiting.popleft()
-                    running[self._add(*request(ask), ask.cached)] = ask
+                    running[self._add(ask, rows, positions, record, seed)] = ask
                 with engine_errors("vLLM failed while scoring"):
                     outputs = self._engine.step()
                 for output in outputs:
                     ask = running.pop(output.request_id)
-                    answer = Answer.from_bytes(output.outputs.data.numpy())
+                    answer: Answer = pickle.loads(output.outputs.data.numpy())
                     if answer.error:
                         raise EngineError(answer.error)
                     if answer.first:
                         waiting.appendleft(_Ask(ask.row, answer.first, cached=False))
-                    yield ask, answer
+                    pieces[ask.row].insert(0, answer.columns)  # later positions come first
+                    if advance is not None:
+                        advance(ask.stop - answer.first)
         finally:
             if running:
                 self._engine.abort_request(list(running))
+        return joined(rows, concat_columns([piece for row in pieces for piece in row]))
 
-    def _add(self, fed: Array, request: Request, cached: bool) -> str:
+    def _add(self, ask: _Ask, rows: Rows, positions: Positions, record: Record, seed: int) -> str:
+        """Hand a request to vLLM; returns its name."""
         from vllm import PoolingParams
 
-        name = str(self._serial)
-        self._serial += 1
+        prompt = rows["prompt"][slice(*rows.offsets["prompt"][ask.row : ask.row + 2])]
+        start = rows.offsets["position"][ask.row]
+        fed = np.concatenate([prompt, rows["tok"][start : start + ask.stop - 1]])
+        request = ScoreRequest(len(prompt), positions[start : start + ask.stop], record, seed)
         params = PoolingParams(
             task="token_embed",
-            skip_reading_prefix_cache=not cached,
-            extra_kwargs=request.to_kwargs(),
+            skip_reading_prefix_cache=not ask.cached,
+            extra_kwargs={"request": pickle.dumps(request)},
         )
-        with engine_errors(f"vLLM rejects sequence {request.positions.seq_T[0]}"):
+        name = str(self._serial)
+        self._serial += 1
+        with engine_errors(f"vLLM refuses sequence {rows['seq_id'][ask.row]}"):
             self._engine.add_request(name, {"prompt_token_ids": fed.tolist()}, params)
         return name
 
@@ -144,7 +160,8 @@ class VllmScorer:
             )
 
 
-def _concat(pieces: list[dict[str, Array]]) -> dict[str, Array]:
+def concat_columns(pieces: Sequence[dict[str, Array]]) -> dict[str, Array]:
+    """Columns of all pieces, one piece after the other."""
     names = pieces[0] if pieces else ()
     return {name: np.concatenate([piece[name] for piece in pieces]) for name in names}
 
@@ -157,6 +174,12 @@ def _concat(pieces: list[dict[str, Array]]) -> dict[str, Array]:
 def open_vllm(directory: Path, dtype: str, run: ScoreRun) -> Iterator[VllmScorer]:
     """As `stages.scoring.scorer.open_scorer`, on vLLM."""
     facts = model_facts(directory)
+    settings = {"vocab_size": facts.vocab_size, "rows_per_chunk": run.rows_per_chunk}
+    in_memory = {
+        "enforce_eager": True,
+        "kv_cache_memory_bytes": run.kv_cache_mib << 20,
+        "block_size": _CPU_BLOCK,
+    }
     with _pooling_model(directory) as overrides:
 
         def options(on_cpu: bool) -> dict[str, Any]:
@@ -169,13 +192,8 @@ def open_vllm(directory: Path, dtype: str, run: ScoreRun) -> Iterator[VllmScorer
                 "max_num_batched_tokens": run.tokens_per_batch,
                 "tensor_parallel_size": run.tensor_parallel,
                 "model_class_overrides": overrides,
-                "additional_config": {
-                    "afterglow": {
-                        "vocab_size": facts.vocab_size,
-                        "rows_per_chunk": run.rows_per_chunk,
-                    }
-                },
-                **(_cpu_options(run) if on_cpu else _gpu_options(run)),
+                "additional_config": {"afterglow": settings},
+                **(in_memory if on_cpu else {"gpu_memory_utilization": run.memory_fraction}),
             }
 
         with running_engine(directory, options) as engine:
@@ -204,29 +222,15 @@ def _pooling_model(directory: Path) -> Iterator[dict[str, str]]:
         name for name in known if name.startswith("Transformers")
     ]
     before = {name: known[name] for name in names}
-    overrides = {name: f"stages.scoring.vllm_model:{_path(before[name])}" for name in names}
+    overrides: dict[str, str] = {}
+    for name, entry in before.items():
+        module, cls = getattr(entry, "module_name", ""), getattr(entry, "class_name", "")
+        if hasattr(entry, "model_cls"):
+            module, cls = entry.model_cls.__module__, entry.model_cls.__qualname__
+        overrides[name] = f"stages.scoring.vllm_model:{module}.{cls}"
     try:
         for name, target in overrides.items():
             ModelRegistry.register_model(name, target)
         yield overrides
     finally:
         known.update(before)
-
-
-def _path(entry: Any) -> str:
-    """`<module>.<class>` of an entry of vLLM's registry."""
-    if hasattr(entry, "model_cls"):
-        return f"{entry.model_cls.__module__}.{entry.model_cls.__qualname__}"
-    return f"{entry.module_name}.{entry.class_name}"
-
-
-def _cpu_options(run: ScoreRun) -> dict[str, Any]:
-    return {
-        "enforce_eager": True,
-        "kv_cache_memory_bytes": run.kv_cache_mib << 20,
-        "block_size": _CPU_BLOCK,
-    }
-
-
-def _gpu_options(run: ScoreRun) -> dict[str, Any]:
-    return {"gpu_memory_utilization": run.memory_fraction}
