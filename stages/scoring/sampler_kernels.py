@@ -29,8 +29,8 @@ from stages.scoring.drawn import LogitRows
 BLOCK = 256
 
 ROOM = 200
-"""Room for a `head_tail` record, of at most 1 / tau + 1 + candidates = 193 entries: each of the h ids
-of p >= tau takes tau of the mass, and n - 1 < r / tau. One byte counts them."""
+"""Room for a `head_tail` record of at most 1 / tau + 1 + candidates = 193 entries: each of the h
+ids of p >= tau takes tau of the mass, and n - 1 < r / tau. One byte counts them."""
 
 REST_FLOOR = 1e-7
 """Tail mass below which no tail id is drawn; at the same time a bound on the bias this brings."""

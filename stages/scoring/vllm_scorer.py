@@ -223,10 +223,12 @@ def _pooling_model(directory: Path) -> Iterator[dict[str, str]]:
     ]
     before = {name: known[name] for name in names}
     overrides: dict[str, str] = {}
-    for name, entry in before.items():
-        module, cls = getattr(entry, "module_name", ""), getattr(entry, "class_name", "")
+    for name, registered in before.items():
+        entry: Any = registered  # a class that is loaded, or the name of one
         if hasattr(entry, "model_cls"):
             module, cls = entry.model_cls.__module__, entry.model_cls.__qualname__
+        else:
+            module, cls = entry.module_name, entry.class_name
         overrides[name] = f"stages.scoring.vllm_model:{module}.{cls}"
     try:
         for name, target in overrides.items():
