@@ -6,7 +6,7 @@ from it takes over its chat template and end token.
 """
 
 from stages import generation
-from stages.config.generation import SftData
+from stages.config.generation import Rollouts, SftData
 from stages.generation import Generation, open_engine, plan, run_shard
 from stages.job import Job
 from stages.models.descent import TOKENIZER
@@ -16,7 +16,7 @@ from storage.manifest import Manifest
 __all__ = ["commit", "open_engine", "plan", "run_shard"]
 
 
-def commit(job: Job[SftData]) -> Manifest:
+def commit(job: Job[SftData | Rollouts]) -> Manifest:
     """The manifest; the set descends from the teacher that wrote it.
 
     Raises:
