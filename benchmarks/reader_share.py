@@ -25,7 +25,7 @@ from stages.config.training import Student
 from stages.job import Job
 from stages.losses.head_loss import RecordLoss
 from stages.models.model import load_model
-from stages.objectives.objective import Objective
+from stages.objectives.likelihood import ForwardKL
 from stages.objectives.temper import build_objective
 from stages.training.loop import Task, train
 from storage.manifest import read_manifest
@@ -87,7 +87,7 @@ def _toy(scratch: Path) -> tuple[PreTrainedModel, Path, Student]:
     rows = counts_of(Teacher(SETS["rl"], 3, of), 1_000).rows()
     directory = scratch / "set"
     write_set(directory, [write_part(directory, 0, rows, meta)], meta)
-    student = Student(steps=2, batch_size=2, objective=Objective(name="forward_kl"))
+    student = Student(steps=2, batch_size=2, objective=ForwardKL())
     return Qwen3ForCausalLM(config), directory, student
 
 
