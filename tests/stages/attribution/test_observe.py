@@ -6,7 +6,6 @@ import torch
 
 from stages.attribution.observe import CLASSES, Observed, classes, observe
 from stages.config.data import Sampling
-from stages.engines.transformers_engine import _log_probs
 
 V = 11
 SAMPLINGS = [
@@ -22,6 +21,17 @@ def logits(rows: int, seed: int = 0, spread: float = 2.0) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(seed).normal(0, spread, (rows, V))).float()
 
 
+def drawn_from(z_V: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """[V] probabilities an engine draws with: temperature, then top-k, then top-p, in NumPy."""
+    e_V = np.exp((z_V.double().numpy() - float(z_V.max())) / sampling.temperature)
+    order = np.argsort(-e_V)[: sampling.top_k or V]
+    p_K = e_V[order] / e_V[order].sum()
+    kept = np.cumsum(p_K) - p_K < sampling.top_p
+    p_V = np.zeros(V)
+    p_V[order[kept]] = p_K[kept] / p_K[kept].sum()
+    return torch.from_numpy(p_V)
+
+
 def every_token(z_V: torch.Tensor, sampling: Sampling) -> Observed:
     """The same position once for every token that might stand there."""
     return observe(z_V.expand(V, V), torch.arange(V), classes(V), sampling, 1e-3)
@@ -30,7 +40,7 @@ def every_token(z_V: torch.Tensor, sampling: Sampling) -> Observed:
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
 def test_terms_are_the_moments_of_what_an_engine_draws_from(sampling: Sampling) -> None:
     for z_V in logits(20):
-        p_V = _log_probs(z_V[None], sampling)[0].exp().double()
+        p_V = drawn_from(z_V, sampling)
         seen = every_token(z_V, sampling)
         held_V = p_V > 0
         assert torch.equal(seen.drawn_R, held_V)
