@@ -1,6 +1,8 @@
 """What may import what: one direction, no circles, and readers and schedulers stay light."""
 
+import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -94,3 +96,11 @@ def test_what_is_wrong_is_found(tmp_path: Path, files: dict[str, str], message: 
         "upward": house.upward(found),
     }
     assert checks[message]
+
+
+@pytest.mark.parametrize("package", [p for p in house.modules().values() if p.stem == "__init__"])
+def test_a_package_lists_the_modules_it_has(package: Path) -> None:
+    """A package that lists any of its modules in its docstring lists those that exist."""
+    text = ast.get_docstring(ast.parse(package.read_text())) or ""
+    listed = re.findall(r"^(?: {4}|- `)([a-z_]+)`?(?:\.py)?(?: {2,}|: )", text, re.MULTILINE)
+    assert not [name for name in listed if not (package.parent / f"{name}.py").exists()]

@@ -1,18 +1,18 @@
 """One training loop for `pretrain`, `sft` and `train`: they differ in data, start and objective.
 
-    loop          one page: next batch, forward and backward, step, log line, checkpoint
-    data          where batches come from, and micro-batches on the device
-    optim         AdamW, schedules, clipping
-    window        sums between two log lines
-    drift         pi / pi_ref: mean, spread, effective sample share, chi2, and the limits on it
-    checkpoint    atomic checkpoints; a killed run continues bit for bit
-    metrics       metrics.jsonl
-    agreement     trainer against engine, before the first step
-    architecture  models from scratch
-    inputs        what the data says of tokenizer, teacher and generator
-    output        the trained model as a Hugging Face directory, and its manifest
-    fit           the above in order, around a set directory
-    live          the comparison: teacher in the loop, fresh samples every step
+    fit                the below in order, around a set directory
+    loop               one page: next batch, forward and backward, step, log line, checkpoint
+    microbatches       where batches come from, and how a step is cut
+    optim              AdamW, schedules, clipping
+    metrics            sums between two log lines, and metrics.jsonl
+    drift              pi / pi_ref: mean, spread, effective sample share, chi2, and their limits
+    agreement          trainer against engine, before the first step
+    checkpoint         atomic checkpoints; a killed run continues bit for bit, on any world size
+    remote_checkpoint  the same in an object store
+    output             the trained model as a Hugging Face directory, and its manifest
+    group              the processes that train one model: what a step asks of them
+    distributed        several of them: FSDP2
+    live               the comparison: teacher in the loop, fresh samples every step
 
-The stages are `run(job)` functions that check their inputs and hand `fit` a model and a source.
+The stages are `run(job)` functions that check their inputs and hand `fit` a `Task`.
 """

@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 
 Verdict = Literal["ok", "warn", "stop"]
 
-JUDGED_EVERY = 10
-"""Optimiser steps over which drift is measured before it is judged: one batch has too few of the
+CHECKED_EVERY = 10
+"""Optimiser steps over which drift is measured before it is checked: one batch has too few of the
 rare large weights, and log lines must not decide, since how often they come is not in the key."""
 
 _LARGEST_LOG_RATIO = 300.0  # exp(600) is still finite in float64: w^2 never overflows
@@ -66,7 +66,7 @@ def verdict(chi2: float, limits: Drift) -> Verdict:
 
 
 class Guard:
-    """Holds the drift of a run against its limits, every `JUDGED_EVERY` steps."""
+    """Holds the drift of a run against its limits, every `CHECKED_EVERY` steps."""
 
     def __init__(self, name: str, limits: Drift | None) -> None:
         self._name, self._limits = name, limits
@@ -85,7 +85,7 @@ class Guard:
             step: Optimiser steps made.
             group: The verdict is on the sums of all its processes, and the same in all of them.
         """
-        if self._limits is None or step % JUDGED_EVERY:
+        if self._limits is None or step % CHECKED_EVERY:
             return False
         own = None if self._sums is None else self._sums.tolist()
         sums = [share for share in group.all_gather(own) if share is not None]
