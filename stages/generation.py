@@ -164,7 +164,9 @@ class Generation:
             "chat_template": self.identity.chat_template,
         }
 
-    def rows(self, drawn: Sequence["_Drawn"], made: Sequence[Completion], check: Check) -> Rows:
+    def rows(
+        self, drawn: Sequence["_DrawnSequences"], made: Sequence[Completion], check: Check
+    ) -> Rows:
         """Decoded, verified and ready to be written."""
         for completion in made:
             if not np.isfinite(completion.logprob).all():
@@ -233,7 +235,7 @@ def run_shard(job: Job[SftData | Rollouts], spec: ShardSpec, engine: Generator) 
     config, prompts = job.config, generation.prompts
     rows, sample = generation.order.places(spec.first, spec.count)
     drawn = [
-        _Drawn(prompts[row], int(number), config.n)
+        _DrawnSequences(prompts[row], int(number), config.n)
         for row, number in zip(rows, sample, strict=True)
     ]
     seed = generation.seed("sample")
@@ -292,7 +294,7 @@ def _load_prompts(key: str, source: str, model: Path) -> Prompts:
 
 
 @dataclass(frozen=True)
-class _Drawn:
+class _DrawnSequences:
     """A sequence to be drawn."""
 
     prompt: Prompt

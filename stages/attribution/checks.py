@@ -22,7 +22,7 @@ MOST_IMPOSSIBLE = 1e-3
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CheckOutcome:
     """A verdict with its grounds; a figure is None where it does not apply."""
 
     verdict: Verdict
@@ -71,7 +71,7 @@ class DrawnCheck:
         if self.compare and batch.ref_lp is not None:
             self.gap.add(seen.lp_R, batch.ref_lp[chunk])
 
-    def decide(self) -> Outcome:
+    def decide(self) -> CheckOutcome:
         """Each of the two tests at half the level; impossible tokens and a large gap reject too."""
         seen, reasons = self.evidence, list[str]()
         chi_square, freedom = seen.chi_square()
@@ -101,7 +101,7 @@ class DrawnCheck:
             verdict = "consistent" if seen.tokens else "undecided"
         elif seen.p_mean is not None and abs(seen.skewness) <= MOST_SKEW:
             verdict = "consistent"
-        return Outcome(verdict, tuple(reasons), figures)
+        return CheckOutcome(verdict, tuple(reasons), figures)
 
 
 @dataclass
@@ -119,7 +119,7 @@ class RecordCheck:
         self.lp.add(seen.lp_R, batch.lp[chunk])
         self.ent.add(seen.ent_R, batch.ent[chunk])
 
-    def decide(self) -> Outcome:
+    def decide(self) -> CheckOutcome:
         """Mean differences within the tolerance."""
         reasons = tuple(
             f"{what} differs by {gap.mean:.2g} nats a token"
@@ -133,8 +133,8 @@ class RecordCheck:
             "tolerance": self.tolerance,
         }
         if not self.lp.count:
-            return Outcome("undecided", (), figures)
-        return Outcome("rejected" if reasons else "consistent", reasons, figures)
+            return CheckOutcome("undecided", (), figures)
+        return CheckOutcome("rejected" if reasons else "consistent", reasons, figures)
 
 
 def previous_tokens(batch: Batch) -> np.ndarray:

@@ -83,14 +83,14 @@ class Places:
 
 
 @dataclass
-class Table:
+class SumTable:
     """Weights and weighted sums of d by fold and cell."""
 
     weight_KC: Floats
     sum_KC: Floats
 
     @classmethod
-    def empty(cls, folds: int, cells: int) -> "Table":
+    def empty(cls, folds: int, cells: int) -> "SumTable":
         """Nothing seen yet."""
         return cls(np.zeros((folds, cells)), np.zeros((folds, cells)))
 
@@ -108,9 +108,9 @@ class Table:
         overall_KC = np.broadcast_to(overall_K[:, None], sum_KC.shape).copy()
         return np.divide(sum_KC, weight_KC, out=overall_KC, where=weight_KC > 0)
 
-    def merged(self, target_C: Ints, cells: int) -> "Table":
+    def merged(self, target_C: Ints, cells: int) -> "SumTable":
         """The same with cell c counted in cell `target_C[c]` of `cells`."""
-        out = Table.empty(len(self.weight_KC), cells)
+        out = SumTable.empty(len(self.weight_KC), cells)
         for fold, (weight_C, sum_C) in enumerate(zip(self.weight_KC, self.sum_KC, strict=True)):
             out.weight_KC[fold] = np.bincount(target_C, weight_C, cells)
             out.sum_KC[fold] = np.bincount(target_C, sum_C, cells)
@@ -125,13 +125,13 @@ class Estimator:
     seed: int
     vocab_size: int
     mean_length: float
-    tokens: Table = field(init=False)
-    contexts: Table = field(init=False)
+    tokens: SumTable = field(init=False)
+    contexts: SumTable = field(init=False)
 
     def __post_init__(self) -> None:
         folds = self.config.folds
-        self.tokens = Table.empty(folds, self.vocab_size)
-        self.contexts = Table.empty(folds, self.config.position_bins * _FINE)
+        self.tokens = SumTable.empty(folds, self.vocab_size)
+        self.contexts = SumTable.empty(folds, self.config.position_bins * _FINE)
 
     def add(self, rows: Rows) -> None:
         """Take in some sequences; `COLUMNS` are read."""

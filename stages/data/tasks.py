@@ -25,7 +25,7 @@ class Problem:
     """A right response, without end token."""
 
 
-class Task(Protocol):
+class PromptTask(Protocol):
     """What a task offers."""
 
     name: str
@@ -60,7 +60,7 @@ class Addition:
     characters = "+,0123456789=>"
 
     def problems(self, first: int, count: int, seed: int) -> list[Problem]:
-        """As `Task.problems`."""
+        """As `PromptTask.problems`."""
         if first < 0 or first + count > self.size:
             raise DataError(
                 f"task {self.name}: problems {first} to {first + count - 1} were asked for, but it "
@@ -89,10 +89,10 @@ def _addition(a: int, b: int, swap: int) -> Problem:
     return Problem(f"{a:03d}+{b:03d}=", answer, f"{''.join(columns)}>{answer}")
 
 
-_TASKS: dict[str, Task] = {"addition": Addition()}
+_TASKS: dict[str, PromptTask] = {"addition": Addition()}
 
 
-def task(name: str) -> Task:
+def task(name: str) -> PromptTask:
     """The task called `name`.
 
     Raises:

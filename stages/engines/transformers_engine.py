@@ -52,13 +52,13 @@ class TransformersGenerator:
             window.sort(key=lambda request: len(request.prompt_ids))
             for start in range(0, len(window), self._max_sequences):
                 rows = [
-                    _Row(request, token_limit(request, sampling, self._context))
+                    _DecodingRow(request, token_limit(request, sampling, self._context))
                     for request in window[start : start + self._max_sequences]
                 ]
                 yield from self._decode(rows, sampling, candidates)
 
     def _decode(
-        self, rows: list["_Row"], sampling: Sampling, candidates: int
+        self, rows: list["_DecodingRow"], sampling: Sampling, candidates: int
     ) -> Iterator[Completion]:
         """Decode the rows together; every row is at the same position of its response."""
         from transformers import DynamicCache
@@ -104,7 +104,7 @@ class TransformersGenerator:
 
     @torch.inference_mode()
     def _draw(
-        self, logits_BV: Tensor, rows: list["_Row"], sampling: Sampling, candidates: int
+        self, logits_BV: Tensor, rows: list["_DecodingRow"], sampling: Sampling, candidates: int
     ) -> Tensor:
         """Draw one token per row and note it there; returns the tokens, [B]."""
         logp_BV = _log_probs(logits_BV, sampling)
@@ -128,7 +128,7 @@ class TransformersGenerator:
         return tok_B
 
 
-class _Row:
+class _DecodingRow:
     """One sequence being decoded."""
 
     def __init__(self, request: Request, limit: int) -> None:

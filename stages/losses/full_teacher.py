@@ -96,7 +96,7 @@ class FullTeacherLoss:
             kept_T = weight_T != 0
             hidden_TD, teacher_TD, tok_T = hidden_TD[kept_T], teacher_TD[kept_T], tok_T[kept_T]
             weight_T = weight_T[kept_T]
-        parts: list[_Terms] = []
+        parts: list[_ChunkTerms] = []
         for start in range(0, max(1, len(tok_T)), self.rows_per_chunk):
             chunk = slice(start, start + self.rows_per_chunk)
             logp_CV = self.teacher.logp(teacher_TD[chunk], self.temperature)
@@ -106,7 +106,7 @@ class FullTeacherLoss:
                     use_reentrant=False,
                 )
             )  # fmt: skip
-        terms = _Terms(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        terms = _ChunkTerms(*(torch.cat(column) for column in zip(*parts, strict=True)))
         loss_T = terms.loss_T if weight_T is None else terms.loss_T * weight_T
         return loss_T.sum() / normaliser, {
             "loss": terms.loss_T.detach(),
@@ -115,7 +115,7 @@ class FullTeacherLoss:
         }
 
 
-class _Terms(NamedTuple):
+class _ChunkTerms(NamedTuple):
     loss_T: Tensor
     logq_T: Tensor
     cross_T: Tensor
@@ -123,10 +123,10 @@ class _Terms(NamedTuple):
 
 def _forward_kl(
     hidden_CD: Tensor, head: Head, tok_C: Tensor, logp_CV: Tensor, temperature: float
-) -> _Terms:
+) -> _ChunkTerms:
     """Terms of one chunk. The student's softmax runs over all rows of its head, padding too."""
     logq_CW = (head.logits(hidden_CD) / temperature).log_softmax(dim=-1)
     p_CV = logp_CV.exp()
     cross_C = -(p_CV * logq_CW[:, : logp_CV.shape[1]]).sum(dim=-1)
     entropy_C = torch.special.entr(p_CV).sum(dim=-1)
-    return _Terms(cross_C - entropy_C, logq_CW.gather(1, tok_C[:, None]).squeeze(1), cross_C)
+    return _ChunkTerms(cross_C - entropy_C, logq_CW.gather(1, tok_C[:, None]).squeeze(1), cross_C)

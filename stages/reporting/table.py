@@ -67,7 +67,7 @@ def _present(directory: Place, name: str) -> Place:
 
 
 @dataclass(frozen=True)
-class Column:
+class TableColumn:
     """One column of the table."""
 
     title: str
@@ -88,30 +88,30 @@ class Column:
         return shown if spread is None else f"{shown} +- {spread * self.scale:.{self.digits}f}"
 
 
-def columns(rows: Sequence[Row]) -> list[Column]:
+def columns(rows: Sequence[Row]) -> list[TableColumn]:
     """The columns that at least one row has something for, in order."""
     passes = {key.removeprefix(PASS) for row in rows for key in row if key.startswith(PASS)}
     ks = {int(k) for k in passes if k.isdigit()}
     temperatures = {row.get("temperature") for row in rows} - {None}
     sampled = f"T={temperatures.pop():g} %" if len(temperatures) == 1 else "sampled %"
     every = [
-        Column(sampled, "accuracy", 100),
-        Column("greedy %", "greedy", 100),
-        Column("gain", "gain", 100, signed=True),
-        *(Column(f"{PASS}{k} %", f"{PASS}{k}", 100) for k in sorted(ks - {1})),
-        Column("tokens", "tokens"),
-        Column("cut %", "truncated", 100),
-        Column("reverse KL", "reverse_kl", digits=4),
-        Column("forward KL", "forward_kl", digits=4),
-        Column("ECE %", "ece", 100, digits=2),
-        Column("loss", "text_loss", digits=3),
-        Column("text KL", "text_kl", digits=3),
-        Column("text ECE %", "text_ece", 100, digits=2),
-        Column("accept %", "acceptance", 100),
-        Column("angle", "gradient_angle"),
-        Column("norm", "gradient_norm", digits=2),
-        Column("B/pos", "bytes"),
-        Column("record B", "record_bytes"),
+        TableColumn(sampled, "accuracy", 100),
+        TableColumn("greedy %", "greedy", 100),
+        TableColumn("gain", "gain", 100, signed=True),
+        *(TableColumn(f"{PASS}{k} %", f"{PASS}{k}", 100) for k in sorted(ks - {1})),
+        TableColumn("tokens", "tokens"),
+        TableColumn("cut %", "truncated", 100),
+        TableColumn("reverse KL", "reverse_kl", digits=4),
+        TableColumn("forward KL", "forward_kl", digits=4),
+        TableColumn("ECE %", "ece", 100, digits=2),
+        TableColumn("loss", "text_loss", digits=3),
+        TableColumn("text KL", "text_kl", digits=3),
+        TableColumn("text ECE %", "text_ece", 100, digits=2),
+        TableColumn("accept %", "acceptance", 100),
+        TableColumn("angle", "gradient_angle"),
+        TableColumn("norm", "gradient_norm", digits=2),
+        TableColumn("B/pos", "bytes"),
+        TableColumn("record B", "record_bytes"),
     ]
     return [c for c in every if any(_number(row.get(c.key)) is not None for row in rows)]
 

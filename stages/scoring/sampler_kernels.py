@@ -4,7 +4,7 @@ Shape letters: R rows, V vocabulary, C candidates, N draws, M copies (independen
 same row), K room for entries; inside a row B blocks of BLOCK ids.
 
 `_open_row` reads a row of logits for its maximum and once more for e = exp(z - max), which stays in
-a `Row` in the cache with its sum per block of ids. All that follows (finding the head, the tail
+a `KernelRow` in the cache with its sum per block of ids. All else (finding the head, the tail
 mass, inverting the distribution function at given thresholds) skips blocks by their sums and looks
 at single ids only where it must.
 
@@ -41,7 +41,7 @@ _ROUNDING = 1e-4  # bound on the relative error of e, with much to spare
 _LOWEST = -87.0  # exp of less is below the smallest normal float32: flushed to zero
 
 
-class Row(NamedTuple):
+class KernelRow(NamedTuple):
     """One row as it is worked on. An id is taken out of it by setting its e to 0."""
 
     e_V: Any
@@ -231,7 +231,7 @@ def locate_once(e_V: Any, threshold_N: Any) -> Any:
 @njit(cache=True, nogil=True, error_model="numpy")
 def _empty_row(V: int) -> Any:
     """A row of V ids with nothing in it yet."""
-    return Row(np.empty(V, np.float32), np.empty((V + BLOCK - 1) // BLOCK, np.float32))
+    return KernelRow(np.empty(V, np.float32), np.empty((V + BLOCK - 1) // BLOCK, np.float32))
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

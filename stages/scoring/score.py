@@ -83,7 +83,7 @@ def score_rows(
     scored: list[Rows] = []
     order: list[int] = []
     for indices in batches(rows.lengths("prompt") + rows.lengths("position"), tokens_per_batch):
-        part = _Part.of(rows, indices, cand_TC)
+        part = _ForwardBatch.of(rows, indices, cand_TC)
         hidden_TD = response_hidden(model, part)
         made = make_records(
             lambda chunk, hidden_TD=hidden_TD: head.logits(hidden_TD[chunk]),
@@ -119,7 +119,7 @@ def batches(length_N: Array, budget: int) -> Iterator[list[int]]:
 
 
 @dataclass(frozen=True)
-class Positions:
+class ScoredPositions:
     """Response positions, flat: what their records are made for and drawn by."""
 
     tok_T: Array
@@ -132,7 +132,7 @@ class Positions:
     """Index of each position in its sequence."""
 
     @classmethod
-    def of(cls, rows: Rows, cand_TC: Array) -> "Positions":
+    def of(cls, rows: Rows, cand_TC: Array) -> "ScoredPositions":
         """All positions of `rows`."""
         off = rows.offsets["position"]
         row_T = np.repeat(np.arange(len(rows)), np.diff(off))
@@ -140,7 +140,7 @@ class Positions:
         return cls(rows["tok"].astype(np.int64), cand_TC, rows["seq_id"][row_T], index_T)
 
     @classmethod
-    def concat(cls, parts: Sequence["Positions"]) -> "Positions":
+    def concat(cls, parts: Sequence["ScoredPositions"]) -> "ScoredPositions":
         """The positions of all parts, one part after the other."""
         return cls(
             *(
@@ -152,15 +152,15 @@ class Positions:
     def __len__(self) -> int:
         return len(self.tok_T)
 
-    def __getitem__(self, chunk: slice) -> "Positions":
-        return Positions(
+    def __getitem__(self, chunk: slice) -> "ScoredPositions":
+        return ScoredPositions(
             self.tok_T[chunk], self.cand_TC[chunk], self.seq_T[chunk], self.index_T[chunk]
         )
 
 
 def make_records(
     logits: Callable[[slice], torch.Tensor],
-    positions: Positions,
+    positions: ScoredPositions,
     record: Record,
     seed: int,
     *,
@@ -185,7 +185,7 @@ def make_records(
 
 
 def _records(
-    z_RW: torch.Tensor, positions: Positions, record: Record, seed: int, vocab_size: int
+    z_RW: torch.Tensor, positions: ScoredPositions, record: Record, seed: int, vocab_size: int
 ) -> Records:
     """Records of one chunk."""
     u_RU = uniforms(seed, positions.seq_T, positions.index_T, record.uniforms)
@@ -206,7 +206,7 @@ def _records(
 
 
 @dataclass(frozen=True)
-class _Part:
+class _ForwardBatch:
     """The sequences of one forward pass; a `stages.models.model.Tokens`."""
 
     rows: Rows
@@ -215,10 +215,10 @@ class _Part:
     prompt_off: Array
     tok: Array
     tok_off: Array
-    positions: Positions
+    positions: ScoredPositions
 
     @classmethod
-    def of(cls, rows: Rows, indices: list[int], cand_TC: Array) -> "_Part":
+    def of(cls, rows: Rows, indices: list[int], cand_TC: Array) -> "_ForwardBatch":
         taken = rows.take(indices)
         flat_T, tok_off = gather(rows.offsets["position"], np.asarray(indices, np.int64))
         return cls(
@@ -228,7 +228,7 @@ class _Part:
             prompt_off=taken.offsets["prompt"],
             tok=taken["tok"].astype(np.int64),
             tok_off=tok_off,
-            positions=Positions.of(taken, cand_TC[flat_T]),
+            positions=ScoredPositions.of(taken, cand_TC[flat_T]),
         )
 
 

@@ -44,8 +44,8 @@ from vllm.v1.pool.metadata import PoolingMetadata
 
 from stages.config.record_kinds import HeadTail, Record
 from stages.scoring.drawn import Array
-from stages.scoring.score import Positions, make_records
-from stages.scoring.vllm_scorer import Answer, ScoreRequest, concat_columns
+from stages.scoring.score import ScoredPositions, make_records
+from stages.scoring.vllm_scorer import ScoreAnswer, ScoreRequest, concat_columns
 from storage.errors import EngineError
 from storage.rows import Rows, offsets_of
 
@@ -80,7 +80,7 @@ def _scoring_class(base: Any) -> type[nn.Module]:
 
 
 @dataclass
-class _Progress:
+class _RequestProgress:
     """A request and the pieces of its answer."""
 
     request: ScoreRequest
@@ -100,16 +100,16 @@ class _Progress:
         self.done = taken.stop
         return taken
 
-    def answer(self) -> Answer:
+    def answer(self) -> ScoreAnswer:
         """All pieces joined."""
-        return Answer(self.first, concat_columns(self.pieces), self.error)
+        return ScoreAnswer(self.first, concat_columns(self.pieces), self.error)
 
 
 @dataclass(frozen=True)
 class _Share:
     """The positions of one request that one step predicts."""
 
-    progress: _Progress
+    progress: _RequestProgress
     taken: range
     row: int
     """Row of the hidden state that predicts the first of them."""
@@ -120,7 +120,7 @@ class _Share:
         return self.progress.request.record, self.progress.request.seed
 
     @property
-    def positions(self) -> Positions:
+    def positions(self) -> ScoredPositions:
         return self.progress.request.positions[self.taken.start : self.taken.stop]
 
 
@@ -144,10 +144,12 @@ def _shares(metadata: PoolingMetadata) -> Iterator[_Share]:
         row += count
 
 
-def _progress(params: Any, state: Any) -> _Progress:
+def _progress(params: Any, state: Any) -> _RequestProgress:
     """Of a request, kept in the list vLLM has for pieces of chunked prefill and empties itself."""
     if not state.hidden_states_cache:
-        state.hidden_states_cache.append(_Progress(pickle.loads(params.extra_kwargs["request"])))
+        state.hidden_states_cache.append(
+            _RequestProgress(pickle.loads(params.extra_kwargs["request"]))
+        )
     return state.hidden_states_cache[0]
 
 
@@ -195,7 +197,7 @@ class RecordPooler(Pooler):
     def _record(self, hidden_SD: Tensor, shares: list[_Share]) -> None:
         """Records of positions of requests that agree in record and seed."""
         row_T = np.concatenate([share.row + np.arange(len(share.taken)) for share in shares])
-        positions = Positions.concat(
+        positions = ScoredPositions.concat(
             [
                 share.progress.request.positions[share.taken.start : share.taken.stop]
                 for share in shares
@@ -213,7 +215,7 @@ class RecordPooler(Pooler):
             share.progress.pieces.append(rows.slice(index, index + 1).columns)
 
     def _columns(
-        self, hidden_SD: Tensor, row_T: Array, positions: Positions, record: Record, seed: int
+        self, hidden_SD: Tensor, row_T: Array, positions: ScoredPositions, record: Record, seed: int
     ) -> dict[str, Array]:
         """Columns of the records of hidden states `row_T`; empty on all ranks but the first."""
         index_T = torch.from_numpy(row_T).to(hidden_SD.device)
@@ -244,7 +246,7 @@ class RecordPooler(Pooler):
         """Take as much memory as the work will: vLLM sizes its cache by this run."""
         T = min(len(hidden_SD), self._rows_per_chunk)
         zero_T = np.zeros(T, np.int64)
-        positions = Positions(zero_T, np.zeros((T, 0), np.int64), zero_T, zero_T)
+        positions = ScoredPositions(zero_T, np.zeros((T, 0), np.int64), zero_T, zero_T)
         with contextlib.suppress(EngineError):  # the hidden states of such a run mean nothing
             self._columns(hidden_SD, np.arange(T), positions, HeadTail(candidates=0), 0)
         return [torch.zeros(1, dtype=torch.uint8)] * requests

@@ -31,7 +31,7 @@ from stages.engines.vllm_process import engine_errors, running_engine
 from stages.models.facts import ModelFacts, model_facts
 from stages.models.model import check_prompts
 from stages.scoring.drawn import Array
-from stages.scoring.score import Positions, check_sequences, joined, make_records
+from stages.scoring.score import ScoredPositions, check_sequences, joined, make_records
 from storage.errors import ConfigError, EngineError
 from storage.rows import Rows
 
@@ -47,13 +47,13 @@ class ScoreRequest:
 
     prompt: int
     """Tokens before the response."""
-    positions: Positions
+    positions: ScoredPositions
     record: Record
     seed: int
 
 
 @dataclass(frozen=True)
-class Answer:
+class ScoreAnswer:
     """Columns of the records of positions `first`..T, or what went wrong."""
 
     first: int
@@ -95,7 +95,7 @@ class VllmScorer:
     ) -> Rows:
         """As `Scorer.score`."""
         cand_TC = check_sequences(rows, record, self.vocab_size, self._context)
-        positions = Positions.of(rows, cand_TC)
+        positions = ScoredPositions.of(rows, cand_TC)
         length_N = rows.lengths("position")
         asked = np.flatnonzero(length_N)
         check_prompts(rows.lengths("prompt")[asked], rows["seq_id"][asked])
@@ -118,7 +118,7 @@ class VllmScorer:
                     outputs = self._engine.step()
                 for output in outputs:
                     ask = running.pop(output.request_id)
-                    answer: Answer = pickle.loads(output.outputs.data.numpy())
+                    answer: ScoreAnswer = pickle.loads(output.outputs.data.numpy())
                     if answer.error:
                         raise EngineError(answer.error)
                     if answer.first:
@@ -131,7 +131,9 @@ class VllmScorer:
                 self._engine.abort_request(list(running))
         return joined(rows, concat_columns([piece for row in pieces for piece in row]))
 
-    def _add(self, ask: _Ask, rows: Rows, positions: Positions, record: Record, seed: int) -> str:
+    def _add(
+        self, ask: _Ask, rows: Rows, positions: ScoredPositions, record: Record, seed: int
+    ) -> str:
         """Hand a request to vLLM; returns its name."""
         from vllm import PoolingParams
 

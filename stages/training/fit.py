@@ -10,7 +10,7 @@ from stages.job import Job
 from stages.models.model import lm_head
 from stages.training import checkpoint, remote_checkpoint
 from stages.training.distributed import current
-from stages.training.loop import Outcome, Task, train
+from stages.training.loop import RunOutcome, Task, train
 from stages.training.metrics import METRICS, Line
 from stages.training.output import model_manifest, write_model
 from storage.errors import DataError
@@ -82,7 +82,7 @@ def _check_vocabulary(model: PreTrainedModel, data: Manifest) -> None:
         )
 
 
-def _story(task: Task, outcome: Outcome) -> dict[str, Any]:
+def _story(task: Task, outcome: RunOutcome) -> dict[str, Any]:
     """What happened, for the manifest: without times, which are not the model's."""
     last: Line = {name: value for name, value in outcome.last.items() if name not in _TIMES}
     return {

@@ -39,7 +39,7 @@ from stages.training.optim import (
     scale_gradients,
     set_rate,
 )
-from stages.weights.base import Student
+from stages.weights.base import StudentView
 from stages.weights.step import StepWeights, Weighting
 from storage.batch import Batch
 from storage.errors import DataError, EngineError
@@ -91,7 +91,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunOutcome:
     """How a run ended."""
 
     steps: int
@@ -101,7 +101,7 @@ class Outcome:
     """Whether the drift limit ended it before its time."""
 
 
-def train(task: Task, work: Path) -> Outcome:
+def train(task: Task, work: Path) -> RunOutcome:
     """Run `task` to its end, from the checkpoint in `work` if there is one.
 
     Raises:
@@ -153,7 +153,7 @@ def train(task: Task, work: Path) -> Outcome:
                 checkpoint.save(work, task.identity, tensors, shared, own, group)
                 if group.first:
                     remote_checkpoint.send_checkpoint(task.job, work)
-        return Outcome(step, metrics.last, stopped)
+        return RunOutcome(step, metrics.last, stopped)
 
 
 def _forward_backward(
@@ -235,11 +235,13 @@ def _autocast(task: Task) -> torch.autocast:
 
 
 @torch.no_grad()
-def _read_student(task: Task, loss: PositionLoss, parts: list[Batch], passes: int) -> list[Student]:
+def _read_student(
+    task: Task, loss: PositionLoss, parts: list[Batch], passes: int
+) -> list[StudentView]:
     """The student's distribution at all positions of this process: a forward pass of its own."""
     model, group = task.model, current()
 
-    def read(part: Batch) -> Student:
+    def read(part: Batch) -> StudentView:
         records = TorchRecords.from_batch(part, model.device)
         return _student(task, loss, response_hidden(model, part), records)
 
@@ -250,7 +252,9 @@ def _read_student(task: Task, loss: PositionLoss, parts: list[Batch], passes: in
     return found
 
 
-def _student(task: Task, loss: PositionLoss, hidden_TD: Tensor, records: TorchRecords) -> Student:
+def _student(
+    task: Task, loss: PositionLoss, hidden_TD: Tensor, records: TorchRecords
+) -> StudentView:
     """What weights may read of the student."""
     found = head_statistics(
         hidden_TD.detach(),
@@ -260,7 +264,7 @@ def _student(task: Task, loss: PositionLoss, hidden_TD: Tensor, records: TorchRe
         temperature=loss.temperature,
     )
     columns = (found.logq_E, found.logq_T, found.confidence_T, found.entropy_T)
-    return Student(*(column.cpu().numpy() for column in columns))
+    return StudentView(*(column.cpu().numpy() for column in columns))
 
 
 def _require_finite(

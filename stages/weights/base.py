@@ -30,7 +30,7 @@ Reads = Literal["context", "token", "draw"]
 
 
 @dataclass(frozen=True)
-class Student:
+class StudentView:
     """The student's distribution at T positions, at the temperature of the loss; no gradient."""
 
     logq_E: Floats
@@ -66,7 +66,7 @@ class Positions:
     """Of the run."""
     step: int
     """Optimiser step, from 0."""
-    student: Student | None = None
+    student: StudentView | None = None
     """For weights that say `reads_student`."""
     rates: PassRates | None = None
     """For weights that say `reads_rates`."""

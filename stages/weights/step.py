@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from stages.weights.base import Doubles, PassRates, Positions, Student, Weight
+from stages.weights.base import Doubles, PassRates, Positions, StudentView, Weight
 from storage.batch import Batch, Ints
 from storage.errors import DataError
 from storage.rows import join_segments
@@ -43,7 +43,7 @@ class Weighting:
         return any(one.reads_student and not one.whole_step for one in self.weights)
 
 
-class Ranks(Protocol):
+class StepGroup(Protocol):
     """The processes that share a step; `training.group.Group` is one."""
 
     @property
@@ -89,7 +89,7 @@ class StepWeights:
         """Whether `compare` was called."""
         return self._compared_T is not None
 
-    def compare(self, students: Sequence[Student | None], group: Ranks) -> None:
+    def compare(self, students: Sequence[StudentView | None], group: StepGroup) -> None:
         """Weigh by whatever needs the whole step; every rank must call it.
 
         Args:
@@ -111,7 +111,7 @@ class StepWeights:
             found = weight.weigh(np.concatenate([share for share in shares if share is not None]))
             self._compared_T *= found[before : before + self._tokens]
 
-    def of(self, number: int, student: Student | None) -> Doubles:
+    def of(self, number: int, student: StudentView | None) -> Doubles:
         """Weights [t] of the micro-batch of this number."""
         assert self._compared_T is not None, "`compare` comes first"
         weight_t = self._compared_T[self._places[number]]
@@ -125,7 +125,7 @@ class StepWeights:
         self._sum += float(weight_t.sum())
         return weight_t
 
-    def total(self, name: str, group: Ranks) -> float:
+    def total(self, name: str, group: StepGroup) -> float:
         """Sum of the weights of the step over all ranks; every rank must call it.
 
         Raises:
@@ -146,5 +146,5 @@ class StepWeights:
             )
         return sum(sums)
 
-    def _positions(self, part: Batch, student: Student | None) -> Positions:
+    def _positions(self, part: Batch, student: StudentView | None) -> Positions:
         return Positions(part, self.weighting.seed, self._step, student, self.weighting.rates)

@@ -20,7 +20,7 @@ from stages.objectives.taid import TAID
 from stages.objectives.temper import build_objective
 from stages.training import checkpoint
 from stages.training.drift import ratio_sums, summary
-from stages.training.loop import Outcome, Task, train
+from stages.training.loop import RunOutcome, Task, train
 from stages.training.metrics import read
 from storage.batch import Batch
 from storage.errors import DataError, EngineError
@@ -70,7 +70,7 @@ def make(world: World, tmp_path: Path) -> Make:
     return build
 
 
-def run(task: Task) -> Outcome:
+def run(task: Task) -> RunOutcome:
     """Train in a workspace of its own."""
     with checkpoint.workspace(task.job.site) as work:
         outcome = train(task, work)

@@ -26,7 +26,7 @@ from stages.objectives.mixture import Mixture
 from stages.objectives.objective import Objective, ObjectiveFunction
 from stages.objectives.reverse_kl import ReverseKL
 from stages.objectives.tensors import TorchRecords
-from stages.weights.base import Doubles, PassRates, Positions, Reads, Student, Weight
+from stages.weights.base import Doubles, PassRates, Positions, Reads, StudentView, Weight
 from stages.weights.entropy import Entropy
 from stages.weights.pass_rate import PassRate
 from stages.weights.random_share import Random
@@ -90,7 +90,7 @@ def positions(records: TorchRecords, logits_V: Tensor) -> list[Positions]:
             exact=one.exact_E.numpy(),
             rest=one.rest_T.numpy(),
         )
-        student = Student(
+        student = StudentView(
             logq_E=logq_V[one.ids_E].numpy(),
             logq_T=logq_V[one.tok_T].numpy(),
             confidence_T=logq_V.max().exp()[None].numpy(),
