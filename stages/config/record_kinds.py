@@ -5,9 +5,9 @@ named after it.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, TypeAdapter, model_validator
+from pydantic import Field, model_validator
 
 from stages.table import Choice, Layers
 from storage.errors import ConfigError
@@ -31,9 +31,10 @@ least at s = r / (tau sqrt(1/2))."""
 class Record(Choice):
     """What is kept of the teacher's distribution at each position; base of all kinds."""
 
-    chosen_by: ClassVar[str] = "kind"
+    chosen_by = "kind"
+    unnamed = "head_tail"
 
-    kind: Any
+    kind: str
     """Each kind has its name for a default."""
     temperature: Annotated[float, Field(gt=0.0)] = 1.0
     """The teacher's logits are divided by this before anything is recorded."""
@@ -215,31 +216,7 @@ class TopK(Record):
         return float(self.k), 0.0
 
 
-OneRecord = Sampled | Counts | HeadTail | TopK
-"""Every kind there is: a new one is added here."""
-
-
-def _named(value: object) -> object:
-    """`head_tail` is the kind of a table that names none."""
-    if isinstance(value, dict) and "kind" not in value:
-        return {"kind": "head_tail", **value}
-    return value
-
-
-AnyRecord = Annotated[OneRecord, Field(discriminator="kind"), BeforeValidator(_named)]
-_ANY: TypeAdapter[OneRecord] = TypeAdapter(AnyRecord)
-
-
-def make_record(table: Mapping[str, Any]) -> OneRecord:
-    """The record that a table of a recipe describes.
-
-    Raises:
-        pydantic.ValidationError: an unknown kind, or an option it does not have.
-    """
-    return _ANY.validate_python(table)
-
-
-def stored_record(table: Mapping[str, Any]) -> OneRecord:
+def stored_record(table: Mapping[str, Any]) -> Record:
     """The record of a set, from the `record` object of its manifest or footer.
 
     Old sets list the options of all kinds; those of others are ignored. A calibrated tau is kept
@@ -249,4 +226,4 @@ def stored_record(table: Mapping[str, Any]) -> OneRecord:
     if known.get("tau") is not None:
         known.pop("entries", None)
     known.inherited = frozenset(known)
-    return make_record(known)
+    return Record.model_validate(known)

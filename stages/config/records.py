@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping
 from string import Formatter
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, SerializeAsAny, field_validator
 
 from stages.config.data import PromptSource
 from stages.config.execution import Workers
 from stages.config.merge import merge
-from stages.config.record_kinds import AnyRecord, HeadTail, Sampled
+from stages.config.record_kinds import HeadTail, Record, Sampled
 from stages.config.stage import Expected, StageTable
 from stages.table import BY_CONTENT, NOT_IN_KEY, Fraction, Positive, Table
 
@@ -84,7 +84,7 @@ class TeacherLogits(StageTable):
     limit: Positive | None = None
     """Score at most this many training sequences, in order; default all. Held-out sequences are
     always scored."""
-    record: AnyRecord = HeadTail()
+    record: SerializeAsAny[Record] = HeadTail()
     """What is kept of the teacher's distribution at each position."""
     layout: Literal["open", "packed"] = "open"
     """`packed` stores the same records in about three quarters of the bytes, but only Afterglow can

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.config.record_kinds import HeadTail, Record, make_record
+from stages.config.record_kinds import HeadTail, Record
 from stages.scoring.drawn import Array
 from stages.scoring.sampler_kernels import REST_FLOOR
 from stages.scoring.score import forced_candidates
@@ -224,7 +224,7 @@ def stored_tau(directory: Place, key: str, record: Record) -> Record:
     try:
         found = json.loads(path.read_bytes())
         same = (found["key"], found["entries"]) == (key, record.entries)
-        make_record({"tau": float(found["tau"])})
+        HeadTail.model_validate({"tau": float(found["tau"])})
     except FileNotFoundError as error:
         raise RetryError(f"{path}: missing; run the stage again to calibrate tau") from error
     except (ValueError, KeyError, TypeError) as error:

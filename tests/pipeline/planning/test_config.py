@@ -77,7 +77,7 @@ def test_another_source_replaces_the_table_that_named_the_old_one() -> None:
         ('rollouts.prompts={path="x", task="addition", limit=1}', "exactly one of `path`"),
         ("train.epochs", "written table.field=value"),
         ("train.compare.x.objective.name=best", "objective.name"),
-        ("teacher-logits.compare.x.record.kind=best", "Input tag 'best' found using 'kind'"),
+        ("teacher-logits.compare.x.record.kind=best", "record.kind is `best`; it must be one of"),
         ("teacher-logits.compare.x.record.candidates=9", r"compare\.x\]: record\.candidates is 9"),
         ('teacher-logits.compare={"a.b"={}}', "letters, digits"),
     ],

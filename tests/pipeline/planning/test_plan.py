@@ -11,7 +11,7 @@ from pipeline.planning.config import load_recipe
 from pipeline.planning.estimate import bytes_per_position
 from pipeline.planning.nodes import build, select
 from pipeline.planning.plan import Planned, resolve
-from stages.config.record_kinds import HeadTail, Sampled, make_record
+from stages.config.record_kinds import HeadTail, Record, Sampled
 from stages.config.records import TeacherLogits
 from storage.errors import ConfigError
 from storage.store import Store
@@ -93,11 +93,11 @@ def test_smaller_tau_costs_more_bytes() -> None:
 
 def test_more_entries_copies_and_columns_cost_more_bytes() -> None:
     for plain in ({"entries": 10.0}, {"kind": "counts"}, {"kind": "top_k", "k": 10}):
-        size = bytes_per_position(make_record(plain), 3)
+        size = bytes_per_position(Record.model_validate(plain), 3)
         own = {"copies": 2, "logp": True} if plain.get("kind") != "top_k" else {"k": 20}
         more = {"entries": 20.0} if "entries" in plain else {}
         for change in (own, more, {"loss_temperature": 2.0}):
-            changed = make_record(plain | change)
+            changed = Record.model_validate(plain | change)
             assert (bytes_per_position(changed, 3) > size) == bool(change)
 
 

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from pipeline.ledger import to_toml
 from pipeline.planning.config import load_recipe
 from pipeline.planning.fingerprint import identity
-from stages.config.record_kinds import Counts, HeadTail, Record, TopK, make_record, stored_record
+from stages.config.record_kinds import Counts, HeadTail, Record, TopK, stored_record
 from storage.errors import ConfigError
 
 CHANGES: dict[str, Any] = {
@@ -38,15 +38,17 @@ def test_options_enter_the_key_of_their_own_kinds_and_are_errors_elsewhere(
 ) -> None:
     table = {"kind": kind, name: CHANGES[name]}
     if name in OWN[kind] | EVERYWHERE:
-        assert identity(make_record({"kind": kind})) != identity(make_record(table))
+        assert identity(Record.model_validate({"kind": kind})) != identity(
+            Record.model_validate(table)
+        )
     else:
         with pytest.raises(ValidationError, match=f'`{name}` is not an option of kind = "{kind}"'):
-            make_record(table)
+            Record.model_validate(table)
 
 
 @pytest.mark.parametrize("kind", OWN)
 def test_sets_that_list_the_options_of_all_kinds_are_read(kind: str) -> None:
-    plain = make_record({"kind": kind})
+    plain = Record.model_validate({"kind": kind})
     assert stored_record(CHANGES | {"entries": None} | plain.model_dump()) == plain
     assert identity(plain).keys() == {"kind"} | EVERYWHERE | OWN[kind] | (
         {"entries"} if kind == "head_tail" else set()
@@ -69,7 +71,10 @@ def test_entries_replace_tau_and_enter_the_key() -> None:
         ({"candidates": 65}, "less than or equal to 64"),
         ({"kind": "top_k", "k": 201}, "less than or equal to 200"),
         ({"kind": "counts", "draws": 256}, "less than or equal to 255"),
-        ({"kind": "bottom_k"}, "'sampled', 'counts', 'head_tail', 'top_k'"),
+        (
+            {"kind": "bottom_k"},
+            "record.kind is `bottom_k`; it must be one of counts, head_tail, sampled, top_k",
+        ),
         ({"copies": 17}, "less than or equal to 16"),
         ({"copies": 0}, "greater than or equal to 1"),
         ({"loss_temperature": 0.0}, "greater than 0"),
@@ -77,12 +82,12 @@ def test_entries_replace_tau_and_enter_the_key() -> None:
 )
 def test_impossible_values_are_refused(table: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
-        make_record(table)
+        Record.model_validate(table)
 
 
 @pytest.mark.parametrize("record", [HeadTail(), HeadTail(entries=12.0), Counts(draws=3)])
 def test_a_record_reads_back_from_its_own_dump(record: Record) -> None:
-    assert make_record(record.model_dump()) == record
+    assert Record.model_validate(record.model_dump()) == record
     assert stored_record(record.model_dump()) == record
 
 

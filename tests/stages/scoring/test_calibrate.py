@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from stages import teacher_logits
-from stages.config.record_kinds import TAIL_FLOOR, HeadTail, make_record
+from stages.config.record_kinds import TAIL_FLOOR, HeadTail, Record
 from stages.scoring import calibrate as calibration
 from stages.scoring import sampler
 from stages.scoring.calibrate import (
@@ -262,7 +262,7 @@ def test_a_damaged_or_foreign_file_is_refused(
 
 @pytest.mark.parametrize("kind", ["counts", "top_k", "sampled"])
 def test_records_of_other_kinds_are_not_calibrated(tmp_path: Path, kind: str) -> None:
-    record = make_record({"kind": kind})
+    record = Record.model_validate({"kind": kind})
 
     def find(_: object) -> FoundTau:
         raise AssertionError("nothing to find")
