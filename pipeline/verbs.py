@@ -19,6 +19,8 @@ from pipeline.ledger import to_toml
 from pipeline.planning import nodes, plan
 from pipeline.planning.config import Recipe, load_recipe
 from pipeline.planning.plan import Planned
+from pipeline.preflight.finding import Finding, finding_lines, log_notes, refuse
+from pipeline.preflight.gate import preflight
 from pipeline.upkeep import publish
 from pipeline.upkeep.adopt import adopt_parts, adopt_set
 from pipeline.upkeep.sweep import find_strays, remove
@@ -44,6 +46,12 @@ class Opened:
     planned: list[Planned]
     """The targets and all they need, in order."""
     targets: list[Planned]
+    later: list[Planned]
+    """What reads the targets, directly or through others, in order; none of `planned`."""
+
+    def check(self) -> list[Finding]:
+        """What the preflight finds; nothing runs."""
+        return preflight(self.planned, self.store, self.later)
 
 
 def read_recipe(options: argparse.Namespace) -> tuple[Recipe, Store]:
@@ -79,13 +87,22 @@ def open_plan(options: argparse.Namespace, *, ready: bool, exact: bool = False) 
     made = nodes.build(recipe)
     targets = options.targets or [node.name for node in made]
     planned = plan.resolve(nodes.select(made, targets), store, ready=ready)
-    return Opened(recipe, store, planned, plan.select(planned, targets, exact=exact))
+    chosen = plan.select(planned, targets, exact=exact)
+    readers = nodes.readers(made, [one.node for one in chosen])
+    beside = plan.resolve(nodes.select(made, readers), store) if readers else []
+    known = {one.node.name for one in planned}
+    later = [one for one in beside if one.node.name in set(readers) - known]
+    return Opened(recipe, store, planned, chosen, later)
 
 
 def cmd_run(options: argparse.Namespace) -> Result:
     """Complete the targets and all they need, or only parts or nodes of them."""
     single = options.here or options.shard is not None
     opened = open_plan(options, ready=True, exact=single)
+    if single:  # part of a run whose command has checked everything and logged the notes
+        refuse(preflight(opened.targets, opened.store))
+    else:
+        log_notes(refuse(opened.check()))
     store, chain = opened.store, Chain(opened.recipe, recipe_argv(options))
     if options.shard is not None:
         for chosen in opened.targets:
@@ -114,8 +131,24 @@ def cmd_run(options: argparse.Namespace) -> Result:
 
 
 def cmd_plan(options: argparse.Namespace) -> Result:
-    """Print nodes, keys and sizes."""
-    return _show(options, show.plan_lines)
+    """Print nodes, keys and sizes, and log what the preflight finds."""
+    return _show(options, show.plan_lines, check=True)
+
+
+def cmd_check(options: argparse.Namespace) -> Result:
+    """Print what the preflight finds, one line each.
+
+    Raises:
+        Rejected: something would be refused; the table says how to mend it.
+    """
+    opened = open_plan(options, ready=False)
+    found = opened.check()
+    sys.stdout.write("\n".join(finding_lines(found)) + "\n")
+    result: Result = {"verb": "check", "findings": [one.to_json() for one in found]}
+    refused = [one for one in found if one.level == "refused"]
+    if refused:
+        raise Rejected(f"check: {len(refused)} of {len(found)} lines are refused", result)
+    return result
 
 
 def cmd_units(options: argparse.Namespace) -> Result:
@@ -123,6 +156,10 @@ def cmd_units(options: argparse.Namespace) -> Result:
     if _lacks(options):
         return {"verb": "units", "units": []}
     opened = open_plan(options, ready=True, exact=options.node)
+    if options.node:  # as in `cmd_run`
+        refuse(preflight(opened.targets, opened.store))
+    else:
+        log_notes(refuse(opened.check()))
     found = find_units(opened.targets, opened.store, options.at_most)
     commands = [[*unit, *recipe_argv(options)] for unit in found]
     sys.stdout.write("".join(f"afterglow {shlex.join(command)}\n" for command in commands))
@@ -264,12 +301,17 @@ def cmd_publish(options: argparse.Namespace) -> Result:
 
 
 def _show(
-    options: argparse.Namespace, describe: Callable[[Store, list[Planned]], show.Lines]
+    options: argparse.Namespace,
+    describe: Callable[[Store, list[Planned]], show.Lines],
+    *,
+    check: bool = False,
 ) -> Result:
     """Print one of the tables over the plan."""
     opened = open_plan(options, ready=False)
     lines, found = describe(opened.store, opened.planned)
     sys.stdout.write("\n".join(lines) + "\n")
+    if check:
+        log_notes(opened.check())
     return {"verb": options.verb, "nodes": found}
 
 

@@ -12,6 +12,8 @@ from pipeline.planning.config import Recipe
 from pipeline.planning.document import replace_block, surroundings
 from pipeline.planning.nodes import build, select
 from pipeline.planning.plan import resolve
+from pipeline.preflight.finding import log_notes, refuse
+from pipeline.preflight.gate import preflight
 from stages.reporting.table import format_table, legend, read_rows, summarise
 from storage.files.place import Place
 from storage.store import Store
@@ -49,6 +51,9 @@ def run_seeds(
         log.info("%s: seed %d", recipe.name, seed)
         seeded = recipe.model_copy(update={"seed": seed})
         planned = resolve(select(build(seeded), ["report"]), store, ready=True)
+        findings = refuse(preflight(planned, store))
+        if seed == recipe.seed:
+            log_notes(findings)
         Chain(seeded, [*arguments, "--set", f"seed={seed}"]).run(runner.missing(planned, store))
         sets |= {one.directory(store) for one in planned}
         reports.append(planned[-1].directory(store))

@@ -7,7 +7,7 @@ the business of `pipeline.planning.plan`.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -356,6 +356,17 @@ def _records_of(model: Ref, evaluate: Stage) -> Ref | None:
     if data and isinstance(data.source, Node):
         return data if data.source.stage.name in evaluate.sources("data") else None
     return data
+
+
+def readers(nodes: list[Node], read: Iterable[Node]) -> list[str]:
+    """Names of the nodes that read those in `read`, directly or through others, in order."""
+    found = {node.name for node in read}
+    names: list[str] = []
+    for node in nodes:  # each comes after those it reads
+        if node.name not in found and any(source.name in found for source in node.upstream()):
+            found.add(node.name)
+            names.append(node.name)
+    return names
 
 
 def select(nodes: list[Node], targets: list[str]) -> list[Node]:

@@ -6,7 +6,7 @@ None while it depends on a Hub model whose commit is not known on this machine y
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,16 @@ from pipeline.planning import fingerprint
 from pipeline.planning.nodes import External, Node
 from stages.data.sources import content_identity, content_paths
 from stages.job import Input, Job
+from stages.models.hub import is_hub_id, known_commit
 from stages.models.identity import DigestCache, model_identity
-from storage.errors import ConfigError, DataError
+from storage.errors import AfterglowError, ConfigError, DataError, RetryError
 from storage.files.place import Place, place
 from storage.manifest import Manifest, read_manifest
 from storage.schema import FORMAT_VERSION
 from storage.store import Store
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_SEEN = ". Relative paths start at "
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,9 @@ class Planned:
     """None while a Hub commit is unknown."""
     payload: Mapping[str, object]
     inputs: Mapping[str, Input]
+    lacks: Mapping[str, AfterglowError] = field(default_factory=dict[str, AfterglowError])
+    """What it reads from outside the plan and cannot use, by path: why not. The key is then None,
+    and `pipeline.preflight` refuses to run the node."""
 
     def directory(self, store: Store) -> Place:
         """Where the set is, or will be."""
@@ -55,8 +60,11 @@ class Planned:
         """What the stage module gets.
 
         Raises:
+            AfterglowError: the first of `lacks`.
             ConfigError: the key is unknown because a Hub model is not on this machine.
         """
+        for error in self.lacks.values():
+            raise error
         if self.key is None:
             raise ConfigError(
                 f"{self.node.name}: its key is unknown until its inputs are on this machine; "
@@ -93,11 +101,9 @@ def resolve(nodes: list[Node], store: Store, *, ready: bool = False) -> list[Pla
     Args:
         nodes: As `build` or `select` give them.
         store: Where sets live and digests of model files are remembered.
-        ready: The nodes are about to run: what they read must be there, and the Hub may be asked
-            for the commit behind a revision. Otherwise what is not there leaves keys unknown.
+        ready: The nodes are about to run: the Hub may be asked for the commit behind a revision.
 
-    Raises:
-        DataError: `ready`, and a file or a model is missing.
+    What is not there leaves keys unknown; `Planned.lacks` says why.
     """
     cache = DigestCache(store.digests)
     done: dict[str, Planned] = {}
@@ -118,6 +124,7 @@ def _resolve(
     }
     inputs: dict[str, Input] = {}
     identities: dict[str, dict[str, object]] = {}
+    lacks: dict[str, AfterglowError] = {}
     known = True
     for role, ref in node.inputs.items():
         if isinstance(ref.source, Node):
@@ -126,20 +133,31 @@ def _resolve(
             identities[role] = {"key": key, "dtype": ref.dtype}
             inputs[role] = Input(path, key, dtype=ref.dtype)
         else:
-            identities[role], inputs[role] = _external(ref.source, ref.dtype, cache, ready)
+            try:
+                identities[role], inputs[role] = _external(ref.source, ref.dtype, cache, ready)
+            except AfterglowError as error:
+                lacks[ref.source.path] = error
+                identities[role] = {"path": None}
+                inputs[role] = Input(ref.source.path, None, ref.source.revision, ref.dtype)
         known = known and None not in identities[role].values()
     payload["inputs"] = identities
     content = payload["content"] = content_identity(node.config, cache)
     if None in content.values():
-        if ready:
-            raise DataError(f"{node.name}: {content_paths(node.config)}: no such file or directory")
+        missing = content_paths(node.config)
+        lacks[missing] = DataError(f"{missing}: no such file or directory{_SEEN}{Path.cwd()}")
         known = False
-    return Planned(node, fingerprint.digest(payload) if known else None, payload, inputs)
+    made = Planned(node, None, payload, inputs, lacks)
+    return replace(made, key=fingerprint.digest(payload)) if known else made
 
 
 def _external(
     source: External, dtype: str, cache: DigestCache, ready: bool
 ) -> tuple[dict[str, object], Input]:
+    """Identity and input of something that no stage of the plan makes.
+
+    Raises:
+        AfterglowError: it is not there, or is not what it should be.
+    """
     if source.kind == "set":
         manifest = read_manifest(place(source.path))
         return {"key": manifest.key}, Input(source.path, manifest.key)
@@ -159,17 +177,43 @@ def _external(
 
 
 def _hub_commit(source: External, ready: bool) -> str | None:
-    """Commit a Hub revision stands for: pinned, remembered by the local cache, or asked for."""
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", source.path):
-        raise ConfigError(f"{source.path}: no such directory, and not a Hub id (owner/name)")
+    """Commit a Hub revision stands for: pinned, remembered by the local cache, or asked for.
+
+    Raises:
+        ConfigError: there can be no such model on the Hub, or it has none.
+        RetryError: the Hub cannot be reached.
+    """
+    name = source.path
+    if not is_hub_id(name):
+        raise ConfigError(
+            f"{name}: no such directory, and not a Hub id (owner/name){_SEEN}{Path.cwd()}"
+        )
     if _COMMIT.fullmatch(source.revision):
         return source.revision
-    from huggingface_hub import constants, file_download
+    from huggingface_hub import constants
 
-    folder = file_download.repo_folder_name(repo_id=source.path, repo_type="model")
-    remembered = Path(constants.HF_HUB_CACHE) / folder / "refs" / source.revision
-    if not ready or constants.HF_HUB_OFFLINE:
-        return remembered.read_text().strip() if remembered.exists() else None
+    remembered = known_commit(name, source.revision)
+    if not ready:
+        return remembered
+    if constants.HF_HUB_OFFLINE:
+        if remembered is None:
+            raise ConfigError(
+                f"{name}: no such directory, and not a Hub id known here (HF_HUB_OFFLINE is set: "
+                f"the Hub is not asked){_SEEN}{Path.cwd()}"
+            )
+        return remembered
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    return HfApi().model_info(source.path, revision=source.revision).sha
+    try:
+        return HfApi().model_info(name, revision=source.revision).sha
+    except (HfHubHTTPError, HFValidationError) as error:
+        raise ConfigError(
+            f"{name}: no such directory, and the Hub has no such model, or not for you "
+            f"({str(error).splitlines()[0]}){_SEEN}{Path.cwd()}"
+        ) from error
+    except Exception as error:  # the errors of its HTTP library, which differs between versions
+        raise RetryError(
+            f"{name}: no such directory, and not a Hub id known here; the Hub cannot be reached "
+            f"({error}){_SEEN}{Path.cwd()}"
+        ) from error

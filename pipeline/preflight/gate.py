@@ -1,0 +1,34 @@
+"""Runs all checks; `plan`, `run`, `units` and `check` call it, and thereby every scheduler."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+from pipeline.planning.plan import Planned
+from pipeline.preflight import models, prompts
+from pipeline.preflight.finding import Finding
+from pipeline.preflight.scope import Scope
+from storage.store import Store
+
+CHECKS: tuple[Callable[[Scope], Iterator[Finding]], ...] = (
+    models.check_presence,
+    prompts.check_files,
+)
+"""All checks, in the order of the table."""
+
+
+def preflight(
+    planned: Iterable[Planned], store: Store, later: Iterable[Planned] = ()
+) -> list[Finding]:
+    """What can be said of a plan before anything runs.
+
+    Sets that are committed are not looked at again.
+
+    Args:
+        planned: What is to be made, and what that needs.
+        store: Where the sets are.
+        later: Nodes that read what is to be made. What is wrong with them is refused as well; that
+            something they need is not there yet is a note.
+    """
+    findings = [one for check in CHECKS for one in check(Scope(planned, store))]
+    scope = Scope(later, store, later=True)
+    beside = [one for check in CHECKS for one in check(scope)]
+    return list(dict.fromkeys([*findings, *beside]))

@@ -1,0 +1,27 @@
+"""What the checks look at: the nodes that are still to be made."""
+
+from collections.abc import Iterable
+from functools import cached_property
+
+from pipeline.planning.plan import Planned
+from storage.store import Store
+
+
+class Scope:
+    """Nodes to be checked, and what is known of what they read.
+
+    Args:
+        planned: Nodes; those that are committed are left out.
+        store: Where their sets are.
+        later: The nodes follow what is about to run.
+    """
+
+    def __init__(self, planned: Iterable[Planned], store: Store, *, later: bool = False) -> None:
+        self.store = store
+        self.later = later
+        self._planned = planned
+
+    @cached_property
+    def todo(self) -> list[Planned]:
+        """Nodes without a committed set, in order."""
+        return [one for one in self._planned if one.manifest(self.store) is None]
