@@ -32,7 +32,7 @@ from stages.data.tasks import task
 from stages.generation import held_out_count, split_parts
 from stages.job import Job, ShardSpec
 from stages.models.descent import TOKENIZER
-from stages.models.identity import chat_template_hash, tokenizer_hash
+from stages.models.identity import described_tokenizer
 from stages.models.tokenizer import copy_tokenizer, load_tokenizer, make_tokenizer
 from storage.errors import DataError
 from storage.files.write import disk_errors, sync_directory, temporary_name
@@ -69,13 +69,9 @@ class Prepared:
     """Response tokens of a window of text; 0 for a task."""
 
     @property
-    def tokenizer(self) -> dict[str, str]:
-        """Hashes of the tokenizer and its chat template."""
-        directory = self.directory / TOKENIZER
-        return {
-            "tokenizer": tokenizer_hash(directory),
-            "chat_template": chat_template_hash(directory),
-        }
+    def tokenizer(self) -> dict[str, Any]:
+        """Digests of the tokenizer and its chat template."""
+        return described_tokenizer(self.directory / TOKENIZER)
 
     def __len__(self) -> int:
         return -(-len(self.tokens) // self.window) if self.window else len(self.bounds) // 2

@@ -40,7 +40,7 @@ from stages.job import Job
 from stages.models.descent import data_tokenizer, manifest_of_model
 from stages.models.environment import prepare_environment
 from stages.models.facts import model_facts
-from stages.models.identity import check_tokenizer, local_directory, tokenizer_hash
+from stages.models.identity import check_tokenizer, local_directory, tokenizer_of
 from stages.models.tokenizer import load_tokenizer
 from stages.reporting.table import EVALUATION
 from storage.errors import EngineError
@@ -69,7 +69,7 @@ def run(job: Job[Evaluate]) -> Manifest:
         if role in job.inputs:
             directory = job.inputs[role].directory
             expected = data_tokenizer(directory, read_manifest(directory))
-            check_tokenizer(expected, tokenizer_hash(model), str(directory), str(model))
+            check_tokenizer(expected, tokenizer_of(model), str(directory), str(model))
     job.directory.mkdir(parents=True, exist_ok=True)
     answers, evaluation = job.directory / ANSWERS, job.directory / EVALUATION
     made_here = manifest_of_model(model)

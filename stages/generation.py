@@ -30,7 +30,13 @@ from stages.engines.open import open_generator
 from stages.job import Input, Job, ShardSpec
 from stages.models.descent import manifest_of_model
 from stages.models.facts import ModelFacts, model_facts
-from stages.models.identity import DigestCache, ModelIdentity, local_directory, model_identity
+from stages.models.identity import (
+    TOKENIZER_FIELDS,
+    DigestCache,
+    ModelIdentity,
+    local_directory,
+    model_identity,
+)
 from stages.models.tokenizer import load_tokenizer
 from storage.errors import EngineError
 from storage.files.place import Place
@@ -157,12 +163,9 @@ class Generation:
         return int(hash64(self.job.seed, zlib.crc32(f"{self.job.stage}/{purpose}".encode()))[0])
 
     @property
-    def tokenizer(self) -> dict[str, str]:
-        """Hashes of the tokenizer and its chat template."""
-        return {
-            "tokenizer": self.identity.tokenizer,
-            "chat_template": self.identity.chat_template,
-        }
+    def tokenizer(self) -> dict[str, Any]:
+        """Digests of the tokenizer and its chat template."""
+        return {name: getattr(self.identity, name) for name in TOKENIZER_FIELDS}
 
     def rows(
         self, drawn: Sequence["_DrawnSequences"], made: Sequence[Completion], check: Check

@@ -14,7 +14,7 @@ from stages.config.training import Sft
 from stages.job import Job
 from stages.losses.head_loss import RecordLoss
 from stages.models.descent import data_tokenizer, tokenizer_directory
-from stages.models.identity import check_tokenizer, local_directory, tokenizer_hash
+from stages.models.identity import check_tokenizer, local_directory, tokenizer_of
 from stages.models.model import load_model, pick_device
 from stages.objectives.likelihood import CrossEntropy
 from stages.training.distributed import current
@@ -38,7 +38,7 @@ def run(job: Job[Sft]) -> Manifest:
     base = local_directory(job.inputs["base"])
     data = job.inputs["sequences"].manifest
     check_tokenizer(
-        data_tokenizer(source_set, data), tokenizer_hash(base), str(source_set), str(base)
+        data_tokenizer(source_set, data), tokenizer_of(base), str(source_set), str(base)
     )
     dtype = getattr(torch, job.inputs["base"].dtype)
     model = current().build(

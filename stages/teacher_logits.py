@@ -25,12 +25,15 @@ from numpy.typing import NDArray
 from stages.config.record_kinds import HeadTail, Record, stored_record
 from stages.config.records import TeacherLogits
 from stages.job import Job, ShardSpec
+from stages.models.chat_template import same_template
 from stages.models.descent import TOKENIZER, data_tokenizer
 from stages.models.identity import (
+    TOKENIZER_FIELDS,
     DigestCache,
     check_teacher,
     check_tokenizer,
     identify,
+    tokenizer_of,
 )
 from stages.models.tokenizer import copy_tokenizer
 from stages.scoring.calibrate import FILE, FoundTau, calibrate, calibrated, sample, stored_tau
@@ -92,7 +95,7 @@ def open_engine(job: Job[TeacherLogits]) -> Iterator[Teacher]:
     where = str(job.inputs["sequences"].directory)
     check_teacher(source.teacher, identity, where, job.config.consistency)
     tokenizer = data_tokenizer(job.inputs["sequences"].directory, source)
-    check_tokenizer(tokenizer, identity["tokenizer"], where, str(directory))
+    check_tokenizer(tokenizer, tokenizer_of(directory), where, str(directory))
     prompts = _teacher_prompts(job, source, directory, identity)
     with open_scorer(directory, job.inputs["teacher"].dtype, job.config.run) as plain:
         _check_vocabulary(source, where, plain.vocab_size, plain.logits)
@@ -227,10 +230,8 @@ def _teacher_prompts(
 ) -> TeacherPrompts | None:
     if job.config.teacher_prompt is None:
         return None
-    template = (source.tokenizer or {}).get("chat_template")
-    return TeacherPrompts.of(
-        job.config.teacher_prompt, directory, compare=template == identity["chat_template"]
-    )
+    shared = same_template(source.tokenizer or {}, identity | {"directory": directory})
+    return TeacherPrompts.of(job.config.teacher_prompt, directory, compare=shared)
 
 
 def _ranks(job: Job[TeacherLogits], vocab_size: int) -> str | None:
@@ -254,7 +255,7 @@ def _identity(job: Job[TeacherLogits]) -> tuple[Path, dict[str, Any]]:
 
 
 def _tokenizer(identity: dict[str, Any]) -> dict[str, Any]:
-    return {name: identity[name] for name in ("tokenizer", "chat_template")}
+    return {name: identity[name] for name in TOKENIZER_FIELDS}
 
 
 def _check_vocabulary(source: Manifest, where: str, vocab_size: int, rows: int) -> None:

@@ -43,7 +43,7 @@ from stages.models.identity import (
     identify,
     local_directory,
     model_identity,
-    tokenizer_hash,
+    tokenizer_of,
 )
 from stages.models.model import context_length, load_model, load_tokenizer, pick_device
 from stages.objectives.contract import FULL, guarantee, weighted
@@ -179,7 +179,7 @@ def _passes(config: Student, data: Manifest) -> float | None:
 def _check_descent(job: Job[Student], init: Path, directory: Place, data: Manifest) -> None:
     """The same token ids on both sides, and the same teacher behind both."""
     ids = data_tokenizer(directory, data)
-    check_tokenizer(ids, tokenizer_hash(init), str(directory), str(init))
+    check_tokenizer(ids, tokenizer_of(init), str(directory), str(init))
     if data.teacher is None:
         return
     if (data.meta.get("record") or {}).get("correction"):

@@ -34,14 +34,15 @@ from stages.attribution.checks import (
 from stages.attribution.observe import SLACK, LoadedModel
 from stages.config.data import Sampling
 from stages.job import Input
+from stages.models.chat_template import same_template
 from stages.models.descent import check_prompts_shared, data_tokenizer
 from stages.models.identity import (
     DigestCache,
-    chat_template_hash,
     check_tokenizer,
+    described_tokenizer,
     local_directory,
     model_identity,
-    tokenizer_hash,
+    tokenizer_of,
 )
 from storage.batch import Batch
 from storage.errors import DataError
@@ -145,10 +146,12 @@ def _checked_manifest(directory: Path, path: Place, settings: Settings) -> Manif
         )
     check_prompts_shared(path, manifest)
     _sampling(path, manifest, settings)
-    own = tokenizer_hash(directory)
+    own = tokenizer_of(directory)
     check_tokenizer(data_tokenizer(path, manifest), own, str(path), str(directory))
-    template = (manifest.tokenizer or {}).get("chat_template")
-    if template and template != chat_template_hash(directory):
+    rendered = manifest.tokenizer or {}
+    if rendered.get("chat_template") and not same_template(
+        rendered, described_tokenizer(directory)
+    ):
         log.warning(
             "%s: its prompts were rendered with another chat template than %s has; they are used "
             "as stored",

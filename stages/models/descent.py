@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import cast
 
-from stages.models.identity import tokenizer_hash
+from stages.models.identity import recorded_tokenizer, tokenizer_of
+from stages.models.tokenizer_identity import TokenizerIdentity
 from storage.copies import local_copy
 from storage.errors import DataError
 from storage.files.place import Place
@@ -13,17 +14,17 @@ TOKENIZER = "tokenizer"
 """Sub-directory of a data set that holds the tokenizer its ids were made with."""
 
 
-def data_tokenizer(directory: Place, manifest: Manifest) -> str:
-    """Hash of the tokenizer whose ids a data set holds.
+def data_tokenizer(directory: Place, manifest: Manifest) -> TokenizerIdentity:
+    """The tokenizer whose ids a data set holds: of its own copy, else as the manifest describes it.
 
     Raises:
         DataError: the set does not name one.
     """
     if (directory / TOKENIZER).is_dir():
-        return tokenizer_hash(directory / TOKENIZER)
+        return tokenizer_of(directory / TOKENIZER)
     for source in (manifest.tokenizer, manifest.teacher):
         if source is not None and source.get("tokenizer"):
-            return str(source["tokenizer"])
+            return recorded_tokenizer(source)
     raise DataError(
         f"{directory}: the manifest names no tokenizer, so its token ids may be those of any "
         "model. Make the set again with this version."

@@ -13,8 +13,17 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from stages.job import Input
+from stages.models.chat_template import same_template, template_digest
+from stages.models.tokenizer_identity import (
+    Compatible,
+    Different,
+    TokenizerIdentity,
+    compare,
+    identify_tokenizer,
+)
 from storage.copies import local_copy
 from storage.errors import DataError
 from storage.files.place import Place
@@ -43,6 +52,10 @@ class ModelIdentity:
     """sha256 of the chat template; empty without one."""
     dtype: str = ""
     """Numeric type the model is run in."""
+    fingerprint: Mapping[str, object] = field(default_factory=dict[str, object])
+    """What the tokenizer does (`tokenizer_identity.TokenizerIdentity.to_json`)."""
+    template: str = ""
+    """sha256 of the text of the chat template, wherever it is kept."""
 
     @property
     def weights(self) -> str:
@@ -113,13 +126,50 @@ def model_identity(
             "directory written by `save_pretrained`, or a Hub id."
         )
     files = {file.name: cache.sha256(file) for file in [*weights, directory / "config.json"]}
+    tokenizer = described_tokenizer(directory)
     return ModelIdentity(
         path=called or str(directory),
         files=files,
-        tokenizer=tokenizer_hash(directory),
-        chat_template=chat_template_hash(directory),
+        tokenizer=str(tokenizer["tokenizer"]),
+        chat_template=str(tokenizer["chat_template"]),
         dtype=dtype,
+        fingerprint=tokenizer["fingerprint"],
+        template=str(tokenizer["template"]),
     )
+
+
+TOKENIZER_FIELDS = ("tokenizer", "chat_template", "fingerprint", "template")
+"""What a set says of its tokenizer, and a model identity of its own."""
+
+
+def described_tokenizer(directory: Place) -> dict[str, Any]:
+    """What manifests say of the tokenizer in `directory`: its digests, by bytes and by meaning.
+
+    Raises:
+        DataError: the directory has no tokenizer files.
+    """
+    digest = tokenizer_hash(directory)
+    return {
+        "tokenizer": digest,
+        "chat_template": chat_template_hash(directory),
+        "fingerprint": identify_tokenizer(directory, digest).to_json(),
+        "template": template_digest(directory),
+    }
+
+
+def tokenizer_of(directory: Place) -> TokenizerIdentity:
+    """What the tokenizer in `directory` does.
+
+    Raises:
+        DataError: the directory has no tokenizer files.
+    """
+    return identify_tokenizer(directory, tokenizer_hash(directory))
+
+
+def recorded_tokenizer(described: Mapping[str, Any]) -> TokenizerIdentity:
+    """What a manifest says of a tokenizer, in the field of a model or of its own."""
+    fingerprint = described.get("fingerprint")
+    return TokenizerIdentity.of_json(fingerprint, str(described.get("tokenizer") or ""))
 
 
 def tokenizer_hash(directory: Place) -> str:
@@ -236,11 +286,11 @@ def check_teacher(
     assert isinstance(theirs, Mapping)
     names = sorted({*ours, *theirs})
     differing = [name for name in names if ours.get(name) != theirs.get(name)]
-    differing += [
-        name.replace("_", " ")
-        for name in ("tokenizer", "chat_template")
-        if expected.get(name) != found.get(name)
-    ]
+    result = compare(recorded_tokenizer(expected), recorded_tokenizer(found))
+    if isinstance(result, Different):
+        differing.append(f"tokenizer ({result.reason})")
+    if not same_template(expected, found):
+        differing.append("chat template")
     if not differing:
         return
     message = (
@@ -254,14 +304,26 @@ def check_teacher(
     log.warning(message)
 
 
-def check_tokenizer(expected: str, found: str, where: str, other: str) -> None:
-    """Raise if token ids of two tokenizers would be mixed.
+def check_tokenizer(
+    expected: TokenizerIdentity, found: TokenizerIdentity, where: str, other: str
+) -> None:
+    """Raise if token ids of two tokenizers would be mixed; log what differs without harm.
+
+    Args:
+        expected: Of the data.
+        found: Of the model that is to read it.
+        where: Name of the data, for the message.
+        other: Name of the model.
 
     Raises:
-        DataError: the hashes differ; both are in the message.
+        DataError: ids of one mean something else to the other; both hashes are in the message.
     """
-    if expected != found:
+    result = compare(expected, found)
+    if isinstance(result, Compatible):
+        log.info("%s and %s: their tokenizers share their ids; %s", where, other, result.note)
+    if isinstance(result, Different):
         raise DataError(
-            f"{where}: made with tokenizer {expected[:12]}, but {other} has tokenizer "
-            f"{found[:12]}; token ids would not match. Use a model of the same tokenizer."
+            f"{where}: made with tokenizer {expected.hash[:12]}, but {other} has tokenizer "
+            f"{found.hash[:12]}; token ids would not match: {result.reason}. Use a model of the "
+            "same tokenizer."
         )

@@ -11,7 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.utils.logging import disable_progress_bar
 
 from stages.job import Job
-from stages.models.identity import chat_template_hash, tokenizer_hash
+from stages.models.identity import described_tokenizer
 from stages.models.model import load_tokenizer
 from stages.models.tokenizer import copy_tokenizer
 from storage.files.write import disk_errors, sync_directory
@@ -75,10 +75,7 @@ def model_manifest(
         job.identity(
             "model",
             teacher=teacher,
-            tokenizer={
-                "tokenizer": tokenizer_hash(directory),
-                "chat_template": chat_template_hash(directory),
-            },
+            tokenizer=described_tokenizer(directory),
             meta=meta,
         ),
         files=files,

@@ -20,7 +20,7 @@ from stages.engines.base import Completion, Generator
 from stages.engines.open import open_generator
 from stages.generation import SampleOrder, held_out_count, in_order, split_parts
 from stages.job import Input, Job
-from stages.models.identity import model_identity
+from stages.models.identity import TOKENIZER_FIELDS, model_identity
 from stages.models.tokenizer import load_tokenizer
 from storage.errors import ConfigError, DataError, EngineError
 from storage.manifest import Manifest, SetIdentity, build_manifest, read_manifest, write_manifest
@@ -152,10 +152,7 @@ def test_the_manifest_says_how_the_set_was_made(done: Job[Any], tiny_model: Path
     assert (manifest.meta["candidates"], manifest.meta["vocab_size"]) == (4, 17)
     assert manifest.meta["stop_ids"] == [2]
     assert manifest.meta["prompts"]["kept"] == 10
-    assert manifest.tokenizer == {
-        "tokenizer": identity["tokenizer"],
-        "chat_template": identity["chat_template"],
-    }
+    assert manifest.tokenizer == {name: identity[name] for name in TOKENIZER_FIELDS}
     footer = read_meta(done.directory / manifest.parts[0].file)
     assert (footer.key, footer.candidates, footer.vocab_size) == (done.key, 4, 17)
     json.dumps(manifest.to_json(), allow_nan=False)
