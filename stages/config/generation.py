@@ -15,7 +15,7 @@ class EngineRun(Table):
     """How an engine generates."""
 
     engine: Literal["auto", "vllm", "transformers"] = "auto"
-    """`auto` uses vLLM if it is installed."""
+    """`auto` uses vLLM if it is installed and can run the model."""
     max_sequences: Positive = 256
     """Sequences decoded at the same time."""
     max_model_len: Positive | None = None

@@ -1,6 +1,7 @@
-"""Starts a generation engine: vLLM where it is installed, else transformers."""
+"""Starts a generation engine: vLLM where it is installed and knows the model, else transformers."""
 
 import importlib.util
+import logging
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -8,6 +9,8 @@ from stages.config.generation import EngineRun
 from stages.engines.base import Generator
 from stages.models.environment import prepare_environment
 from storage.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 
 def open_generator(
@@ -34,10 +37,20 @@ def open_generator(
             'run.engine = "vllm", but vLLM is not installed. Install the extra `cpu` or `cuda`, or '
             'use "transformers".'
         )
-    if run.engine == "transformers" or not installed:
+    if run.engine == "transformers" or not installed or _without_vllm(directory, run):
         from stages.engines.transformers_engine import open_transformers
 
         return open_transformers(directory, dtype=dtype, run=run, max_model_len=max_model_len)
     from stages.engines.vllm_engine import open_vllm
 
     return open_vllm(directory, dtype=dtype, run=run, max_model_len=max_model_len, seed=seed)
+
+
+def _without_vllm(directory: Path, run: EngineRun) -> bool:
+    """Whether `auto` must do without the vLLM that is installed; the reason is logged."""
+    from stages.engines.vllm_support import why_unsupported
+
+    reason = why_unsupported(directory) if run.engine == "auto" else None
+    if reason is not None:
+        log.warning("%s: %s. Transformers generates instead, more slowly.", directory, reason)
+    return reason is not None

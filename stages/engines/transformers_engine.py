@@ -83,7 +83,8 @@ class TransformersGenerator:
             mask_BL = torch.cat([mask_BL, torch.ones_like(ids_BL)], dim=1)
             if 2 * len(alive) <= len(rows):
                 index = torch.tensor(alive, device=ids_BL.device)
-                cache.batch_select_indices(index)
+                # `batch_select_indices` leaves out the states of state-space and linear attention.
+                cache.reorder_cache(index)  # type: ignore[reportArgumentType]
                 ids_BL, mask_BL = ids_BL[index], mask_BL[index]
                 rows = [rows[place] for place in alive]
 

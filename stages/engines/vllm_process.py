@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from stages.engines.vllm_support import why_unsupported
 from storage.errors import AfterglowError, EngineError
 
 _SLOT = threading.Lock()
@@ -27,20 +28,47 @@ def running_engine(directory: Path, options: Callable[[bool], dict[str, Any]]) -
         options: Gives fields of `EngineArgs`; its argument says whether vLLM runs on a CPU.
 
     Raises:
-        EngineError: vLLM does not start, or runs in this process already.
+        EngineError: vLLM does not know the architecture, does not start, or runs in this process
+            already.
     """
     if not _SLOT.acquire(blocking=False):
         raise EngineError(f"{directory}: this process runs a vLLM engine already; close it first")
     try:
-        engine = _start(directory, options)
-        try:
-            yield engine
-        finally:
-            engine.engine_core.shutdown()
-            del engine
-            gc.collect()
+        with _class_restored(directory):
+            engine = _start(directory, options)
+            try:
+                yield engine
+            finally:
+                engine.engine_core.shutdown()
+                del engine
+                gc.collect()
     finally:
         _SLOT.release()
+
+
+@contextmanager
+def _class_restored(directory: Path) -> Iterator[None]:
+    """Leave transformers' class of the model as it was.
+
+    Where vLLM runs an architecture through transformers (OLMo), it wraps that class in place for
+    its compiler, and the class can then be loaded inside vLLM alone. `evaluate` generates with vLLM
+    and measures with transformers in one process.
+    """
+    from transformers import MODEL_MAPPING, AutoConfig
+
+    config = AutoConfig.from_pretrained(directory, local_files_only=True).get_text_config()
+    cls: Any = MODEL_MAPPING.get(type(config), object)
+    bases, before = cls.__bases__, dict(vars(cls))
+    try:
+        yield
+    finally:
+        if cls.__bases__ != bases:
+            cls.__bases__ = bases
+            for name in set(vars(cls)) - set(before):
+                delattr(cls, name)
+            for name, value in before.items():
+                if vars(cls)[name] is not value:
+                    setattr(cls, name, value)
 
 
 def _start(directory: Path, options: Callable[[bool], dict[str, Any]]) -> Any:
@@ -58,6 +86,10 @@ def _start(directory: Path, options: Callable[[bool], dict[str, Any]]) -> Any:
         # function, on which vLLM fails once numba is imported: give it an empty `__dict__`.
         if (llvmlite := sys.modules.get("llvmlite.binding.ffi")) is not None:
             llvmlite.lib._fntab.setdefault("__dict__", {})
+        if reason := why_unsupported(directory):
+            raise EngineError(
+                f'{directory}: {reason}. With run.engine = "transformers" it works without vLLM.'
+            )
         try:
             arguments = EngineArgs(
                 str(directory),

@@ -237,11 +237,21 @@ def local_directory(source: Input) -> Path:
 
 
 def check_weights(directory: Path) -> None:
-    """Raise for pickled weights: loading them may run code that came with them.
+    """Raise for pickled weights, which may run code when loaded, and for adapters.
+
+    transformers lays an adapter over the weights where PEFT is installed and ignores it elsewhere;
+    vLLM ignores it.
 
     Raises:
-        DataError: there are pickled weights only, and the environment does not allow them.
+        DataError: there is an adapter, or there are pickled weights only and the environment does
+            not allow them.
     """
+    if (directory / "adapter_config.json").exists():
+        raise DataError(
+            f"{directory / 'adapter_config.json'}: an adapter (LoRA), which is not applied here. "
+            "Merge it into the model (`merge_and_unload` of PEFT, then `save_pretrained`) and give "
+            "that directory."
+        )
     pickled = sorted(file.name for file in directory.glob("pytorch_model*.bin"))
     if not pickled or any(directory.glob("*.safetensors")) or os.environ.get(ALLOW_PICKLED) == "1":
         return

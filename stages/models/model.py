@@ -8,6 +8,7 @@ Shape letters: N sequences of a batch, L longest of them, P prompt tokens and T 
 batch, R rows, D hidden size, V vocabulary.
 """
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     PretrainedConfig,
     PreTrainedModel,
@@ -25,8 +27,12 @@ from transformers import (
 )
 
 from stages.models.facts import context_limit
+from stages.models.identity import check_weights
+from stages.models.text_model import left_out, tensor_names
 from stages.models.tokenizer import load_tokenizer as load_tokenizer  # where one looks for it
 from storage.errors import ConfigError, DataError, EngineError
+
+log = logging.getLogger(__name__)
 
 # ---------------------------------------------------------------------------------------------
 # Loading
@@ -51,11 +57,14 @@ def load_model(directory: Path, dtype: str, device: torch.device | str) -> PreTr
     """The model in `directory`, in evaluation mode, with weights of `dtype` on `device`.
 
     Raises:
-        DataError: it cannot be loaded, or its files lack weights (they would be left random).
+        DataError: it cannot be loaded, has an adapter beside its weights, or its files lack weights
+            (they would be left random).
     """
+    check_weights(directory)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             directory,
+            config=_config(directory),
             dtype=getattr(torch, dtype),
             local_files_only=True,
             trust_remote_code=False,
@@ -74,7 +83,28 @@ def load_model(directory: Path, dtype: str, device: torch.device | str) -> PreTr
             f"{directory}: {len(lacking)} weights are missing or of another shape than config.json "
             f"says ({sorted(lacking)[0]}, ...). Copy the model again."
         )
+    if surplus := left_out(model, directory, report["unexpected_keys"]):
+        log.warning(
+            "%s: loaded as %s, which has no place for %s. Models saved from here lack these.",
+            directory,
+            type(model).__name__,
+            " and ".join(f"{count} tensors of `{name}`" for name, count in surplus.items()),
+        )
     return model.eval().to(device)
+
+
+def _config(directory: Path) -> PretrainedConfig:
+    """Of the checkpoint, its text model inside included.
+
+    Whether the head is tied to the embeddings stands in both, and checkpoints are about in which
+    only the outer one is right.
+    """
+    config = AutoConfig.from_pretrained(directory, local_files_only=True)
+    text = config.get_text_config()
+    if text is not config and config.tie_word_embeddings and not text.tie_word_embeddings:
+        heads = [name for name in tensor_names(directory) if name.endswith("lm_head.weight")]
+        text.tie_word_embeddings = not heads
+    return config
 
 
 def real_vocab_size(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
@@ -154,13 +184,19 @@ def lm_head(model: PreTrainedModel) -> Head:
     """The head of `model`, as far as its configuration tells; `check_head` verifies it.
 
     Raises:
-        EngineError: the model has no linear head.
+        EngineError: the model has no linear head, or one with an adapter around it.
     """
     layer = model.get_output_embeddings()
     weight = getattr(layer, "weight", None)
     if weight is None:
         raise EngineError(
             f"{type(model).__name__} has no linear language model head; use a causal language model"
+        )
+    if hasattr(layer, "base_layer"):
+        raise EngineError(
+            f"{type(model).__name__}: its head is a {type(layer).__name__}, an adapter around a "
+            "linear layer, and the fused head and loss would read the layer alone. Merge the "
+            "adapter first (`merge_and_unload` of PEFT)."
         )
     config = model.config.get_text_config()
     return Head(

@@ -185,6 +185,10 @@ def open_vllm(directory: Path, dtype: str, run: ScoreRun) -> Iterator[VllmScorer
     with _pooling_model(directory) as overrides:
 
         def options(on_cpu: bool) -> dict[str, Any]:
+            from vllm import envs
+
+            # An engine in this process finds the class that is registered here.
+            alone = on_cpu and run.tensor_parallel == 1 and not envs.VLLM_ENABLE_V1_MULTIPROCESSING
             return {
                 "dtype": dtype,
                 "runner": "pooling",
@@ -193,7 +197,7 @@ def open_vllm(directory: Path, dtype: str, run: ScoreRun) -> Iterator[VllmScorer
                 "max_num_seqs": min(_SEQUENCES, run.tokens_per_batch),
                 "max_num_batched_tokens": run.tokens_per_batch,
                 "tensor_parallel_size": run.tensor_parallel,
-                "model_class_overrides": overrides,
+                "model_class_overrides": {} if alone else overrides,
                 "additional_config": {"afterglow": settings},
                 **(in_memory if on_cpu else {"gpu_memory_utilization": run.memory_fraction}),
             }

@@ -13,6 +13,7 @@ from transformers.utils.logging import disable_progress_bar
 from stages.job import Job
 from stages.models.identity import described_tokenizer
 from stages.models.model import load_tokenizer
+from stages.models.text_model import processor_files
 from stages.models.tokenizer import copy_tokenizer
 from storage.files.write import disk_errors, sync_directory
 from storage.manifest import Manifest, build_manifest
@@ -25,7 +26,8 @@ def write_model(
 
     Everything is made in `work` and renamed, so a file under its final name is whole. Tokenizer
     files are copied byte for byte: saving through the tokenizer class reformats them, and their
-    digests are what later stages compare. The model is converted in place.
+    digests are what later stages compare. A model with a vision part takes the files of its image
+    processor along, without which vLLM does not serve it. The model is converted in place.
 
     Raises:
         RetryError: the disk refused.
@@ -37,6 +39,8 @@ def write_model(
     with disk_errors(directory):
         model.to(dtype).save_pretrained(staging)  # type: ignore[reportArgumentType]
         copy_tokenizer(tokenizer_from, staging)
+        for file in processor_files(model):
+            shutil.copyfile(file, staging / file.name)
         names = sorted(path.name for path in staging.iterdir())
         for name in names:
             with (staging / name).open("rb") as stream:

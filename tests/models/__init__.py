@@ -1,0 +1,1 @@
+"""Tiny models of many families, taken through every stage."""
