@@ -72,9 +72,14 @@ def _of(config: type[PretrainedConfig], **changes: Any) -> Callable[[], Pretrain
 
 def _qwen3_5() -> PretrainedConfig:
     text = _SHAPE | _LINEAR
-    vision = _VISION | {"depth": 1, "num_heads": 2, "out_hidden_size": 64, "patch_size": 4}
-    ids = {"image_token_id": 92, "video_token_id": 93}
-    ends = {"vision_start_token_id": 94, "vision_end_token_id": 95}
+    vision: dict[str, Any] = _VISION | {
+        "depth": 1,
+        "num_heads": 2,
+        "out_hidden_size": 64,
+        "patch_size": 4,
+    }
+    ids: dict[str, Any] = {"image_token_id": 92, "video_token_id": 93}
+    ends: dict[str, Any] = {"vision_start_token_id": 94, "vision_end_token_id": 95}
     return hf.Qwen3_5Config(text_config=text, vision_config=vision, **ids, **ends)
 
 
@@ -84,7 +89,7 @@ def _gemma3() -> PretrainedConfig:
     vision |= {"image_size": 16, "patch_size": 4}
     return hf.Gemma3Config(
         text_config=text, vision_config=vision, image_token_index=93, mm_tokens_per_image=4,
-        boi_token_index=94, eoi_token_index=95, eos_token_id=1,
+        boi_token_index=94, eoi_token_index=95,
     )  # fmt: skip
 
 

@@ -92,7 +92,7 @@ def test_a_class_that_vllm_wraps_can_be_loaded_afterwards(tmp_path: Path) -> Non
     directory = write_family("olmo2", tmp_path)
     before = Olmo2Model.__init__
     with _class_restored(directory):
-        support_torch_compile(Olmo2Model, dynamic_arg_dims={"input_ids": 0})
+        support_torch_compile(dynamic_arg_dims={"input_ids": 0})(Olmo2Model)
         with pytest.raises(AssertionError, match="vLLM config is not set"):
             load_model(directory, "float32", "cpu")
     assert Olmo2Model.__init__ is before

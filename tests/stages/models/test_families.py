@@ -124,8 +124,8 @@ def test_a_record_does_not_depend_on_what_is_scored_beside_it(saved: Saved, name
     model = load_model(saved(name), "float32", "cpu")
     head, rows, record = scoring_head(model), sequences(), HeadTail(tau=0.05, candidates=0)
 
-    def score(some: Rows, **sizes: int) -> Rows:
-        return score_rows(model, head, some, record, 3, vocab_size=VOCABULARY, **sizes)
+    def score(some: Rows) -> Rows:
+        return score_rows(model, head, some, record, 3, vocab_size=VOCABULARY)
 
     together = score(rows)
     alone = Rows.concat([score(rows.slice(i, i + 1)) for i in range(len(rows))])
