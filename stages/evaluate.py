@@ -35,6 +35,7 @@ from stages.data.prompts import Prompts, load_prompts
 from stages.data.verifiers import Check, open_verifier
 from stages.engines.base import Completion, Generator, Request, needed_context, sequence_seed
 from stages.engines.open import open_generator
+from stages.engines.stop_strings import text_before
 from stages.evaluation.answers import Answer, accuracy, read_answers, write_answers
 from stages.job import Job
 from stages.models.descent import data_tokenizer, manifest_of_model
@@ -85,7 +86,7 @@ def run(job: Job[Evaluate]) -> Manifest:
         log.info("%s: %s", job.name, ", ".join(f"{name} {value}" for name, value in found.items()))
         content = {
             "metrics": found,
-            "sampling": config.sampling.model_dump() if config.prompts else None,
+            "sampling": config.sampling.model_dump(mode="json") if config.prompts else None,
             "n": config.n,
             "guarantee": made_here.meta.get("guarantee") if made_here else None,
         }
@@ -109,7 +110,7 @@ def _answers(job: Job[Evaluate], model: Path, source: PromptSource) -> list[Answ
     longest = config.sampling.max_tokens
     passes = [(config.sampling, config.n)]
     if config.greedy:
-        passes.append((Sampling(temperature=0.0, max_tokens=longest), 1))
+        passes.append((config.sampling.greedy, 1))
     with open_verifier(config.verifier) as check:
         with open_generator(
             model,
@@ -161,10 +162,13 @@ def _verified(
 ) -> Iterator[Answer]:
     """Decoded and verified answers."""
     texts = [
-        str(tokenizer.decode(done.tok.tolist(), skip_special_tokens=True)) for done in completions
+        text_before(
+            str(tokenizer.decode(done.tok.tolist(), skip_special_tokens=True)), sampling.stop
+        )
+        for done in completions
     ]
     references = [prompts.answers[done.seq_id // n] for done in completions]
-    outcomes = check(texts, references).tolist()
+    outcomes = check(texts, references, [done.finish == "length" for done in completions]).tolist()
     for done, text, outcome in zip(completions, texts, outcomes, strict=True):
         yield Answer(
             prompt_id=int(prompts.prompt_ids[done.seq_id // n]),

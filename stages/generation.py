@@ -12,7 +12,7 @@ import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from stages.data.prompts import Prompt, Prompts, load_prompts
 from stages.data.verifiers import Check, open_verifier
 from stages.engines.base import Completion, Generator, Request, needed_context, sequence_seed
 from stages.engines.open import open_generator
+from stages.engines.stop_strings import text_before
 from stages.job import Input, Job, ShardSpec
 from stages.models.descent import manifest_of_model
 from stages.models.facts import ModelFacts, model_facts
@@ -43,7 +44,7 @@ from storage.files.place import Place
 from storage.manifest import Manifest, Part, SetMeta
 from storage.rows import Rows
 from storage.schema import FINISH
-from storage.sets import commit_parts
+from storage.sets import commit_parts, outcome_counts
 from storage.shard import PartWriter
 
 log = logging.getLogger(__name__)
@@ -185,12 +186,13 @@ class Generation:
             if any(answer is not None for answer in answers)
             else [""] * len(made)
         )
+        texts = [text_before(text, self.job.config.sampling.stop) for text in texts]
         columns = {
             "seq_id": [one.seq_id for one in drawn],
             "prompt_id": [one.prompt.prompt_id for one in drawn],
             "sample": [one.sample for one in drawn],
             "finish": [FINISH[c.finish] for c in made],
-            "outcome": check(texts, answers),
+            "outcome": check(texts, answers, [c.finish == "length" for c in made]),
             "prompt": np.concatenate([one.prompt.ids for one in drawn]),
             "tok": np.concatenate([c.tok for c in made]),
             "ref_lp": np.concatenate([c.logprob for c in made]),
@@ -268,14 +270,14 @@ def run_shard(job: Job[SftData | Rollouts], spec: ShardSpec, engine: Generator) 
 def commit(job: Job[SftData | Rollouts], files: Iterable[Place] = ()) -> Manifest:
     """The manifest of the finished set; see `storage.sets.commit_parts`."""
     generation, sampling = Generation(job), job.config.sampling
-    return commit_parts(
+    manifest = commit_parts(
         job.directory,
         job.identity(
             "sequences",
             teacher=generation.teacher,
             tokenizer=generation.tokenizer,
             meta={
-                "sampling": sampling.model_dump(),
+                "sampling": sampling.model_dump(mode="json"),
                 "full_support": sampling.full_support,
                 "candidates": generation.candidates,
                 "vocab_size": generation.facts.vocab_size,
@@ -287,6 +289,11 @@ def commit(job: Job[SftData | Rollouts], files: Iterable[Place] = ()) -> Manifes
         len(plan(job)),
         files=files,
     )
+    outcomes = outcome_counts(job.directory, manifest.parts)
+    if not outcomes:
+        return manifest
+    log.info("%s: %s", job.name, ", ".join(f"{n} {name}" for name, n in outcomes.items()))
+    return replace(manifest, meta={**manifest.meta, "outcomes": outcomes})
 
 
 @lru_cache(maxsize=2)

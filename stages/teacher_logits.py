@@ -43,7 +43,7 @@ from storage.errors import DataError
 from storage.manifest import Manifest, Part, SetMeta, read_manifest
 from storage.packed.frequencies import write_ranks
 from storage.rows import Rows
-from storage.sets import commit_parts
+from storage.sets import commit_parts, outcome_counts
 from storage.shard import PartWriter, read_meta, read_rows
 
 log = logging.getLogger(__name__)
@@ -156,6 +156,8 @@ def commit(job: Job[TeacherLogits]) -> Manifest:
         files=[*files, FILE] if calibrated_here else files,
     )
     meta = dict(source.meta) | {"record": record.described()}
+    if "outcomes" in meta:  # with a limit, not those of the source
+        meta["outcomes"] = outcome_counts(job.directory, manifest.parts)
     if job.config.teacher_prompt is not None:
         meta["teacher_prompt"] = job.config.teacher_prompt.model_dump()
     if manifest.parts:

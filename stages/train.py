@@ -298,6 +298,7 @@ def _source(
             rows_per_chunk=run.rows_per_chunk,
             tokens_per_batch=run.tokens_per_microbatch,
             plain=known.job.config.reads_all,
+            tokenizer=known.tokenizer_from,
         )
 
 

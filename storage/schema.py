@@ -32,9 +32,13 @@ MANTISSA_BITS: Final = 15
 """Mantissa bits kept of a stored float32; relative error at most 2**-16."""
 
 FINISH: Final[dict[str, int]] = {"stop": 0, "length": 1}
-"""Codes of the `finish` column: the end token was drawn, or the length limit was hit."""
-OUTCOME: Final[dict[str, int]] = {"unknown": -1, "wrong": 0, "right": 1}
-"""Codes of the `outcome` column: what the verifier said."""
+"""Codes of the `finish` column: the end token was drawn or a stop string completed, or the length
+limit was hit."""
+OUTCOME: Final[dict[str, int]] = {"unknown": -1, "wrong": 0, "right": 1, "unparsed": 2, "cut": 3}
+"""Codes of the `outcome` column: what the verifier said (docs/verifiers.md). Sets made before there
+were `unparsed` and `cut` have `wrong` in their place: all three are judged, and not right."""
+NOT_RIGHT: Final = tuple(OUTCOME[name] for name in ("wrong", "unparsed", "cut"))
+"""Codes of responses that were judged and are not right."""
 
 Level = Literal["row", "prompt", "position", "candidate", "draw", "entry", "head", "tail"]
 SetKind = Literal["sequences", "records"]

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from storage.errors import DataError, RetryError
 from storage.files.place import Place
 from storage.files.write import sha256_file
-from storage.manifest import RANKS, Manifest, SetIdentity, build_manifest, read_manifest
+from storage.manifest import RANKS, Manifest, Part, SetIdentity, build_manifest, read_manifest
 from storage.parquet.reader import column_bytes
-from storage.schema import column_names
-from storage.shard import find_part, read_meta, verify_part
+from storage.schema import OUTCOME, column_names
+from storage.shard import PartFile, find_part, read_meta, verify_part
 
 
 def commit_parts(
@@ -46,6 +46,23 @@ def commit_parts(
                 f"{identity.key[:12]}. Move it away and run the stage again."
             )
     return build_manifest(directory, identity, parts, [*files, RANKS] if packed else files)
+
+
+def outcome_counts(directory: Place, parts: Iterable[Part]) -> dict[str, int]:
+    """How many sequences of a set have each outcome; empty where none was judged.
+
+    Raises:
+        DataError: a part is damaged.
+    """
+    counted = dict.fromkeys(OUTCOME, 0)
+    for part in parts:
+        with PartFile(directory / part.file, part.bytes) as file:
+            for group in range(len(part.row_groups)):
+                codes = file.read(group, ["outcome"])["outcome"]
+                for name, code in OUTCOME.items():
+                    counted[name] += int((codes == code).sum())
+    known = sum(counted.values()) > counted["unknown"]
+    return {name: count for name, count in counted.items() if count} if known else {}
 
 
 def verify_set(directory: Place) -> list[str]:

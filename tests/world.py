@@ -248,7 +248,10 @@ def commit(
     """
     about: dict[str, Any] = {"full_support": False}
     if sampling is not None:
-        about = {"sampling": sampling.model_dump(), "full_support": sampling.full_support}
+        about = {
+            "sampling": sampling.model_dump(mode="json"),
+            "full_support": sampling.full_support,
+        }
     if generator is not None:
         about["generator"] = generator.to_json()
     if record is not None:

@@ -77,6 +77,8 @@ def _about(title: str, manifest: Manifest) -> str:
         rows[f"`{record.get('kind')}` records"] = f"{promise} Temperature {temperature}."
     if (guarantee := meta.get("guarantee")) is not None:
         rows["guarantee of the objective"] = f"{guarantee['level']}: {guarantee['reason']}"
+    if outcomes := meta.get("outcomes"):
+        rows["verified responses"] = ", ".join(f"{n:,} {name}" for name, n in outcomes.items())
     if (full := meta.get("full_support")) is not None:
         truncated = "truncated: importance weights would be biased"
         rows["sampling of the responses"] = "full support" if full else truncated

@@ -7,6 +7,7 @@ truncated responses count like any other: every stored token was drawn.
 Shape letters: T positions of a batch, R of a chunk, D hidden size, V vocabulary, B classes of ids.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from stages.config.data import Sampling
 from stages.counter import hash64
-from stages.engines.transformers_engine import keep_top_k, keep_top_p
+from stages.engines.transformers_engine import keep_min_p, keep_top_k, keep_top_p
 from stages.models.model import (
     Head,
     context_length,
@@ -74,8 +75,9 @@ def observe(
         z_RV: float32 logits of real ids.
         tok_R: int64, the tokens drawn.
         class_V: As `classes` gives it.
-        sampling: How they were drawn: top-k cuts first, top-p what that leaves, as engines do. At
-            temperature 0 nothing is drawn and the distribution is the model's own.
+        sampling: How they were drawn, without penalties: min-p cuts first, then top-k, top-p what
+            that leaves, as engines do. At temperature 0 nothing is drawn and the distribution is
+            the model's own.
         slack: What rounding may do to a logit (nats) or to the mass above a token.
     """
     if sampling.temperature == 0:
@@ -87,6 +89,10 @@ def observe(
         z_RV = z_RV / sampling.temperature
         z_R = _at(z_RV, tok_R)
         impossible_R = z_R.isneginf()
+        if sampling.min_p > 0:
+            least_R = z_RV.amax(1) + math.log(sampling.min_p)
+            impossible_R = impossible_R | (z_R < least_R - slack)
+            z_RV = keep_min_p(z_RV, sampling.min_p)
         if 0 < sampling.top_k < z_RV.shape[1]:
             least_R = z_RV.topk(sampling.top_k, dim=1).values[:, -1]
             impossible_R = impossible_R | (z_R < least_R - slack)

@@ -5,9 +5,10 @@ the prompts as stored, and the two tests of `stages.attribution.evidence` check 
 and prompt rendering together; they trust nothing in the set but its token ids. Where the set also
 keeps the log-probability each token was drawn with, MODEL's own is compared with it.
 
-Where top-p or top-k truncated the distribution, MODEL's is truncated alike, and tokens outside of
-it count against MODEL; nothing can be said of the tail. At temperature 0 nothing is random: every
-token must be MODEL's likeliest, and there is no other test.
+Where min-p, top-p or top-k truncated the distribution, MODEL's is truncated alike, and tokens
+outside of it count against MODEL; nothing can be said of the tail. Sets sampled with penalties are
+refused: what they were drawn from is no distribution of MODEL's. At temperature 0 nothing is
+random: every token must be MODEL's likeliest, and there is no other test.
 
 A set of records holds what a teacher said of each token; MODEL is run again, and log p and entropy
 must agree.
@@ -101,7 +102,7 @@ class Finding:
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary, the figures on one level with the rest."""
         own = {name: value for name, value in vars(self).items() if name != "figures"}
-        sampling = self.sampling.model_dump(include={"temperature", "top_p", "top_k"})
+        sampling = self.sampling.model_dump(include={"temperature", "top_p", "top_k", "min_p"})
         return own | {"sampling": sampling} | dict(self.figures)
 
     def lines(self) -> list[str]:
@@ -174,6 +175,11 @@ def _sampling(path: Place, manifest: Manifest, settings: Settings) -> Sampling:
             "Give the temperature to test with --temperature."
         )
     sampling = Sampling.model_validate(stated or {})
+    if sampling.penalised:
+        raise DataError(
+            f"{path}: its tokens were drawn with penalties, so not from the distribution of any "
+            "model alone. Verify a set sampled without them, or the records of this one."
+        )
     return sampling if given is None else sampling.model_copy(update={"temperature": given})
 
 

@@ -60,7 +60,8 @@ class Evaluate(StageTable):
     n: Positive = 1
     """Sampled responses per prompt; pass@k is reported for k = 1, 2, 4, ... up to n."""
     sampling: Sampling = Sampling()
-    """How the n responses are sampled; greedy answers have the same `max_tokens`."""
+    """How the n responses are sampled; greedy answers have the same penalties, `stop` and
+    `max_tokens`."""
     greedy: bool = True
     """Also answer every prompt greedily."""
     teacher: bool = True

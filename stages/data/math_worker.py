@@ -1,6 +1,7 @@
-"""A process that checks mathematical answers: one JSON pair per line in, one outcome per line out.
+"""A process that compares mathematical answers: one JSON pair a line in, one outcome a line out.
 
-The first line out is "ready".
+A pair is the readings of a final answer (`stages.data.final_answer`) and the reference answer. The
+first line out is "ready".
 
 `stages.data.verifiers` runs it as a script, in a process of its own: comparing expressions may hang
 or exhaust memory in ways that only ending the process cures. It imports nothing of this package.
@@ -26,12 +27,18 @@ def gold(answer: str) -> list[Any]:
     return parse(answer if marked else f"${answer}$", parsing_timeout=_SECONDS)
 
 
-def check(text: str, answer: str) -> int:
-    """1 right, 0 wrong, -1 where the reference answer cannot be parsed."""
+def check(readings: list[str], answer: str) -> int:
+    """1 right: one of the readings is; 0 wrong; 2 unparsed: the first holds no mathematics.
+
+    -1 where the reference answer cannot be parsed. The codes are those of `storage.schema.OUTCOME`.
+    """
     expected = gold(answer)
     if not expected:
         return -1
-    return int(verify(expected, parse(text, parsing_timeout=_SECONDS), timeout_seconds=_SECONDS))
+    parsed = [parse(reading, parsing_timeout=_SECONDS) for reading in readings]
+    if any(verify(expected, found, timeout_seconds=_SECONDS) for found in parsed if found):
+        return 1
+    return 0 if parsed[0] else 2
 
 
 def main() -> None:
@@ -39,11 +46,11 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     _write("ready")
     for line in sys.stdin:
-        text, answer = json.loads(line)
+        readings, answer = json.loads(line)
         try:
-            outcome = check(text, answer)
-        except (Exception, RecursionError, MemoryError):  # noqa: BLE001 - any failure is "not right"
-            outcome = 0
+            outcome = check(readings, answer)
+        except (Exception, RecursionError, MemoryError):  # noqa: BLE001 - nothing could be compared
+            outcome = 2
         _write(outcome)
 
 

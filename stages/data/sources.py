@@ -14,6 +14,7 @@ from pathlib import Path
 from stages.config.corpus import Corpus
 from stages.config.data import PromptSource
 from stages.config.stage import StageTable
+from stages.data.prompts import numbered_rows
 from stages.data.tasks import task
 from stages.data.verifiers import verifier_identity
 from stages.models.identity import DigestCache, tokenizer_hash
@@ -39,7 +40,8 @@ def content_identity(table: StageTable, cache: DigestCache) -> dict[str, object]
     if prompts is None:
         return {}
     verifier = getattr(table, "verifier", None)
-    return prompts_identity(prompts, cache) | (verifier_identity(verifier) if verifier else {})
+    rules = verifier_identity(verifier) if verifier else {}
+    return prompts_identity(prompts, cache) | (rules if rules and has_answers(prompts) else {})
 
 
 def content_paths(table: StageTable) -> str:
@@ -63,6 +65,20 @@ def prompts_identity(source: PromptSource, cache: DigestCache | None = None) -> 
         files = sorted(path.rglob("*.arrow"))
         return {"sha256": _digest_of_files(path, files, cache) if files else None}
     return {"sha256": (cache or DigestCache()).sha256(path) if path.is_file() else None}
+
+
+def has_answers(source: PromptSource) -> bool:
+    """Whether a verifier has something to do: the first row has the column of answers.
+
+    Without it the rules of the verifier decide nothing and stay out of the key. False for files
+    that are missing or damaged, which no stage can use.
+    """
+    column, _, _ = source.answer_field.partition(".")
+    first = source.model_copy(update={"first": 0, "limit": 1})
+    try:
+        return any(column in row for _, row in numbered_rows(first, (source.field, column)))
+    except DataError:
+        return False
 
 
 def corpus_identity(config: Corpus, cache: DigestCache | None = None) -> dict[str, object]:

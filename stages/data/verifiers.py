@@ -1,6 +1,7 @@
-"""Verifiers: is a response right, given a reference answer? Wrong ones are marked, never dropped.
+"""Verifiers: is a response right, given a reference answer? Others are marked, never dropped.
 
 `exact_match` compares strings, `math_verify` compares parsed mathematics in processes of its own.
+The outcome is one of `storage.schema.OUTCOME`; docs/verifiers.md states the rules, with cases.
 Importing this module imports neither torch nor math_verify.
 """
 
@@ -21,14 +22,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.config.data import Verifier
+from stages.data.final_answer import choice_of, chosen, final_answer, plain, plain_punctuation
 from stages.models.environment import cpu_count
 from storage.errors import ConfigError, EngineError
-from storage.schema import OUTCOME
+from storage.schema import NOT_RIGHT, OUTCOME
 
 log = logging.getLogger(__name__)
 
-Check = Callable[[Sequence[str], Sequence[str | None]], NDArray[np.int8]]
-"""Texts and reference answers, [N] each, to outcomes [N]: 1 right, 0 wrong, -1 without answer."""
+Check = Callable[[Sequence[str], Sequence[str | None], Sequence[bool]], NDArray[np.int8]]
+"""Texts, reference answers and whether each text was cut at the length limit, [N] each, to outcomes
+[N]."""
 
 SCRIPT = Path(__file__).with_name("math_worker.py")
 _MAX_WORKERS = 4
@@ -36,25 +39,27 @@ _MAX_WORKERS = 4
 
 EXACT_MATCH_VERSION = 1
 """Raised when the rules of `exact_match` change; 1 stays out of the key."""
+MATH_RULES_VERSION = 2
+"""Raised when the rules of `stages.data.final_answer` change a verdict. Version 1, which let
+math-verify read the whole response, cut or not, has none in its keys."""
 MATH_VERIFY_VERSION = "0.9.0"
-"""The version of math-verify that stays out of the key: the one of requirements/*.txt."""
+"""The version of math-verify assumed where it is not installed: the one of requirements/*.txt."""
 
 
 def verifier_identity(config: Verifier) -> dict[str, object]:
     """The version of the verifier's rules, which decides outcomes as much as the table does.
 
-    Empty for the versions whose keys carry none. A machine without math-verify can verify nothing
-    but may plan and read sets; it looks for those of `MATH_VERIFY_VERSION`.
+    Empty for version 1 of `exact_match`. A machine without math-verify can verify nothing but may
+    plan and read sets; it looks for those of `MATH_VERIFY_VERSION`.
     """
     if config.kind == "exact_match":
-        name, version, silent = "exact_match", str(EXACT_MATCH_VERSION), "1"
-    else:
-        name, silent = "math-verify", MATH_VERIFY_VERSION
-        try:
-            version = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            version = silent
-    return {} if version == silent else {"verifier": f"{name} {version}"}
+        version = EXACT_MATCH_VERSION
+        return {} if version == 1 else {"verifier": f"exact_match {version}"}
+    try:
+        installed = importlib.metadata.version("math-verify")
+    except importlib.metadata.PackageNotFoundError:
+        installed = MATH_VERIFY_VERSION
+    return {"verifier": f"math-verify {installed}, rules {MATH_RULES_VERSION}"}
 
 
 @contextmanager
@@ -75,16 +80,29 @@ def open_verifier(config: Verifier) -> Iterator[Check]:
     mine = threading.local()
     workers: list[MathWorker] = []
 
-    def check_one(text: str, answer: str | None) -> int:
+    def check_one(text: str, answer: str | None, cut: bool) -> int:
         if answer is None:
             return OUTCOME["unknown"]
-        if not hasattr(mine, "worker"):
-            mine.worker = MathWorker()
-            workers.append(mine.worker)
-        return mine.worker.check(text, answer)
+        text, answer = plain_punctuation(text), plain_punctuation(answer)
+        found = final_answer(text, marked_only=cut)
+        if found is None:
+            return OUTCOME["cut" if cut else "unparsed"]
+        if (letter := choice_of(answer)) is not None:
+            choice = chosen(found)
+            outcome = OUTCOME["unparsed"] if choice is None else int(choice == letter)
+        elif plain(found.said) == plain(answer):
+            outcome = OUTCOME["right"]
+        else:
+            if not hasattr(mine, "worker"):
+                mine.worker = MathWorker()
+                workers.append(mine.worker)
+            outcome = mine.worker.check(found.readings, answer)
+        return OUTCOME["cut"] if cut and outcome in NOT_RIGHT else outcome
 
-    def check(texts: Sequence[str], answers: Sequence[str | None]) -> NDArray[np.int8]:
-        return np.fromiter(threads.map(check_one, texts, answers), np.int8, len(texts))
+    def check(
+        texts: Sequence[str], answers: Sequence[str | None], cut: Sequence[bool]
+    ) -> NDArray[np.int8]:
+        return np.fromiter(threads.map(check_one, texts, answers, cut), np.int8, len(texts))
 
     with ThreadPoolExecutor(min(_MAX_WORKERS, cpu_count())) as threads:
         try:
@@ -99,7 +117,9 @@ def exact_match(extract: str) -> Check:
     """Compares what `extract` finds in a response with the reference answer, white space aside.
 
     The last match counts, as the last thing said is the answer; its first group, or all of it in a
-    pattern without groups. An empty pattern takes the whole response.
+    pattern without groups. An empty pattern takes the whole response. What the pattern matches is
+    the answer, also in a response that was cut: a pattern that must not take half an answer for a
+    whole one asks for what follows it.
 
     Raises:
         ConfigError: `extract` is not a regular expression.
@@ -120,14 +140,20 @@ def exact_match(extract: str) -> Check:
         answer = matches[-1][1 if pattern.groups else 0]
         return answer.strip() if answer is not None else None
 
-    def check(texts: Sequence[str], answers: Sequence[str | None]) -> NDArray[np.int8]:
-        return np.array(
-            [
-                OUTCOME["unknown"] if answer is None else int(found(text) == answer.strip())
-                for text, answer in zip(texts, answers, strict=True)
-            ],
-            np.int8,
-        )
+    def check_one(text: str, answer: str | None, cut: bool) -> int:
+        if answer is None:
+            return OUTCOME["unknown"]
+        said = found(text)
+        if said == answer.strip():
+            return OUTCOME["right"]
+        if cut:
+            return OUTCOME["cut"]
+        return OUTCOME["unparsed" if said is None else "wrong"]
+
+    def check(
+        texts: Sequence[str], answers: Sequence[str | None], cut: Sequence[bool]
+    ) -> NDArray[np.int8]:
+        return np.fromiter(map(check_one, texts, answers, cut), np.int8, len(texts))
 
     return check
 
@@ -139,8 +165,8 @@ class MathWorker:
         self._seconds = seconds
         self._process: subprocess.Popen[str] | None = None
 
-    def check(self, text: str, answer: str) -> int:
-        """Outcome of one pair; wrong if the process dies or does not answer in time."""
+    def check(self, readings: Sequence[str], answer: str) -> int:
+        """Outcome of one pair; unparsed if the process dies or does not answer in time."""
         if self._process is None:
             self._process = _start()
         process = self._process
@@ -149,7 +175,7 @@ class MathWorker:
         timer = threading.Timer(self._seconds, process.kill)
         timer.start()
         try:
-            process.stdin.write(json.dumps([text, answer]) + "\n")
+            process.stdin.write(json.dumps([list(readings), answer]) + "\n")
             process.stdin.flush()
             line = process.stdout.readline()
         except BrokenPipeError:
@@ -159,10 +185,10 @@ class MathWorker:
         if not line:
             self.stop()
             log.warning(
-                "an answer could not be compared with %r within its limits: counted as wrong",
+                "an answer could not be compared with %r within its limits: counted as unparsed",
                 answer,
             )
-            return OUTCOME["wrong"]
+            return OUTCOME["unparsed"]
         return int(line)
 
     def stop(self) -> None:

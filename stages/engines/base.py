@@ -5,7 +5,10 @@ a response does not depend on which others are decoded beside it. (Logits do, in
 bits: matrix kernels differ with the batch shape. A draw changes only where a uniform number falls
 into that gap.)
 
-The end token is whatever the model and its tokenizer call one, kept in the response when drawn.
+The end token is whatever the model and its tokenizer call one, kept in the response when drawn; so
+are the tokens of a stop string (`stages.engines.stop_strings`).
+
+Engines apply, in this order: penalties to the logits, temperature, min-p, top-k, top-p.
 """
 
 from collections.abc import Iterable, Iterator
@@ -42,13 +45,17 @@ class Completion:
     tok: NDArray[np.uint32]
     """[T] token ids as drawn, the end token included."""
     logprob: NDArray[np.float32]
-    """[T] log-probability with which each token was drawn: under the temperature, top-p and top-k
-    of the request. At temperature 0 nothing is drawn, and it is the model's own (temperature 1)."""
+    """[T] log-probability with which each token was drawn: under penalties, temperature, min-p,
+    top-k and top-p of the request. At temperature 0 nothing is drawn, and it is that of the model
+    (temperature 1) under the penalties. NaN at the last token if the logits there were not finite.
+    """
     cand: NDArray[np.uint32]
-    """[T * k] the k likeliest ids at each position, likeliest first, chosen without looking at the
-    token drawn. Where top-p or top-k leave fewer than k, the list is filled with other ids."""
+    """[T * k] the k likeliest ids at each position under that distribution, likeliest first, chosen
+    without looking at the token drawn. Where min-p, top-k or top-p leave fewer than k, the list is
+    filled with other ids."""
     finish: Finish
-    """`stop`: the end token was drawn; `length`: the token limit or the context was reached."""
+    """`stop`: the end token was drawn or a stop string completed; `length`: the token limit or the
+    context was reached."""
 
 
 class Generator(Protocol):

@@ -3,11 +3,15 @@
 Three settings decide what the numbers mean:
 
 * `logprobs_mode="processed_logprobs"`: the stored log-probability is that of the distribution the
-  token was drawn from, after temperature, top-p and top-k. vLLM's default (`raw_logprobs`) is the
-  model's own at temperature 1; both agree at temperature 1 with full support.
+  token was drawn from, after penalties, temperature, min-p, top-k and top-p. vLLM's default
+  (`raw_logprobs`) is the model's own at temperature 1; both agree at temperature 1 with full
+  support and without penalties.
 * a seed per request, so that a response does not depend on the batch it is decoded in;
 * `generation_config="vllm"` (`vllm_process`): sampling defaults shipped with a model are not
   applied, end tokens are passed explicitly.
+
+Stop strings are found here and not by vLLM, which has no tokenizer: the tokens then come step by
+step, and a response that is complete is taken out of the engine.
 
 On a CPU chunked prefill is off: vLLM 0.32 rewinds the generator of a sequence whose prompt is split
 over steps, which CPU generators cannot do.
@@ -23,7 +27,8 @@ import numpy as np
 
 from stages.config.data import Sampling
 from stages.config.generation import EngineRun
-from stages.engines.base import Completion, Request, check_candidates, token_limit
+from stages.engines.base import Completion, Finish, Request, check_candidates, token_limit
+from stages.engines.stop_strings import StopStrings, stop_strings
 from stages.engines.vllm_process import engine_errors, running_engine
 from stages.models.facts import ModelFacts, model_facts
 
@@ -39,8 +44,11 @@ _PREFILL_TOKENS = 8192
 class VllmGenerator:
     """A `Generator` on top of a started vLLM."""
 
-    def __init__(self, engine: Any, facts: ModelFacts, context: int, max_sequences: int) -> None:
+    def __init__(
+        self, engine: Any, facts: ModelFacts, context: int, max_sequences: int, tokenizer: Path
+    ) -> None:
         self.facts = facts
+        self._tokenizer = tokenizer
         self._engine: Any = engine
         self._context = context
         # Twice what is decoded at once: the scheduler always has a successor at hand.
@@ -53,20 +61,28 @@ class VllmGenerator:
     ) -> Iterator[Completion]:
         """As `Generator.generate`."""
         check_candidates(candidates, self.facts)
+        stop = stop_strings(sampling, self._tokenizer)
         source = iter(requests)
-        running: dict[str, Request] = {}
+        running: dict[str, _Running] = {}
         try:
             while True:
                 while len(running) < self._in_flight and (request := next(source, None)):
-                    running[self._add(request, sampling, candidates)] = request
+                    name = self._add(request, sampling, candidates)
+                    running[name] = _Running(request, candidates, stop)
                 if not running:
                     return
                 with engine_errors("vLLM failed while decoding"):
                     outputs = self._engine.step()
                 for output in outputs:
-                    if output.finished:
-                        request = running.pop(output.request_id)
-                        yield _completion(request, output.outputs[0], candidates)
+                    name = output.request_id
+                    if name not in running:  # a token on its way when the response was complete
+                        continue
+                    running[name].take(output.outputs[0])
+                    complete = running[name].ended_by_string
+                    if complete and not output.finished:
+                        self._engine.abort_request([name])
+                    if complete or output.finished:
+                        yield running.pop(name).completion()
         finally:
             if running:
                 self._engine.abort_request(list(running))
@@ -81,40 +97,76 @@ class VllmGenerator:
 
         name = str(self._serial)
         self._serial += 1
-        params = SamplingParams(
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            max_tokens=token_limit(request, sampling, self._context),
-            seed=request.seed,
-            logprobs=candidates,
-            flat_logprobs=True,
-            stop_token_ids=list(self.facts.stop_ids),
-            ignore_eos=True,
-            detokenize=False,
-            logit_bias=self._surplus,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-            skip_clone=True,
-        )
         prompt = {"prompt_token_ids": request.prompt_ids.tolist()}
         with engine_errors(f"vLLM rejects sequence {request.seq_id}"):
+            params = SamplingParams(
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
+                min_p=sampling.min_p,
+                repetition_penalty=sampling.repetition_penalty,
+                presence_penalty=sampling.presence_penalty,
+                frequency_penalty=sampling.frequency_penalty,
+                max_tokens=token_limit(request, sampling, self._context),
+                seed=request.seed,
+                logprobs=candidates,
+                flat_logprobs=True,
+                stop_token_ids=list(self.facts.stop_ids),
+                ignore_eos=True,
+                detokenize=False,
+                logit_bias=self._surplus,
+                output_kind=(
+                    RequestOutputKind.DELTA if sampling.stop else RequestOutputKind.FINAL_ONLY
+                ),
+                skip_clone=True,
+            )
             self._engine.add_request(name, prompt, params)
         return name
 
 
-def _completion(request: Request, output: Any, candidates: int) -> Completion:
-    """Flat log-probs hold, for each position, the token drawn and then the k likeliest."""
-    tok = np.array(output.token_ids, np.uint32)
-    shape = (len(tok), candidates + 1)
-    ids = np.array(output.logprobs.token_ids, np.uint32).reshape(shape)
-    logprob = np.array(output.logprobs.logprobs, np.float32).reshape(shape)
-    return Completion(
-        seq_id=request.seq_id,
-        tok=tok,
-        logprob=logprob[:, 0],
-        cand=ids[:, 1:].reshape(-1),
-        finish="stop" if output.finish_reason == "stop" else "length",
-    )
+class _Running:
+    """A response as far as vLLM has given it: all at once, or in pieces where it may end early."""
+
+    def __init__(self, request: Request, candidates: int, stop: StopStrings | None) -> None:
+        self._request = request
+        self._width = candidates + 1
+        self._stop = stop
+        self.ended_by_string = False
+        self._finish: Finish = "length"
+        self._tok: list[int] = []
+        self._ids: list[int] = []
+        self._logprobs: list[float] = []
+
+    def take(self, output: Any) -> None:
+        """Add what is new; flat log-probs hold, for each position, the token drawn and then the k
+        likeliest.
+        """
+        self._tok += output.token_ids
+        self._ids += output.logprobs.token_ids
+        self._logprobs += output.logprobs.logprobs
+        if output.finish_reason == "stop":
+            self._finish = "stop"
+        if self._stop is None:
+            return
+        for length in range(len(self._tok) - len(output.token_ids) + 1, len(self._tok) + 1):
+            if self._stop.end(self._tok[:length]):
+                self.ended_by_string, self._finish = True, "stop"
+                del self._tok[length:]
+                return
+
+    def completion(self) -> Completion:
+        """The response; of pieces that came together, what follows the end is left out."""
+        tok = np.array(self._tok, np.uint32)
+        shape = (-1, self._width)
+        ids = np.array(self._ids, np.uint32).reshape(shape)[: len(tok)]
+        logprob = np.array(self._logprobs, np.float32).reshape(shape)[: len(tok)]
+        return Completion(
+            seq_id=self._request.seq_id,
+            tok=tok,
+            logprob=logprob[:, 0],
+            cand=ids[:, 1:].reshape(-1),
+            finish=self._finish,
+        )
 
 
 @contextmanager
@@ -149,7 +201,7 @@ def open_vllm(
         }
 
     with running_engine(directory, options) as engine:
-        generator = VllmGenerator(engine, facts, max_model_len, run.max_sequences)
+        generator = VllmGenerator(engine, facts, max_model_len, run.max_sequences, directory)
         del engine  # memory is freed when the context is left, and this name would hold it
         try:
             yield generator

@@ -16,8 +16,9 @@ from stages.reporting.table import PASS
 from storage.errors import DataError
 from storage.files.place import Place
 from storage.files.write import create_once
+from storage.schema import OUTCOME
 
-RIGHT, UNKNOWN = 1, -1
+RIGHT, UNKNOWN = OUTCOME["right"], OUTCOME["unknown"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Answer:
     finish: str
     """`stop` or `length`."""
     outcome: int
-    """1 right, 0 wrong, -1 unknown: the prompt has no reference answer."""
+    """A code of `storage.schema.OUTCOME`; unknown where the prompt has no reference answer."""
     text: str
 
 
@@ -70,7 +71,8 @@ def accuracy(answers: Iterable[Answer]) -> dict[str, float | None]:
     Returns:
         `accuracy` with `accuracy_se` and `pass@k` over prompts with a reference answer, `greedy`,
         `tokens` (mean length of sampled responses) and `truncated` (share that hit the limit).
-        What there are no answers for is absent.
+        `unparsed` and `cut` are the shares of sampled answers that are not right because there was
+        no answer to read, or not before the limit. What there are no answers for is absent.
     """
     everything = list(answers)
     sampled = [answer for answer in everything if not answer.greedy]
@@ -90,6 +92,9 @@ def accuracy(answers: Iterable[Answer]) -> dict[str, float | None]:
             out[f"{PASS}{k}"] = statistics.fmean(
                 pass_at_k(len(right), sum(right), k) for right in by_prompt.values()
             )
+        judged = [a.outcome for a in sampled if a.outcome != UNKNOWN]
+        for name in ("unparsed", "cut"):
+            out[name] = judged.count(OUTCOME[name]) / len(judged)
     if greedy:
         out["greedy"] = statistics.fmean(greedy)
     if sampled:

@@ -31,8 +31,9 @@ class Term(Objective):
     """A number, or points `[progress, weight]` over training progress from 0 to 1, with straight
     lines between them; of two points at the same progress, the second holds from there on."""
     on: Literal["all", "right", "wrong"] = "all"
-    """Sequences the term reads, by what the verifier said of them; the loss of the term is 0 at
-    all others, which still count in the mean over the positions of the step."""
+    """Sequences the term reads, by what the verifier said of them: `wrong` are all that were judged
+    and are not right, so unparsed and cut ones too. The loss of the term is 0 at all others, which
+    still count in the mean over the positions of the step."""
 
     @field_validator("weight")
     @classmethod
@@ -112,7 +113,9 @@ class Mixture(Objective):
             term_T = found.loss_T
             if term.on != "all":
                 outcome_T = term.required(records.outcome_T, "outcome")
-                term_T = term_T.masked_fill(outcome_T != OUTCOME[term.on], 0.0)
+                right_T = outcome_T == OUTCOME["right"]
+                unread_T = right_T | (outcome_T == OUTCOME["unknown"])
+                term_T = term_T.masked_fill(unread_T if term.on == "wrong" else ~right_T, 0.0)
             loss_T = loss_T + weight_at(term.weight, self._progress) * term_T
             stats[label] = term_T.detach()
             stats |= {f"{label}_{key}": value for key, value in found.stats.items()}

@@ -75,6 +75,13 @@ class TableColumn:
     scale: float = 1.0
     digits: int = 1
     signed: bool = False
+    rare: bool = False
+    """Left out where it is 0 in every row."""
+
+    def concerns(self, row: Row) -> bool:
+        """Whether the row has something to show here."""
+        value = _number(row.get(self.key))
+        return value is not None and not (self.rare and value == 0)
 
     def cell(self, row: Row) -> str:
         """The value with its spread, or a dash."""
@@ -100,7 +107,9 @@ def columns(rows: Sequence[Row]) -> list[TableColumn]:
         TableColumn("gain", "gain", 100, signed=True),
         *(TableColumn(f"{PASS}{k} %", f"{PASS}{k}", 100) for k in sorted(ks - {1})),
         TableColumn("tokens", "tokens"),
-        TableColumn("cut %", "truncated", 100),
+        TableColumn("limit %", "truncated", 100),
+        TableColumn("unparsed %", "unparsed", 100, rare=True),
+        TableColumn("cut %", "cut", 100, rare=True),
         TableColumn("reverse KL", "reverse_kl", digits=4),
         TableColumn("forward KL", "forward_kl", digits=4),
         TableColumn("ECE %", "ece", 100, digits=2),
@@ -113,7 +122,7 @@ def columns(rows: Sequence[Row]) -> list[TableColumn]:
         TableColumn("B/pos", "bytes"),
         TableColumn("record B", "record_bytes"),
     ]
-    return [c for c in every if any(_number(row.get(c.key)) is not None for row in rows)]
+    return [c for c in every if any(c.concerns(row) for row in rows)]
 
 
 def cells(rows: Sequence[Row]) -> list[list[str]]:
@@ -193,7 +202,9 @@ def with_gain(rows: Sequence[Row], baseline: str) -> list[Row]:
 
 
 _LEGEND = {
-    "tokens": "tokens: mean response length; cut: share of responses that hit the limit",
+    "tokens": "tokens: mean response length; limit: share of responses that hit the limit",
+    "unparsed": "not right and not wrong, share of sampled answers: unparsed, no answer was found; "
+    "cut, the limit came before the right answer",
     "pass": "pass@k: chance that one of k sampled answers is right",
     "kl": "KL: nats per token to the teacher on held-out rollouts, reverse KL(model, teacher) "
     "and forward KL(teacher, model); {levels}",
@@ -228,6 +239,8 @@ def legend(rows: Sequence[Row], baseline: str) -> list[str]:
     }
     shown = known | ({"pass"} if any(PASS in key for key in known) else set())
     shown = shown - {"ece"} | ({"kl", "ece"} if levels else set())
+    if not any(row.get(key) for row in rows for key in ("unparsed", "cut")):
+        shown = shown - {"unparsed"}
     lines = [text for key, text in _LEGEND.items() if key in shown]
     lines = [line.format(levels=", ".join(sorted(levels))) for line in lines]
     return ["; ".join(first), *lines] if first else lines

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,7 @@ class LiveSource:
         dtype: Of the student's forward pass.
         rows_per_chunk, tokens_per_batch: Execution of scoring.
         plain: Return sequences without records, for a loss that reads the teacher itself.
+        tokenizer: Its directory; only stop strings need it.
 
     Raises:
         EngineError: the teacher's head is of an unknown kind.
@@ -73,8 +75,10 @@ class LiveSource:
         rows_per_chunk: int,
         tokens_per_batch: int,
         plain: bool = False,
+        tokenizer: Path | None = None,
     ) -> None:
         self.student = student
+        self._tokenizer = tokenizer
         self._prompts, self._teacher = prompts, teacher
         self._head = scoring_head(teacher)
         drawn = meta.get("sampling")
@@ -149,7 +153,9 @@ class LiveSource:
     def _generate(self, requests: list[Request], sampling: Sampling) -> list[Completion]:
         """Completions in the order of `requests`; the student is left in the mode it was in."""
         context = self._facts.context or _NO_LIMIT
-        engine = TransformersGenerator(self.student, self._facts, context, len(requests))
+        engine = TransformersGenerator(
+            self.student, self._facts, context, len(requests), self._tokenizer
+        )
         training = self.student.training
         self.student.eval()
         kind = self.student.device.type

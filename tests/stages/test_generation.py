@@ -25,6 +25,7 @@ from stages.models.tokenizer import load_tokenizer
 from storage.errors import ConfigError, DataError, EngineError
 from storage.manifest import Manifest, SetIdentity, build_manifest, read_manifest, write_manifest
 from storage.rows import Rows
+from storage.schema import FINISH, NOT_RIGHT, OUTCOME
 from storage.sets import verify_set
 from storage.shard import read_meta
 from tests.conftest import CONTEXT, EngineSlot
@@ -139,7 +140,12 @@ def test_rollouts_hold_what_offline_distillation_needs(done: Job[Any], tiny_mode
         assert one["finish"] == (0 if one["tok"][-1] == 2 else 1)
         assert 1 <= len(one["tok"]) <= 12
         assert str(tokenizer.decode(one["prompt"])).startswith("<bos>")
-    assert set(rows["outcome"]) == {0}  # the tiny model knows nothing, and that is kept
+    assert set(rows["outcome"]) <= set(NOT_RIGHT)  # the tiny model knows nothing, and that is kept
+    cut = rows["outcome"] == OUTCOME["cut"]
+    np.testing.assert_array_equal(cut, rows["finish"] == FINISH["length"])
+    counted = read_manifest(done.directory).meta["outcomes"]
+    assert counted["cut"] == int(cut.sum())
+    assert sum(counted.values()) == len(rows)
 
 
 @pytest.mark.engine
@@ -147,7 +153,7 @@ def test_the_manifest_says_how_the_set_was_made(done: Job[Any], tiny_model: Path
     manifest = read_manifest(done.directory)
     identity = model_identity(tiny_model, "float32").to_json()
     assert manifest.meta["generator"] == identity
-    assert manifest.meta["sampling"] == done.config.sampling.model_dump()
+    assert manifest.meta["sampling"] == done.config.sampling.model_dump(mode="json")
     assert manifest.meta["full_support"] is True
     assert (manifest.meta["candidates"], manifest.meta["vocab_size"]) == (4, 17)
     assert manifest.meta["stop_ids"] == [2]
@@ -189,7 +195,11 @@ def test_right_and_wrong_responses_are_marked(
     complete(again, vllm_engine)
     marked = sorted(by_id(rows_of(again)).values(), key=lambda one: one["prompt_id"])
     assert [one["tok"] for one in marked] == [one["tok"] for one in said]
-    assert [one["outcome"] for one in marked] == [-1, 1, 0, 1, 0, 1, 0, 1, 0, 1]
+    not_right = {FINISH["stop"]: OUTCOME["wrong"], FINISH["length"]: OUTCOME["cut"]}
+    assert [one["outcome"] for one in marked] == [
+        -1,
+        *(1 if place % 2 else not_right[one["finish"]] for place, one in enumerate(marked[1:], 1)),
+    ]
 
 
 # ---------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Both engines against a plain float32 forward pass, and against each other."""
 
 import json
+import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -17,6 +18,7 @@ from stages.engines.base import Completion, Generator, Request, needed_context, 
 from stages.engines.open import open_generator
 from stages.models.facts import ModelFacts, model_facts
 from stages.models.model import load_model
+from stages.models.tokenizer import load_tokenizer
 from storage.errors import ConfigError, DataError, EngineError
 from tests.conftest import CONTEXT, EngineSlot, write_chat_model
 
@@ -100,6 +102,109 @@ def test_log_probs_are_renormalised_over_restricted_support(
             assert int(tok) in top.indices[:inside]
             expected = torch.log(row[int(tok)] / top.values[:inside].sum())
             assert logprob == pytest.approx(float(expected), abs=1e-4)
+
+
+PENALTIES = {"repetition_penalty": 1.3, "presence_penalty": 0.7, "frequency_penalty": -0.4}
+
+
+def penalised(z_TV: Tensor, request: Request, completion: Completion) -> Tensor:
+    """Logits [T, V] under `PENALTIES`, one position after the other."""
+    z_TV = z_TV.clone()
+    for row, z_V in enumerate(z_TV):
+        said = completion.tok[:row].tolist()
+        for token in {*request.prompt_ids.tolist(), *said}:
+            z_V[token] *= 1.3 if z_V[token] < 0 else 1 / 1.3
+        for token in said:
+            z_V[token] += 0.4
+        for token in set(said):
+            z_V[token] -= 0.7
+    return z_TV
+
+
+@pytest.mark.parametrize("temperature", [0.7, 0.0])
+def test_penalties_are_in_the_log_probs_and_the_candidates(
+    engine: Generator, tiny_model: Path, temperature: float
+) -> None:
+    """What is stored is what was drawn from; greedy answers are the likeliest under penalties."""
+    asked = requests(6)
+    sampling = Sampling.model_validate({"max_tokens": 16, "temperature": temperature, **PENALTIES})
+    for seq_id, completion in run(engine, asked, sampling, candidates=3).items():
+        z_TV = penalised(logits(tiny_model, asked[seq_id], completion), asked[seq_id], completion)
+        logp_TV = (z_TV / (temperature or 1.0)).log_softmax(1)
+        tok_T = torch.from_numpy(completion.tok.astype(np.int64))
+        expected = logp_TV.gather(1, tok_T[:, None])[:, 0]
+        np.testing.assert_allclose(completion.logprob, expected.numpy(), atol=2e-4)
+        found = completion.cand.reshape(-1, 3).astype(np.int64)
+        np.testing.assert_array_equal(found, logp_TV.topk(3, dim=1).indices.numpy())
+        if temperature == 0:
+            np.testing.assert_array_equal(completion.tok, found[:, 0])
+
+
+def test_min_p_keeps_what_is_probable_beside_the_likeliest(
+    engine: Generator, tiny_model: Path
+) -> None:
+    asked = requests(6)
+    sampling = Sampling(max_tokens=16, min_p=0.2, temperature=1.5)
+    cut = 0
+    for seq_id, completion in run(engine, asked, sampling).items():
+        p_TV = (logits(tiny_model, asked[seq_id], completion) / 1.5).double().softmax(1)
+        for p_V, tok, logprob in zip(p_TV, completion.tok, completion.logprob, strict=True):
+            kept = p_V >= 0.2 * p_V.max()
+            assert kept[int(tok)]
+            assert logprob == pytest.approx(
+                float((p_V[int(tok)] / p_V[kept].sum()).log()), abs=2e-4
+            )
+            cut += int((~kept).sum())
+    assert cut > 100
+
+
+def test_a_response_ends_with_the_token_that_completes_a_stop_string(
+    engine: Generator, tiny_model: Path
+) -> None:
+    """Every token up to there is kept as it would have been drawn without the string."""
+    asked, words = requests(24), load_tokenizer(tiny_model)
+    free = run(engine, asked, candidates=2)
+    texts = {seq_id: words.decode(one.tok.tolist()) for seq_id, one in free.items()}
+    pairs = [text[4:6] for text in texts.values() if re.fullmatch(r"[\d+=,]{2}", text[4:6])]
+    strings = (pairs[0], pairs[-1])
+    ended = run(engine, asked, PLAIN.model_copy(update={"stop": strings}), candidates=2)
+    by_string = 0
+    for seq_id, whole in free.items():
+        one, length = ended[seq_id], len(ended[seq_id].tok)
+        np.testing.assert_array_equal(one.tok, whole.tok[:length])
+        np.testing.assert_allclose(one.logprob, whole.logprob[:length], atol=1e-4)
+        np.testing.assert_array_equal(one.cand, whole.cand[: 2 * length])
+        text = words.decode(one.tok.tolist())
+        if any(string in texts[seq_id] for string in strings):
+            by_string += 1
+            assert one.finish == "stop"
+            assert text.endswith(strings)
+            assert not any(string in text[:-1] for string in strings)
+        else:
+            assert (length, one.finish) == (len(whole.tok), whole.finish)
+    assert by_string > 2
+
+
+def test_special_tokens_may_be_stop_strings(engine: Generator, tiny_model: Path) -> None:
+    begin = load_tokenizer(tiny_model).bos_token
+    sampling = Sampling.model_validate({"max_tokens": 20, "temperature": 2.0, "stop": [begin]})
+    done = run(engine, requests(32), sampling).values()
+    begun = [one for one in done if 1 in one.tok]
+    assert begun
+    assert all(one.tok.tolist().index(1) == len(one.tok) - 1 for one in begun)
+    assert all(one.finish == "stop" for one in begun)
+
+
+def test_engines_agree_on_greedy_answers_under_every_option(
+    vllm_engine: Generator, transformers_engine: Generator, tiny_model: Path
+) -> None:
+    options = {"max_tokens": 30, "temperature": 0.0, "stop": ["+1", "7"], **PENALTIES}
+    sampling = Sampling.model_validate(options)
+    found = [run(one, requests(24), sampling) for one in (vllm_engine, transformers_engine)]
+    for seq_id, one in found[0].items():
+        assert one.tok.tolist() == found[1][seq_id].tok.tolist()
+        assert one.finish == found[1][seq_id].finish
+    assert {one.finish for one in found[0].values()} == {"stop", "length"}
 
 
 def test_candidates_are_the_likeliest_ids_whatever_was_drawn(
