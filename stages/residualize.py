@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from stages.attribution.cross_teacher import COLUMNS, Correction, Estimator
+from stages.config.data import Sampling
 from stages.config.record_kinds import Sampled
 from stages.config.records import Residualize
 from stages.job import Job, ShardSpec
@@ -159,13 +160,15 @@ def _record(job: Job[Residualize], source: Manifest) -> dict[str, Any]:
 def _warn_of_temperatures(directory: Place, source: Manifest) -> None:
     """The difference d is of two distributions at one temperature, or part of it is temperature."""
     recorded = source.meta["record"].get("temperature", 1.0)
-    sampled = (source.meta.get("sampling") or {}).get("temperature")
-    if sampled != recorded or not source.meta.get("full_support", False):
+    drawn = Sampling.model_construct(**(source.meta.get("sampling") or {"temperature": None}))
+    full = source.meta.get("full_support", False)
+    if drawn.temperature != recorded or drawn.penalised or not full:
         log.warning(
-            "%s: tokens were drawn at temperature %s%s and scored at %s; the correction "
+            "%s: tokens were drawn at temperature %s%s%s and scored at %s; the correction "
             "cannot tell that difference from the teacher's and removes what recurs of it too",
             directory,
-            sampled,
-            "" if source.meta.get("full_support") else " without full support",
+            drawn.temperature,
+            " with penalties" if drawn.penalised else "",
+            "" if full else " without full support",
             recorded,
         )

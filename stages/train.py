@@ -49,7 +49,7 @@ from stages.models.model import context_length, load_model, load_tokenizer, pick
 from stages.objectives.contract import FULL, guarantee, weighted
 from stages.objectives.objective import Guarantee
 from stages.objectives.temper import build_objective
-from stages.training.agreement import check_agreement
+from stages.training.agreement import Agreement, check_agreement
 from stages.training.distributed import current
 from stages.training.fit import data_stream, fit
 from stages.training.live import LiveSource
@@ -115,7 +115,8 @@ def run(job: Job[Student]) -> Manifest:
                 meta={
                     "objective": config.objective.model_dump(),
                     "guarantee": known.promise.to_json(),
-                    "agreement": agreed,
+                    "agreement": agreed.mean if agreed else None,
+                    **({"agreement_largest": agreed.largest} if agreed else {}),
                     "live": config.data == "live",
                     "full": config.reads_all,
                     **_described(config),
@@ -259,7 +260,7 @@ def _start(known: _Checked) -> PreTrainedModel:
     return current().build(make, device, known.dtype)
 
 
-def _agreement(known: _Checked, model: PreTrainedModel) -> float | None:
+def _agreement(known: _Checked, model: PreTrainedModel) -> Agreement | None:
     """Trainer against engine, where the student starts as the model that wrote the data."""
     if known.init is None:
         return None

@@ -64,6 +64,32 @@ statement holds for the first m passes. Objectives that weigh the realised token
 in every pass. The guarantee of a run says so in its note when it reads the data more often.
 """
 
+SAMPLING = """\
+Three objectives read b, the distribution from which the realised token was drawn. A set stores log
+b of that token as `ref_lp`, after all that the sampler did, in both engines alike: penalties on the
+logits, then temperature, `min_p`, `top_k`, `top_p`, renormalised.
+
+| option of `sampling` | b at a position | full support |
+|---|---|---|
+| `temperature` above 0 | pi_ref at that temperature | yes |
+| `temperature = 0` | nothing is drawn; the log-probability at temperature 1 is stored | no |
+| `top_p`, `top_k`, `min_p` | pi_ref without the ids cut off, renormalised | no |
+| `repetition_penalty`, `presence_penalty`, `frequency_penalty` | pi_ref with the logits of tokens \
+already there changed: depends on the tokens before, as every distribution here does | yes |
+| `stop` | as without: whether a position is in the set depends on the tokens before it | yes |
+
+The correction q / b is unbiased for any b with full support at the context, so every objective
+accepts penalties. What they change is which contexts are visited: those of the penalised policy,
+as with a sampling temperature. Where pi_ref itself is meant, a set sampled with penalties has no
+log-probability of it: the trainer is not compared with the engine before the first step, drift is
+above 0 from the start, `residualize` warns, and `afterglow verify` does not say who drew it.
+
+The tokens of a stop string are part of the response, up to the one that completes it, whole even
+where it holds more than the string; `finish` is `stop`, and the teacher scores these positions like
+all others. Cutting the string off would let later tokens decide whether an earlier position counts,
+and would teach the student to stop without a sign.
+"""
+
 Cells = Mapping[str, Mapping[str, Guarantee]]
 
 
@@ -81,6 +107,8 @@ def page() -> str:
             _listed(f"{cell.level.replace('_', ' ')}: {cell.reason}." for cell in reasons),
             "## Rules\n",
             _listed([*(rule.sentence for rule in RULES), mixed]),
+            "## How the tokens were drawn\n",
+            SAMPLING,
             "## At another temperature\n",
             TEMPERATURES,
             "At `record.loss_temperature`, whose normaliser the record keeps:\n",

@@ -238,8 +238,8 @@ def _full_support(case: Case) -> Guarantee | None:
         return None
     return Guarantee(
         "biased",
-        "the tokens were drawn without full support (top_p, top_k or greedy): what could not be "
-        "drawn is missing from the correction",
+        "the tokens were drawn without full support (top_p, top_k, min_p or greedy): what could "
+        "not be drawn is missing from the correction",
     )
 
 
@@ -298,8 +298,9 @@ RULES = (
         _drawn_by_a_model,
     ),
     Rule(
-        "They are biased where b lacked full support (`top_p` below 1, `top_k`, or greedy "
-        "sampling; a sampling temperature alone is fine).",
+        "They are biased where b lacked full support (`top_p` below 1, `top_k`, `min_p`, or greedy "
+        "sampling). A sampling temperature, penalties and stop strings are fine: see [How the "
+        "tokens were drawn](#how-the-tokens-were-drawn).",
         _full_support,
     ),
     Rule(

@@ -186,6 +186,15 @@ def test_every_rule_decides_some_case(rule: int, objective: dict, changes: dict)
     assert len(RULES) == 7, "a rule without a case here may be one that can never speak"
 
 
+def test_penalties_and_stop_strings_leave_full_support_and_min_p_does_not() -> None:
+    penalties = {"repetition_penalty": 1.2, "presence_penalty": 0.5, "frequency_penalty": 0.5}
+    drawn = Sampling.model_validate({**penalties, "stop": ["Q:"]})
+    assert drawn.penalised
+    for sampling, level in ((drawn, "unbiased"), (Sampling(min_p=0.1), "biased")):
+        stated = {"sampling": sampling.model_dump(), "full_support": sampling.full_support}
+        assert guarantee(wanted(), {**meta(), **stated}).level == level
+
+
 def test_unknown_support_counts_as_truncated() -> None:
     unknown = meta()
     del unknown["full_support"]

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from stages.models.model import load_model
-from stages.training.agreement import check_agreement
+from stages.training.agreement import Agreement, check_agreement
 from storage.errors import EngineError
 from storage.rows import Rows
 from tests.world import commit, identity, rollouts, write_model
 
-Check = Callable[..., float | None]
+Check = Callable[..., Agreement | None]
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def check(reference: Path, tmp_path: Path) -> Check:
     """Commits `rows` as a set and holds pi_ref against it."""
 
-    def run(rows: Rows, dtype: torch.dtype = torch.float32, **meta: object) -> float | None:
+    def run(rows: Rows, dtype: torch.dtype = torch.float32, **meta: object) -> Agreement | None:
         manifest = commit(tmp_path / "set", rows, key="ab" * 32, generator=identity(reference))
         return check_agreement(
             load_model(reference, "float32", "cpu"),
@@ -48,13 +48,15 @@ def with_columns(rows: Rows, **columns: np.ndarray) -> Rows:
 
 
 def test_its_own_rollouts_agree(check: Check, rows: Rows) -> None:
-    assert (check(rows) or 1.0) < 1e-4
+    found = check(rows)
+    assert found is not None
+    assert found.mean <= found.quantile <= found.largest < 1e-4
 
 
 def test_bfloat16_agrees_within_its_tolerance(check: Check, rows: Rows) -> None:
     found = check(rows, torch.bfloat16)
     assert found is not None
-    assert 1e-4 < found < 0.1
+    assert 1e-4 < found.mean < 0.1
 
 
 def test_log_probs_of_the_neighbouring_token_are_found_out(check: Check, rows: Rows) -> None:
@@ -77,7 +79,24 @@ def test_a_sampling_temperature_nobody_recorded_is_found_out(check: Check, rows:
 
 def test_the_recorded_sampling_temperature_is_applied(reference: Path, check: Check) -> None:
     hot = rollouts(load_model(reference, "float32", "cpu"), 24, temperature=1.5)
-    assert (check(hot, sampling={"temperature": 1.5}) or 1.0) < 1e-4
+    found = check(hot, sampling={"temperature": 1.5})
+    assert found is not None
+    assert found.largest < 1e-4
+
+
+def test_one_token_far_off_is_found_out_and_named(check: Check, rows: Rows) -> None:
+    """The mean over all tokens stays below its tolerance."""
+    ref_lp = rows["ref_lp"].copy()
+    second = int(rows.offsets["position"][3]) + 1
+    ref_lp[second] -= 0.3
+    assert 0.3 / rows.offsets["position"][8] < 1e-2
+    seq_id = rows["seq_id"][3]
+    with pytest.raises(EngineError, match=rf"sequence {seq_id}, position 1: .* look at that token"):
+        check(with_columns(rows, ref_lp=ref_lp))
+
+
+def test_penalties_leave_nothing_to_compare(check: Check, rows: Rows) -> None:
+    assert check(rows, sampling={"temperature": 1.0, "presence_penalty": 0.5}) is None
 
 
 def test_nan_is_no_agreement(check: Check, rows: Rows) -> None:
