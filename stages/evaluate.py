@@ -33,7 +33,14 @@ from stages.config.evaluation import Evaluate
 from stages.counter import hash64
 from stages.data.prompts import Prompts, load_prompts
 from stages.data.verifiers import Check, open_verifier
-from stages.engines.base import Completion, Generator, Request, needed_context, sequence_seed
+from stages.engines.base import (
+    Completion,
+    Generator,
+    Request,
+    check_finite,
+    needed_context,
+    sequence_seed,
+)
 from stages.engines.open import open_generator
 from stages.engines.stop_strings import text_before
 from stages.evaluation.answers import Answer, accuracy, read_answers, write_answers
@@ -120,6 +127,9 @@ def _answers(job: Job[Evaluate], model: Path, source: PromptSource) -> list[Answ
             seed=job.seed,
         ) as generator:
             drawn = [_draw(generator, prompts, *one, job.seed) for one in passes]
+        for completions in drawn:
+            for completion in completions:
+                check_finite(completion, model, job.inputs["model"].dtype)
         tokenizer = load_tokenizer(model)
         return [
             answer

@@ -25,7 +25,14 @@ from stages.config.generation import Rollouts, SftData
 from stages.counter import hash64, shuffled
 from stages.data.prompts import Prompt, Prompts, load_prompts
 from stages.data.verifiers import Check, open_verifier
-from stages.engines.base import Completion, Generator, Request, needed_context, sequence_seed
+from stages.engines.base import (
+    Completion,
+    Generator,
+    Request,
+    check_finite,
+    needed_context,
+    sequence_seed,
+)
 from stages.engines.open import open_generator
 from stages.engines.stop_strings import text_before
 from stages.job import Input, Job, ShardSpec
@@ -39,7 +46,8 @@ from stages.models.identity import (
     model_identity,
 )
 from stages.models.tokenizer import load_tokenizer
-from storage.errors import EngineError
+from stages.skipping import Skipped, skipped_of_set
+from storage.errors import EngineError, SequenceError
 from storage.files.place import Place
 from storage.manifest import Manifest, Part, SetMeta
 from storage.rows import Rows
@@ -172,13 +180,6 @@ class Generation:
         self, drawn: Sequence["_DrawnSequences"], made: Sequence[Completion], check: Check
     ) -> Rows:
         """Decoded, verified and ready to be written."""
-        for completion in made:
-            if not np.isfinite(completion.logprob).all():
-                raise EngineError(
-                    f"sequence {completion.seq_id}: the log-probability of a drawn token is not "
-                    f"finite. The weights in {self.model} may be damaged, or too large for "
-                    f"{self.writer.dtype}."
-                )
         tokenizer = load_tokenizer(self.model)
         answers = [one.prompt.answer for one in drawn]
         texts = (
@@ -233,7 +234,9 @@ def run_shard(job: Job[SftData | Rollouts], spec: ShardSpec, engine: Generator) 
     """Draw, verify and write one part.
 
     Raises:
-        EngineError: the engine failed, or the model gives no finite log-probabilities.
+        EngineError: the engine failed.
+        SequenceError: the model gives no finite log-probabilities for a sequence, and it may not be
+            skipped.
         RetryError: a write failed.
     """
     generation = Generation(job)
@@ -258,18 +261,32 @@ def run_shard(job: Job[SftData | Rollouts], spec: ShardSpec, engine: Generator) 
         tokenizer=generation.tokenizer,
         teacher=generation.teacher,
     )
+    order = generation.order
+    skipped = Skipped(f"{job.name}, part {spec.index}", config, order.prompts * order.n)
     writer = PartWriter(job.directory, spec.index, meta, spec.split)
     with writer, open_verifier(config.verifier) as check:
         ordered = in_order(completions, [one.seq_id for one in drawn])
         for first in range(0, len(drawn), _BLOCK):
-            block = drawn[first : first + _BLOCK]
-            writer.write(generation.rows(block, [next(ordered) for _ in block], check))
+            block: list[_DrawnSequences] = []
+            made: list[Completion] = []
+            for one in drawn[first : first + _BLOCK]:
+                completion = next(ordered)
+                try:
+                    check_finite(completion, generation.model, generation.writer.dtype)
+                except SequenceError as error:
+                    skipped.add(error)
+                    continue
+                block.append(one)
+                made.append(completion)
+            if block:
+                writer.write(generation.rows(block, made, check))
     return writer.part
 
 
 def commit(job: Job[SftData | Rollouts], files: Iterable[Place] = ()) -> Manifest:
     """The manifest of the finished set; see `storage.sets.commit_parts`."""
     generation, sampling = Generation(job), job.config.sampling
+    specs = plan(job)
     manifest = commit_parts(
         job.directory,
         job.identity(
@@ -286,14 +303,14 @@ def commit(job: Job[SftData | Rollouts], files: Iterable[Place] = ()) -> Manifes
                 "prompts": generation.prompts.report.to_json(),
             },
         ),
-        len(plan(job)),
+        len(specs),
         files=files,
     )
-    outcomes = outcome_counts(job.directory, manifest.parts)
-    if not outcomes:
-        return manifest
-    log.info("%s: %s", job.name, ", ".join(f"{n} {name}" for name, n in outcomes.items()))
-    return replace(manifest, meta={**manifest.meta, "outcomes": outcomes})
+    found: dict[str, Any] = skipped_of_set(job, [spec.count for spec in specs], manifest.parts)
+    if outcomes := outcome_counts(job.directory, manifest.parts):
+        log.info("%s: %s", job.name, ", ".join(f"{n} {name}" for name, n in outcomes.items()))
+        found["outcomes"] = outcomes
+    return replace(manifest, meta={**manifest.meta, **found})
 
 
 @lru_cache(maxsize=2)

@@ -37,8 +37,9 @@ from stages.models.identity import (
 )
 from stages.models.tokenizer import copy_tokenizer
 from stages.scoring.calibrate import FILE, FoundTau, calibrate, calibrated, sample, stored_tau
-from stages.scoring.scorer import Scorer, open_scorer
+from stages.scoring.scorer import Scorer, UsableScorer, open_scorer
 from stages.scoring.teacher_prompt import PrivilegedScorer, TeacherPrompts
+from stages.skipping import Skipped, skipped_of_set
 from storage.errors import DataError
 from storage.manifest import Manifest, Part, SetMeta, read_manifest
 from storage.packed.frequencies import write_ranks
@@ -108,7 +109,8 @@ def run_shard(job: Job[TeacherLogits], spec: ShardSpec, engine: Teacher) -> Part
     """Score one part of the source.
 
     Raises:
-        ConfigError, DataError, EngineError: as `stages.scoring.scorer.Scorer.score`.
+        ConfigError, DataError: as `stages.scoring.scorer.Scorer.score`.
+        SequenceError: a sequence cannot be scored, and may not be skipped.
         RetryError: the disk refused.
     """
     run, record = job.config.run, engine.record
@@ -130,9 +132,11 @@ def run_shard(job: Job[TeacherLogits], spec: ShardSpec, engine: Teacher) -> Part
     if engine.prompts is not None:  # a pass over their file for each part, not for each window
         names = _sequences(job, part, spec.count, ("prompt_id",))
         engine.prompts.hold(chain.from_iterable(rows["prompt_id"].tolist() for rows in names))
+    skipped = Skipped(f"{job.name}, part {spec.index}", job.config, _total(job))
+    scorer = UsableScorer(engine.scorer, skipped)
     with PartWriter(job.directory, spec.index, meta, spec.split) as writer:
         for rows in _windows(_sequences(job, part, spec.count), _BATCHES * run.tokens_per_batch):
-            writer.write(engine.scorer.score(rows, record, job.seed, progress.advance))
+            writer.write(scorer.score(rows, record, job.seed, progress.advance))
     progress.log()
     return writer.part
 
@@ -156,6 +160,8 @@ def commit(job: Job[TeacherLogits]) -> Manifest:
         files=[*files, FILE] if calibrated_here else files,
     )
     meta = dict(source.meta) | {"record": record.described()}
+    meta.pop("skipped", None)  # those of the source are no part of this set
+    meta |= skipped_of_set(job, [count for _, count in _scored(job)], manifest.parts)
     if "outcomes" in meta:  # with a limit, not those of the source
         meta["outcomes"] = outcome_counts(job.directory, manifest.parts)
     if job.config.teacher_prompt is not None:
@@ -202,6 +208,11 @@ def _scored(job: Job[TeacherLogits]) -> list[tuple[Part, int]]:
     return out
 
 
+def _total(job: Job[TeacherLogits]) -> int:
+    """Sequences to score."""
+    return sum(count for _, count in _scored(job))
+
+
 def _sequences(
     job: Job[TeacherLogits], part: Part, count: int, columns: tuple[str, ...] | None = None
 ) -> Iterator[Rows]:
@@ -222,7 +233,8 @@ def _calibrated(job: Job[TeacherLogits], scorer: Scorer) -> Record:
             where = job.inputs["sequences"].directory
             raise DataError(f"{where}: holds no positions to calibrate tau on")
         log.info("%s: calibrating tau on %s positions", job.name, f"{rows.tokens:,}")
-        return calibrate(scorer, rows, record, job.seed)
+        skipped = Skipped(f"{job.name}, calibration", job.config, _total(job))
+        return calibrate(UsableScorer(scorer, skipped), rows, record, job.seed)
 
     return calibrated(job.directory, job.key, job.config.record, find)
 

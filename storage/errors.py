@@ -4,6 +4,8 @@ Every message says what happened, where, and how to fix it. The classes also inh
 class they stand for, so `except ValueError` in a user's script works as expected.
 """
 
+from collections.abc import Sequence
+
 RESTORE = "Restore it from a copy, or delete the set and run its stage again."
 """What to do about a damaged or missing file of a set."""
 
@@ -42,6 +44,18 @@ class EngineError(AfterglowError, RuntimeError):
     """A model or an inference engine produced unusable output."""
 
     exit_code = 65
+
+
+class SequenceError(DataError, EngineError):
+    """Sequences that cannot be used, whatever is done with the others.
+
+    Attributes:
+        seq_ids: Their ids.
+    """
+
+    def __init__(self, seq_ids: Sequence[int], message: str) -> None:
+        super().__init__(message)
+        self.seq_ids = tuple(int(seq_id) for seq_id in seq_ids)
 
 
 class RetryError(AfterglowError, OSError):

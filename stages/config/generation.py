@@ -7,7 +7,7 @@ from pydantic import Field
 
 from stages.config.data import PromptSource, Sampling, Verifier
 from stages.config.execution import Workers
-from stages.config.stage import Expected, StageTable
+from stages.config.stage import Expected, SkipsBad, StageTable
 from stages.table import Fraction, Positive, Table
 
 
@@ -32,7 +32,7 @@ class GenerateRun(EngineRun, Workers):
     """Execution of a generating stage."""
 
 
-class Generate(StageTable):
+class Generate(StageTable, SkipsBad):
     """Settings common to `sft-data` and `rollouts`."""
 
     prompts: PromptSource

@@ -10,7 +10,7 @@ from stages.config.data import PromptSource
 from stages.config.execution import Workers
 from stages.config.merge import merge
 from stages.config.record_kinds import HeadTail, Record, Sampled
-from stages.config.stage import Expected, StageTable
+from stages.config.stage import Expected, SkipsBad, StageTable
 from stages.table import BY_CONTENT, NOT_IN_KEY, Fraction, Positive, Table
 
 
@@ -73,7 +73,7 @@ class ScoreRun(Workers):
     """`vllm`: GPUs that the teacher is spread over."""
 
 
-class TeacherLogits(StageTable):
+class TeacherLogits(StageTable, SkipsBad):
     """The teacher scores every position of a set of sequences."""
 
     presence = "implied"

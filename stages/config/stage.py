@@ -5,10 +5,10 @@ plan a set, the table of the stage answers through these methods; the defaults s
 """
 
 from collections.abc import Callable, Mapping
-from typing import ClassVar, Literal, NamedTuple, Self
+from typing import Annotated, ClassVar, Literal, NamedTuple, Self
 
 from stages.config.data import PromptSource
-from stages.table import Table
+from stages.table import NOT_IN_KEY, Fraction, Table
 
 
 class Expected(NamedTuple):
@@ -26,6 +26,23 @@ class Expected(NamedTuple):
     a fine-tuned model, where most positions are nearly certain."""
     record: Table | None = None
     """What a set of records keeps of the teacher."""
+
+
+class SkipsBad(Table):
+    """Options of stages that sequences pass one by one.
+
+    Neither is in a key: a set that was made without skipping has no bad sequence to skip.
+    """
+
+    on_bad_sequence: Annotated[Literal["stop", "skip"], NOT_IN_KEY] = "stop"
+    """What to do with a sequence that cannot be used (log-probabilities that are not finite, an id
+    outside the vocabulary, more tokens than the context): `skip` leaves it out and counts it."""
+    max_bad_share: Annotated[Fraction, NOT_IN_KEY] = 0.01
+    """Largest share of the sequences of the set that may be skipped."""
+
+    def bad_allowed(self, total: int) -> int:
+        """How many of `total` sequences may be skipped."""
+        return int(self.max_bad_share * total) if self.on_bad_sequence == "skip" else 0
 
 
 class StageTable(Table):

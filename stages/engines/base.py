@@ -22,7 +22,7 @@ from stages.config.data import Sampling
 from stages.config.generation import EngineRun
 from stages.counter import hash64
 from stages.models.facts import ModelFacts
-from storage.errors import ConfigError, DataError
+from storage.errors import ConfigError, DataError, SequenceError
 
 Finish = Literal["stop", "length"]
 
@@ -127,6 +127,22 @@ def check_candidates(candidates: int, facts: ModelFacts) -> None:
     if candidates > facts.vocab_size:
         raise ConfigError(
             f"candidates = {candidates}, but the vocabulary has {facts.vocab_size} ids; lower it"
+        )
+
+
+def check_finite(completion: Completion, model: object, dtype: str) -> None:
+    """Raise if the model gave no distribution to draw a token from.
+
+    Raises:
+        SequenceError: naming sequence, position, model and numeric type.
+    """
+    broken = np.flatnonzero(~np.isfinite(completion.logprob))
+    if len(broken):
+        raise SequenceError(
+            [completion.seq_id],
+            f"sequence {completion.seq_id}, position {broken[0]}: the log-probability of the "
+            f"drawn token is not finite. The weights of {model} may be damaged, or too large for "
+            f"{dtype}.",
         )
 
 

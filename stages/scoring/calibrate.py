@@ -122,6 +122,7 @@ def calibrate(scorer: Scorer, rows: Rows, record: HeadTail, seed: int) -> FoundT
     """
     finest = record.calibrated(MIN_TAU).one_draw()
     scored = scorer.score(rows, finest, seed)
+    rows = rows.take(np.flatnonzero(np.isin(rows["seq_id"], scored["seq_id"])))
     heads = Heads.of(scored, forced_candidates(rows, record), finest.tail_floor / MIN_TAU)
     tau = find_tau(heads, record.entries or 0.0)
     return FoundTau(tau, heads.mean_entries(tau), rows.tokens)

@@ -22,7 +22,7 @@ from stages.models.model import Head, check_head, context_length, lm_head, respo
 from stages.scoring import sampler
 from stages.scoring.drawn import Array, BadRow, Records, concat
 from stages.scoring.philox import uniforms
-from storage.errors import DataError, EngineError
+from storage.errors import SequenceError
 from storage.rows import Rows, gather
 
 _CARRIED = ("seq_id", "prompt_id", "sample", "finish", "outcome", "prompt", "tok", "ref_lp")
@@ -75,9 +75,9 @@ def score_rows(
 
     Raises:
         ConfigError: the record wants more candidates than the rows have.
-        DataError: an id outside the vocabulary, or a sequence longer than the model's context.
-        EngineError: the model's logits are NaN or +inf, or give a realised token probability zero;
-            sequence and position are named.
+        SequenceError: an id outside the vocabulary, a sequence longer than the model's context, or
+            logits that are NaN or +inf or give a realised token probability zero; sequence and
+            position are named.
     """
     cand_TC = check_sequences(rows, record, vocab_size, context_length(model))
     scored: list[Rows] = []
@@ -175,7 +175,7 @@ def make_records(
         record, seed, vocab_size, rows_per_chunk: As for `score_rows`.
 
     Raises:
-        EngineError: as `score_rows`.
+        SequenceError: as `score_rows`.
     """
     blocks: list[Records] = []
     for start in range(0, max(1, len(positions)), rows_per_chunk):
@@ -198,10 +198,11 @@ def _records(
         return sampler.on_gpu(z_RW, vocab_size, tok, cand, u, record)
     except BadRow as error:
         row = error.row
-        raise EngineError(
+        raise SequenceError(
+            [positions.seq_T[row]],
             f"sequence {positions.seq_T[row]}, position {positions.index_T[row]} "
             f"(token {positions.tok_T[row]}): {error.reason}. Check the model's weights and dtype; "
-            "bfloat16 or float32 rules out overflow of float16."
+            "bfloat16 or float32 rules out overflow of float16.",
         ) from error
 
 
@@ -247,7 +248,7 @@ def check_sequences(rows: Rows, record: Record, vocab_size: int, context: int | 
         context: Most tokens the model can be fed, or None.
 
     Raises:
-        ConfigError, DataError: as `score_rows`.
+        ConfigError, SequenceError: as `score_rows`.
     """
     cand_TC = forced_candidates(rows, record)
     for column, level in (("prompt", "prompt"), ("tok", "position"), ("cand", "candidate")):
@@ -273,11 +274,13 @@ def forced_candidates(rows: Rows, record: Record) -> Array:
 def _check_ids(rows: Rows, column: str, level: Any, limit: int) -> None:
     bad = np.flatnonzero(rows[column] >= limit)
     if len(bad):
-        row = int(np.searchsorted(rows.offsets[level], bad[0], side="right")) - 1
-        raise DataError(
-            f"sequence {rows['seq_id'][row]}: id {rows[column][bad[0]]} in column {column!r}, but "
-            f"the teacher's vocabulary has {limit}. The sequences have another tokenizer, or "
-            "were sampled from padding rows of the vocabulary."
+        per_value = len(rows[column]) // max(1, int(rows.offsets[level][-1]))
+        found = np.searchsorted(rows.offsets[level], bad // per_value, side="right") - 1
+        raise SequenceError(
+            rows["seq_id"][np.unique(found)],
+            f"sequence {rows['seq_id'][found[0]]}: id {rows[column][bad[0]]} in column {column!r}, "
+            f"but the teacher's vocabulary has {limit}. The sequences have another tokenizer, or "
+            "were sampled from padding rows of the vocabulary.",
         )
 
 
@@ -285,8 +288,9 @@ def _check_lengths(rows: Rows, limit: int | None) -> None:
     fed_N = rows.lengths("prompt") + rows.lengths("position") - 1
     if limit is not None and len(rows) and int(fed_N.max()) > limit:
         row = int(fed_N.argmax())
-        raise DataError(
+        raise SequenceError(
+            rows["seq_id"][fed_N > limit],
             f"sequence {rows['seq_id'][row]} has {fed_N[row] + 1} tokens, more than the teacher's "
             f"context of {limit}. Lower sampling.max_tokens of the rollouts, or use a teacher "
-            "with a longer context."
+            "with a longer context.",
         )

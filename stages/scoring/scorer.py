@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 from transformers import PreTrainedModel
 
 from stages.config.record_kinds import Record
@@ -14,7 +15,8 @@ from stages.config.records import ScoreRun
 from stages.models.environment import prepare_environment
 from stages.models.model import Head, load_model, load_tokenizer, pick_device, real_vocab_size
 from stages.scoring.score import score_rows, scoring_head
-from storage.errors import ConfigError
+from stages.skipping import Skipped
+from storage.errors import ConfigError, SequenceError
 from storage.rows import Rows
 
 
@@ -54,12 +56,49 @@ class Scorer(Protocol):
 
         Raises:
             ConfigError: the record wants more candidates than the rows have.
-            DataError: an id outside the vocabulary, a sequence longer than the teacher's context,
-                or one without a prompt.
-            EngineError: the teacher's logits are NaN or +inf, or give a realised token probability
-                zero; sequence and position are named.
+            SequenceError: an id outside the vocabulary, a sequence longer than the teacher's
+                context, or logits that are NaN or +inf or give a realised token probability zero;
+                sequence and position are named.
+            DataError: a sequence without a prompt.
         """
         ...
+
+
+@dataclass(frozen=True)
+class UsableScorer:
+    """A `Scorer` that leaves out the sequences that cannot be scored, if that is allowed."""
+
+    scorer: Scorer
+    skipped: Skipped
+
+    @property
+    def vocab_size(self) -> int:
+        """As `Scorer.vocab_size`."""
+        return self.scorer.vocab_size
+
+    @property
+    def logits(self) -> int:
+        """As `Scorer.logits`."""
+        return self.scorer.logits
+
+    def score(
+        self,
+        rows: Rows,
+        record: Record,
+        seed: int,
+        advance: Callable[[int], None] | None = None,
+    ) -> Rows:
+        """As `Scorer.score`, of the sequences that can be scored, in their order.
+
+        Raises:
+            SequenceError: others may not be left out.
+        """
+        while True:
+            try:
+                return self.scorer.score(rows, record, seed, advance)
+            except SequenceError as error:
+                self.skipped.add(error)
+                rows = rows.take(np.flatnonzero(~np.isin(rows["seq_id"], error.seq_ids)))
 
 
 @dataclass(frozen=True)

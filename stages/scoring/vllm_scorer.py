@@ -32,7 +32,7 @@ from stages.models.facts import ModelFacts, model_facts
 from stages.models.model import check_prompts
 from stages.scoring.drawn import Array
 from stages.scoring.score import ScoredPositions, check_sequences, joined, make_records
-from storage.errors import ConfigError, EngineError
+from storage.errors import ConfigError, SequenceError
 from storage.rows import Rows
 
 _SEQUENCES = 256
@@ -120,7 +120,7 @@ class VllmScorer:
                     ask = running.pop(output.request_id)
                     answer: ScoreAnswer = pickle.loads(output.outputs.data.numpy())
                     if answer.error:
-                        raise EngineError(answer.error)
+                        raise SequenceError([rows["seq_id"][ask.row]], answer.error)
                     if answer.first:
                         waiting.appendleft(_Ask(ask.row, answer.first, cached=False))
                     pieces[ask.row].insert(0, answer.columns)  # later positions come first

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from stages.config.data import Sampling
 from stages.config.record_kinds import stored_record
 from stages.counter import hash64
-from stages.engines.base import Completion, Request, sequence_seed
+from stages.engines.base import Completion, Request, check_finite, sequence_seed
 from stages.engines.transformers_engine import TransformersGenerator
 from stages.models.facts import ModelFacts
 from stages.scoring.score import score_rows, scoring_head
@@ -162,6 +162,8 @@ class LiveSource:
         with torch.autocast(kind, torch.bfloat16, self._dtype == torch.bfloat16):
             made = list(engine.generate(requests, sampling, self._candidates))
         self.student.train(training)
+        for completion in made:
+            check_finite(completion, "the student", str(self._dtype))
         return sorted(made, key=lambda completion: completion.seq_id)
 
     def _score(self, rows: Rows) -> Rows:

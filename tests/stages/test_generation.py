@@ -22,7 +22,7 @@ from stages.generation import SampleOrder, held_out_count, in_order, split_parts
 from stages.job import Input, Job
 from stages.models.identity import TOKENIZER_FIELDS, model_identity
 from stages.models.tokenizer import load_tokenizer
-from storage.errors import ConfigError, DataError, EngineError
+from storage.errors import ConfigError, DataError, EngineError, SequenceError
 from storage.manifest import Manifest, SetIdentity, build_manifest, read_manifest, write_manifest
 from storage.rows import Rows
 from storage.schema import FINISH, NOT_RIGHT, OUTCOME
@@ -30,7 +30,7 @@ from storage.sets import verify_set
 from storage.shard import read_meta
 from tests.conftest import CONTEXT, EngineSlot
 from tests.storage import make
-from tests.world import make_job, run
+from tests.world import LETTERS, make_job, run, write_model
 
 TASK: dict[str, Any] = {
     "prompts": {"task": "addition", "first": 100, "limit": 10},
@@ -329,6 +329,43 @@ def test_a_model_of_damaged_weights_is_an_error_and_leaves_nothing(
         with pytest.raises(EngineError, match=r"not\s+finite"):
             rollouts.run_shard(job, rollouts.plan(job)[0], engine)
     assert not list(job.directory.glob("*part*"))
+
+
+def test_a_sequence_without_finite_log_probs_is_skipped_when_asked(tmp_path: Path) -> None:
+    """A model that says NaN after the letter c: the other sequences are the same in any parts."""
+    model = write_model(tmp_path / "model")
+    weights = load_file(model / "model.safetensors")
+    c = 2 + LETTERS.index("c")
+    weights["model.embed_tokens.weight"][c] = torch.nan
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    prompts = [a + b for a in LETTERS for b in LETTERS]
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    settings: dict[str, Any] = {
+        "prompts": {"path": str(path)},
+        "n": 2,
+        "sampling": {"max_tokens": 3},
+        "run": {"engine": "transformers"},
+    }
+    with pytest.raises(SequenceError, match=r'sequence \d+, position \d.*on_bad_sequence = "skip"'):
+        run(job_of(rollouts, tmp_path / "stop", model, **settings))
+    settings["on_bad_sequence"] = "skip"
+    with pytest.raises(SequenceError, match=r"max_bad_share = 0.01 lets at most 2 be skipped"):
+        run(job_of(rollouts, tmp_path / "few", model, **settings))
+    settings["max_bad_share"] = 1.0
+    jobs = [
+        job_of(rollouts, tmp_path / str(per_part), model, **settings, sequences_per_part=per_part)
+        for per_part in (13, 200)
+    ]
+    manifests = [run(job) for job in jobs]
+    found = by_id(rows_of(jobs[0]))
+    again = by_id(rows_of(jobs[1]))
+    assert {i: one["tok"] for i, one in found.items()} == {i: o["tok"] for i, o in again.items()}
+    assert {one.meta["skipped"] for one in manifests} == {2 * len(prompts) - len(found)}
+    assert 20 < len(found) < 2 * 81
+    assert all(c not in one["prompt"] + one["tok"][:-1] for one in found.values())
+    stopping = {"on_bad_sequence": "stop", "max_bad_share": 0.5, "sequences_per_part": 13}
+    assert jobs[0].key == job_of(rollouts, tmp_path, model, **settings | stopping).key
 
 
 def completion(seq_id: int) -> Completion:

@@ -17,7 +17,7 @@ from stages.config.records import TeacherLogits
 from stages.job import Input, Job
 from stages.models.identity import model_identity, tokenizer_hash
 from storage.codec import to_batch
-from storage.errors import ConfigError, DataError, RetryError
+from storage.errors import ConfigError, DataError, RetryError, SequenceError
 from storage.manifest import (
     RANKS,
     Manifest,
@@ -163,6 +163,39 @@ def test_stored_log_p_is_within_a_thousandth_of_a_plain_forward(
     np.testing.assert_allclose(
         batch.logp[exact], log_p_TV[row_E[exact], batch.ids[exact]], rtol=1e-3, atol=1e-3
     )
+
+
+def test_unscorable_sequences_are_skipped_when_asked(
+    tmp_path: Path, teacher: Path, parts: list[Rows]
+) -> None:
+    """Sequences with an id from the padding of the vocabulary, which pi_ref should not have had."""
+    bad = {3, 4, 39}
+    marked: list[Rows] = []
+    for part in parts[:2]:
+        tok = part["tok"].copy()
+        for row in bad & set(range(len(part))):
+            tok[part.offsets["position"][row] :][:1] = REAL
+        marked.append(Rows.from_columns(part.columns | {"tok": tok}, part.offsets))
+    marked.append(parts[2])
+    source = tmp_path / "rollouts"
+    write_sequences(source, marked, teacher, vocab_size=ROWS)
+    options: dict[str, Any] = {"record": {"entries": 4.0, "candidates": 0}}
+    with pytest.raises(SequenceError, match=r'sequence \d+: id .*on_bad_sequence = "skip"'):
+        run(job_of(tmp_path / "stop", teacher, source, **options))
+    options |= {"on_bad_sequence": "skip"}
+    with pytest.raises(SequenceError, match=r"lets at most 0 be skipped"):
+        run(job_of(tmp_path / "few", teacher, source, **options))
+    with pytest.raises(DataError, match=r"5 of 80 sequences .* lets at most 4 be skipped"):
+        run(job_of(tmp_path / "fewer", teacher, source, **options, max_bad_share=0.05))
+    job = job_of(tmp_path, teacher, source, **options, max_bad_share=0.1)
+    manifest = run(job)
+    assert manifest.meta["skipped"] == 5
+    for part, rows in zip(manifest.parts, marked, strict=True):
+        dropped = bad if len(rows) > 7 else set()
+        expected = rows.take([row for row in range(len(rows)) if row not in dropped])
+        found = read_all(job.site, part)
+        np.testing.assert_array_equal(found["seq_id"], expected["seq_id"])
+        np.testing.assert_array_equal(found["tok"], expected["tok"])
 
 
 def test_the_manifest_says_who_scored_and_what_was_kept(
