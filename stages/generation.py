@@ -306,7 +306,8 @@ def commit(job: Job[SftData | Rollouts], files: Iterable[Place] = ()) -> Manifes
         len(specs),
         files=files,
     )
-    found: dict[str, Any] = skipped_of_set(job, [spec.count for spec in specs], manifest.parts)
+    planned = [spec.count for spec in specs]
+    found: dict[str, Any] = skipped_of_set(job.name, job.config, planned, manifest.parts)
     if outcomes := outcome_counts(job.directory, manifest.parts):
         log.info("%s: %s", job.name, ", ".join(f"{n} {name}" for name, n in outcomes.items()))
         found["outcomes"] = outcomes

@@ -8,7 +8,6 @@ import logging
 from collections.abc import Sequence
 
 from stages.config.stage import SkipsBad
-from stages.job import Job
 from storage.errors import DataError, SequenceError
 from storage.manifest import Part
 
@@ -61,12 +60,13 @@ class Skipped:
 
 
 def skipped_of_set(
-    job: Job[SkipsBad], planned: Sequence[int], parts: Sequence[Part]
+    name: str, config: SkipsBad, planned: Sequence[int], parts: Sequence[Part]
 ) -> dict[str, int]:
     """`skipped` for the manifest: how many sequences the parts lack; empty where none are missing.
 
     Args:
-        job: Of the set.
+        name: Of the set.
+        config: Says whether any may be skipped.
         planned: Sequences that each part was to have.
         parts: As they are.
 
@@ -77,9 +77,9 @@ def skipped_of_set(
     count = total - sum(part.sequences for part in parts)
     if not count:
         return {}
-    if count > job.config.bad_allowed(total):
-        raise DataError(f"{job.name}: {_too_many(count, total, job.config)}")
-    log.warning("%s: %d of %d sequences were skipped", job.name, count, total)
+    if count > config.bad_allowed(total):
+        raise DataError(f"{name}: {_too_many(count, total, config)}")
+    log.warning("%s: %d of %d sequences were skipped", name, count, total)
     return {"skipped": count}
 
 

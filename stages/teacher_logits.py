@@ -161,7 +161,8 @@ def commit(job: Job[TeacherLogits]) -> Manifest:
     )
     meta = dict(source.meta) | {"record": record.described()}
     meta.pop("skipped", None)  # those of the source are no part of this set
-    meta |= skipped_of_set(job, [count for _, count in _scored(job)], manifest.parts)
+    planned = [count for _, count in _scored(job)]
+    meta |= skipped_of_set(job.name, job.config, planned, manifest.parts)
     if "outcomes" in meta:  # with a limit, not those of the source
         meta["outcomes"] = outcome_counts(job.directory, manifest.parts)
     if job.config.teacher_prompt is not None:

@@ -4,7 +4,7 @@ Every message says what happened, where, and how to fix it. The classes also inh
 class they stand for, so `except ValueError` in a user's script works as expected.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 RESTORE = "Restore it from a copy, or delete the set and run its stage again."
 """What to do about a damaged or missing file of a set."""
@@ -53,7 +53,7 @@ class SequenceError(DataError, EngineError):
         seq_ids: Their ids.
     """
 
-    def __init__(self, seq_ids: Sequence[int], message: str) -> None:
+    def __init__(self, seq_ids: Iterable[int], message: str) -> None:
         super().__init__(message)
         self.seq_ids = tuple(int(seq_id) for seq_id in seq_ids)
 

@@ -9,6 +9,7 @@ cache) vanishes among thousands.
 """
 
 import logging
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple
@@ -160,9 +161,8 @@ def check_agreement(
     if not len(compared.own_T):
         return None
     off_T = (compared.own_T - compared.stored_T).abs().double().nan_to_num(nan=torch.inf)
-    found = Agreement(
-        float(off_T.mean()), float(np.quantile(off_T.numpy(), _QUANTILE)), float(off_T.max())
-    )
+    rank = math.ceil(_QUANTILE * len(off_T))
+    found = Agreement(float(off_T.mean()), float(off_T.kthvalue(rank).values), float(off_T.max()))
     tolerance = TOLERANCE[dtype]
     if any(one > most for one, most in zip(found, tolerance, strict=True)):
         worst = int(off_T.argmax())

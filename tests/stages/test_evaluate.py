@@ -109,7 +109,7 @@ def test_everything_is_measured_and_kept(
         (prompt, sample) for prompt in range(len(PROMPTS)) for sample in range(2)
     ]
     assert [a.text for a in kept if a.greedy] == greedy
-    assert all(a.outcome == (a.text == answers[a.prompt_id]) for a in kept)
+    assert all((a.outcome == RIGHT) == (a.text == answers[a.prompt_id]) for a in kept)
 
     metrics = figures(job)["metrics"]
     assert metrics["greedy"] == 0.5

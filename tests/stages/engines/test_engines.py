@@ -164,7 +164,7 @@ def test_a_response_ends_with_the_token_that_completes_a_stop_string(
     """Every token up to there is kept as it would have been drawn without the string."""
     asked, words = requests(24), load_tokenizer(tiny_model)
     free = run(engine, asked, candidates=2)
-    texts = {seq_id: words.decode(one.tok.tolist()) for seq_id, one in free.items()}
+    texts = {seq_id: str(words.decode(one.tok.tolist())) for seq_id, one in free.items()}
     pairs = [text[4:6] for text in texts.values() if re.fullmatch(r"[\d+=,]{2}", text[4:6])]
     strings = (pairs[0], pairs[-1])
     ended = run(engine, asked, PLAIN.model_copy(update={"stop": strings}), candidates=2)
@@ -174,7 +174,7 @@ def test_a_response_ends_with_the_token_that_completes_a_stop_string(
         np.testing.assert_array_equal(one.tok, whole.tok[:length])
         np.testing.assert_allclose(one.logprob, whole.logprob[:length], atol=1e-4)
         np.testing.assert_array_equal(one.cand, whole.cand[: 2 * length])
-        text = words.decode(one.tok.tolist())
+        text = str(words.decode(one.tok.tolist()))
         if any(string in texts[seq_id] for string in strings):
             by_string += 1
             assert one.finish == "stop"
