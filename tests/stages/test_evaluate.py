@@ -17,7 +17,7 @@ from stages.config.evaluation import Evaluate
 from stages.config.record_kinds import HeadTail
 from stages.engines.base import Completion, Request
 from stages.evaluate import ANSWERS, run
-from stages.evaluation.answers import accuracy, read_answers
+from stages.evaluation.answers import RIGHT, accuracy, read_answers
 from stages.job import Input, Job
 from stages.models.model import load_model, load_tokenizer
 from stages.reporting.table import EVALUATION
