@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from stages.config.data import PromptSource
 from stages.config.generation import Rollouts, SftData
 from stages.counter import hash64, shuffled
+from stages.data.chat_template import template_digests
 from stages.data.prompts import Prompt, Prompts, load_prompts
 from stages.data.verifiers import Check, open_verifier
 from stages.engines.base import (
@@ -173,8 +174,9 @@ class Generation:
 
     @property
     def tokenizer(self) -> dict[str, Any]:
-        """Digests of the tokenizer and its chat template."""
-        return {name: getattr(self.identity, name) for name in TOKENIZER_FIELDS}
+        """Digests of the tokenizer and of the chat template that rendered the prompts."""
+        own = {name: getattr(self.identity, name) for name in TOKENIZER_FIELDS}
+        return own | template_digests(self.job.config.prompts.template)
 
     def rows(
         self, drawn: Sequence["_DrawnSequences"], made: Sequence[Completion], check: Check
@@ -301,6 +303,7 @@ def commit(job: Job[SftData | Rollouts], files: Iterable[Place] = ()) -> Manifes
                 "stop_ids": list(generation.facts.stop_ids),
                 "generator": generation.identity.to_json(),
                 "prompts": generation.prompts.report.to_json(),
+                "template": generation.prompts.template,
             },
         ),
         len(specs),

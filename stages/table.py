@@ -52,6 +52,19 @@ class Table(BaseModel):
         return frozenset()
 
 
+def at_default(table: Table, *names: str) -> frozenset[str]:
+    """Those of the fields `names` that have their default value.
+
+    A field added to a table is `unused` there, so that the keys from before stay what they are.
+    """
+    fields = type(table).model_fields
+    return frozenset(
+        name
+        for name in names
+        if getattr(table, name) == fields[name].get_default(call_default_factory=True)
+    )
+
+
 class Layers(dict[str, object]):
     """A merged table that remembers what it said before its `kind` or `name` was changed."""
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from stages.config.record_kinds import HeadTail, Record, stored_record
 from stages.config.records import TeacherLogits
+from stages.data.chat_template import template_digests
 from stages.job import Job, ShardSpec
 from stages.models.chat_template import same_template
 from stages.models.descent import TOKENIZER, data_tokenizer
@@ -245,8 +246,11 @@ def _teacher_prompts(
 ) -> TeacherPrompts | None:
     if job.config.teacher_prompt is None:
         return None
-    shared = same_template(source.tokenizer or {}, identity | {"directory": directory})
-    return TeacherPrompts.of(job.config.teacher_prompt, directory, compare=shared)
+    config = job.config.teacher_prompt
+    own = template_digests(config.prompts.template) if config.prompts else {}
+    teachers = identity | (own or {"directory": directory})
+    shared = same_template(source.tokenizer or {}, teachers)
+    return TeacherPrompts.of(config, directory, compare=shared)
 
 
 def _ranks(job: Job[TeacherLogits], vocab_size: int) -> str | None:

@@ -3,6 +3,7 @@
 import importlib
 import tomllib
 from collections.abc import Iterator, Mapping
+from copy import copy
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -13,6 +14,7 @@ from pipeline.graph import STAGES, Stage
 from stages.config.data import ModelRef
 from stages.config.merge import merge
 from stages.config.stage import StageTable
+from stages.config.template import Template
 from stages.table import Table
 from storage.errors import ConfigError
 
@@ -33,6 +35,8 @@ class Recipe(Table):
     student: ModelRef | None = None
     """The base model that SFT starts from; without `[sft]`, pi_ref itself. Not needed where all
     students start from scratch."""
+    template: Template = Template()
+    """How messages become prompts, in every stage that renders any."""
 
     if TYPE_CHECKING:
 
@@ -54,6 +58,25 @@ class Recipe(Table):
                 compare = f".compare.{name}" if name in compared else ""
                 yield name, f"[{stage.name}{compare}]", table
 
+    @model_validator(mode="before")
+    @classmethod
+    def _template_everywhere(cls, values: Any) -> Any:
+        """`[template]` lies under `prompts.template` of every table that has prompts."""
+        if not isinstance(values, Mapping):
+            return values
+        tree = cast("Mapping[str, object]", values)
+        try:
+            Template.model_validate(shared := tree.get("template", {}))
+        except ValidationError:  # the field itself says so
+            return tree
+        if not isinstance(shared, dict):
+            return tree
+        below = cast("Tree", shared)
+        return {
+            name: table if name == "template" else _with_template(table, below)
+            for name, table in tree.items()
+        }
+
     @model_validator(mode="after")
     def _read_all(self) -> "Recipe":
         for stage in STAGES:
@@ -61,6 +84,19 @@ class Recipe(Table):
                 if name and not name.replace("-", "").replace("_", "").isalnum():
                     raise ValueError(f"{heading}: name it with letters, digits, - and _ only")
         return self
+
+
+def _with_template(table: object, template: Tree) -> object:
+    """A table of a recipe whose `prompts`, here and in the tables inside, have `template` below."""
+    if not isinstance(table, dict) or not template:
+        return table
+    out = copy(cast("Tree", table))
+    for name, value in out.items():
+        if name != "prompts" or not isinstance(value, dict):
+            out[name] = _with_template(value, template)
+        else:
+            out[name] = merge({"template": template}, cast("Tree", value))
+    return out
 
 
 def table_class(stage: Stage) -> type[StageTable]:

@@ -1,10 +1,12 @@
 """Tables that several stages share: models, prompts, sampling, verifiers."""
 
+import re
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from stages.table import BY_CONTENT, Named, Positive, Table
+from stages.config.template import Template
+from stages.table import BY_CONTENT, Named, Positive, Table, at_default
 
 
 class ModelRef(Table):
@@ -24,25 +26,68 @@ class ModelRef(Table):
 
 
 class PromptSource(Table):
-    """Where prompts come from: a file or directory, or a built-in task."""
+    """Where prompts come from: files, a data set of the Hub, or a built-in task.
+
+    docs/prompts.md describes formats, messages and what is dropped.
+    """
 
     path: Annotated[str | None, BY_CONTENT] = None
-    """`.jsonl`, `.jsonl.zst`, `.parquet`, or a directory written by `datasets.save_to_disk`."""
+    """`.jsonl`, `.json`, `.csv`, `.tsv` (also with `.gz` or `.zst`), `.parquet`, a directory of
+    such files or one written by `datasets.save_to_disk`, or a data set's Hub id (`owner/name`)."""
     task: str | None = None
     """Built-in task that generates prompts with answers (`addition`)."""
+    config: str | None = None
+    """Configuration of a data set of the Hub; default the only one."""
+    split: str | None = None
+    """Split of a data set of the Hub or of a directory that holds several; default the only one."""
+    revision: Named = "main"
+    """Revision of a data set of the Hub; resolved to a commit before anything is hashed."""
     field: str = "prompt"
-    """Column that holds the prompt: a string, or a list of chat messages with role and content."""
+    """Column that holds the prompt: a string, or a list of chat messages (OpenAI's role and content
+    or ShareGPT's from and value). Here and below, `a.b` is the field b inside of column a."""
     answer_field: str = "answer"
-    """Column that holds the reference answer; may be absent."""
+    """Column that holds the reference answer; may be absent under its default name only."""
+    answer_pattern: str | None = None
+    """Regular expression that takes the answer out of a worked solution, such as `#### (.+)`: the
+    first group of its last match."""
+    no_answer: Literal["keep", "drop", "refuse"] = "keep"
+    """What to do with a row without an answer: null, NaN, or no match of `answer_pattern`."""
+    max_prompt_tokens: Positive | None = None
+    """Longest prompt, in tokens; default: the context of the model, less one token."""
+    over_long: Literal["drop", "refuse"] = "refuse"
+    """What to do with a prompt longer than `max_prompt_tokens`."""
+    control_tokens: Literal["keep", "drop", "refuse"] = "keep"
+    """What to do with a prompt whose own text spells a control token such as `<|im_end|>`, which
+    the tokenizer turns into the token itself."""
     first: Annotated[int, Field(ge=0)] = 0
     """Index of the first prompt used."""
     limit: Positive | None = None
     """Number of prompts read from `first` on; required for a task, default all for a file."""
+    template: Template = Template()
+    """How messages become a prompt; see `[template]`."""
+
+    def unused(self) -> frozenset[str]:
+        """Fields of which the keys of older sets know nothing, where they have their defaults."""
+        unused = at_default(
+            self, "config", "split", "answer_pattern", "no_answer", "max_prompt_tokens",
+            "over_long", "control_tokens",
+        )  # fmt: skip
+        by_value = set(Template.model_fields) - {"file"}
+        return unused | {"template"} if by_value <= self.template.unused() else unused
 
     @property
     def where(self) -> str:
-        """The file or task, for messages."""
+        """The file, data set or task, for messages."""
         return self.path or f"task {self.task}"
+
+    @field_validator("answer_pattern")
+    @classmethod
+    def _compiles(cls, value: str | None) -> str | None:
+        try:
+            re.compile(value or "")
+        except re.error as error:
+            raise ValueError(f"{value!r} is not a regular expression ({error})") from error
+        return value
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -50,6 +95,8 @@ class PromptSource(Table):
             raise ValueError("give exactly one of `path` (your file) and `task` (a built-in task)")
         if self.task is not None and self.limit is None:
             raise ValueError("a task generates prompts without end: set `limit`")
+        if self.over_long == "drop" and self.max_prompt_tokens is None:
+            raise ValueError('over_long = "drop" needs `max_prompt_tokens`')
         return self
 
 

@@ -146,6 +146,7 @@ def _load_datasets(path: Path) -> Any:
     return found
 
 
-def _wanted(present: list[str], columns: tuple[str, ...]) -> list[str]:
-    """The wanted columns that are there; all if the first is missing: an error will list them."""
-    return [name for name in columns if name in present] if columns[0] in present else present
+def _wanted(present: list[str], names: tuple[str, ...]) -> list[str]:
+    """The columns that hold the wanted fields; all without the first: an error will list them."""
+    held = [[one for one in (name, name.partition(".")[0]) if one in present] for name in names]
+    return list(dict.fromkeys(one for ones in held for one in ones)) if held[0] else present

@@ -1,29 +1,33 @@
-"""Prompts: from a file or a task to token ids, once and for all stages.
+"""Prompts: from a file, a data set or a task to token ids, once and for all stages.
 
-A prompt is a string or a list of chat messages. With a chat template, a string becomes one user
-message and the template is applied up to where the answer begins; without one, the text is encoded
-as the tokenizer does by default (with its BOS, if it has one). Token ids are what is kept: no later
-stage encodes text again.
+Rows are read by `stages.data.prompt_files`, understood by `fields` and `messages`, put into a chat
+template by `chat_template` and encoded by `render`. Token ids are what is kept: no later stage
+encodes text again.
 
 Rules: prompts of the same token ids are one prompt (the first is kept); prompts without text are
-dropped. Both are counted in a `PromptReport`, which goes into the log and the manifest. A prompt's
-id is its row number in the file (or its index in the task), so it does not change when `first`,
-`limit` or other rows do. Importing this module imports neither torch nor transformers.
+dropped; what else may be dropped, the recipe says. All are counted in a `PromptReport`, which goes
+into the log and the manifest. A prompt's id is its row number in the file (or its index in the
+task), so it does not change when `first`, `limit` or other rows do. Importing this module imports
+neither torch nor transformers.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stages.config.data import PromptSource
+from stages.data import fields
+from stages.data.chat_template import ChatTemplate
+from stages.data.fields import Answers
 from stages.data.prompt_files import Row, count_rows, read_rows
+from stages.data.render import TOOLS, Renderer
 from stages.data.tasks import task
 from storage.errors import DataError
 
@@ -44,19 +48,46 @@ class Prompt:
     """Reference answer, where there is one."""
 
 
+DROPPED = {
+    "duplicates": "duplicates of an earlier prompt",
+    "empty": "without text",
+    "over_long": "longer than prompts.max_prompt_tokens",
+    "without_answer": "without a reference answer",
+    "control_tokens": "with control tokens in their text",
+}
+"""Why rows are dropped: counts of a `PromptReport`, and what they mean."""
+
+
 @dataclass(frozen=True)
 class PromptReport:
     """What became of the rows that were read."""
 
     rows: int
     kept: int
-    duplicates: int
+    duplicates: int = 0
     """Rows dropped because an earlier one has the same token ids."""
-    empty: int
+    empty: int = 0
     """Rows dropped because they hold no text."""
+    over_long: int = 0
+    """Rows dropped because the prompt has more tokens than `max_prompt_tokens`."""
+    without_answer: int = 0
+    """Rows dropped because they have no reference answer."""
+    control_tokens: int = 0
+    """Rows dropped because their text spells a control token."""
     first_duplicates: tuple[int, ...] = ()
-    """Row numbers of the first few."""
+    """Row numbers of the first few; of the others likewise."""
     first_empty: tuple[int, ...] = ()
+    first_over_long: tuple[int, ...] = ()
+    first_without_answer: tuple[int, ...] = ()
+    first_control_tokens: tuple[int, ...] = ()
+    answers: int = 0
+    """Kept prompts with a reference answer."""
+    with_control_tokens: int = 0
+    """Rows whose text spells a control token, dropped ones included."""
+    end_tokens_removed: int = 0
+    """Rows whose prompt the tokenizer had ended with its end token."""
+    with_tools: int = 0
+    """Rows with tools, shown or not."""
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""
@@ -74,6 +105,10 @@ class Prompts(Sequence[Prompt]):
     """[P+1]"""
     answers: tuple[str | None, ...]
     report: PromptReport
+    template: dict[str, Any]
+    """Which chat template rendered them, and with which arguments; empty without one."""
+    notes: tuple[str, ...]
+    """What to know of them: control tokens, tools not shown, arguments without effect."""
     where: str
     """The file or task, for messages."""
 
@@ -91,6 +126,22 @@ class Prompts(Sequence[Prompt]):
     def longest(self) -> int:
         """Tokens of the longest prompt."""
         return int(np.diff(self.offsets).max())
+
+    def absent(self, source: PromptSource) -> str | None:
+        """An error for a field that the recipe names and that no row has; None if there is none."""
+        if Answers(source).named and not self.report.answers:
+            name, pattern = source.answer_field, source.answer_pattern
+            matching = f" that matches {pattern!r}" if pattern else ""
+            return (
+                f"{self.where}: no row has a reference answer in `{name}`{matching}. "
+                "Correct `prompts.answer_field` or `prompts.answer_pattern`."
+            )
+        if source.template.tools is not None and not self.report.with_tools:
+            return (
+                f"{self.where}: no row has tools in `{source.template.tools}`. Correct "
+                "`template.tools`."
+            )
+        return None
 
     def check_context(self, context: int | None) -> None:
         """Raise if a prompt leaves no room for a response.
@@ -130,67 +181,149 @@ def load_prompts(source: PromptSource, tokenizer: Path) -> Prompts:
     """The prompts of `source` as token ids of the tokenizer in directory `tokenizer`.
 
     Raises:
-        DataError: a file is missing or damaged, a row lacks the field or cannot be rendered, or no
-            prompt is left; file, row and the fields of the row are named.
+        DataError: a file is missing or damaged, a row lacks the field or cannot be rendered, what
+            the recipe refuses occurs, a field it names occurs nowhere, or no prompt is left; file,
+            row and field are named.
         ConfigError: the task does not exist.
     """
+    prompts = read_prompts(source, tokenizer)
+    if absent := prompts.absent(source):
+        raise DataError(absent)
+    report, where = prompts.report, source.where
+    log.info(
+        "%s: %d prompts from %d rows, %d with a reference answer",
+        where, report.kept, report.rows, report.answers,
+    )  # fmt: skip
+    for reason, text in DROPPED.items():
+        if count := getattr(report, reason):
+            first = getattr(report, f"first_{reason}")
+            shown = ", ".join(map(str, first)) + (", ..." if count > len(first) else "")
+            log.warning("%s: %d rows dropped, %s (rows %s)", where, count, text, shown)
+    for note in prompts.notes:
+        log.warning("%s: %s", where, note)
+    return prompts
+
+
+def read_prompts(source: PromptSource, tokenizer: Path) -> Prompts:
+    """As `load_prompts`, without a word to the log; fields may be absent from all rows."""
     from stages.models.tokenizer import load_tokenizer
 
     where = source.where
-    renderer = Renderer(load_tokenizer(tokenizer), where, source.field)
-    numbered = numbered_rows(source, (source.field, source.answer_field))
+    renderer = Renderer(load_tokenizer(tokenizer), source)
+    answers = Answers(source)
     seen: set[bytes] = set()  # 16-byte digests of token ids
     kept: list[Prompt] = []
-    duplicates: list[int] = []
-    empty: list[int] = []
+    dropped: dict[str, list[int]] = {reason: [] for reason in DROPPED}
+    with_control_tokens = total = 0
+    numbered = numbered_rows(source, wanted_fields(source))
     while rows := list(islice(numbered, _BATCH)):
-        for (number, row), encoded in zip(rows, renderer.encode(rows), strict=True):
-            answer = row.get(source.answer_field)
-            if answer is not None and not isinstance(answer, str | bool | int | float):
-                raise DataError(
-                    f"{where}, row {number}: `{source.answer_field}` is a "
-                    f"{type(answer).__name__}, but a reference answer is a string or a number. Set "
-                    "`prompts.answer_field` to another column."
-                )
-            ids = np.asarray(encoded, np.uint32)
-            digest = blake2b(ids.tobytes(), digest_size=16).digest()
-            if not encoded:
-                empty.append(number)
+        total += len(rows)
+        dialogues = [renderer.dialogue(number, row) for number, row in rows]
+        for (number, row), dialogue, ids in zip(
+            rows, dialogues, renderer.encode(dialogues), strict=True
+        ):
+            answer = answers.read(number, row)
+            control = renderer.control_token(dialogue) if ids else None
+            with_control_tokens += control is not None
+            digest = blake2b(np.asarray(ids, np.uint32).tobytes(), digest_size=16).digest()
+            reason = None
+            if not ids:
+                reason = "empty"
+            elif control is not None and source.control_tokens != "keep":
+                reason = "control_tokens"
+                if source.control_tokens == "refuse":
+                    raise DataError(
+                        f"{where}, row {number}: its text spells the control token `{control}`, "
+                        'which `prompts.control_tokens = "refuse"` forbids'
+                    )
+            elif answer is None and source.no_answer != "keep":
+                reason = "without_answer"
+                if source.no_answer == "refuse":
+                    raise DataError(_no_answer(source, number, row))
+            elif source.max_prompt_tokens is not None and len(ids) > source.max_prompt_tokens:
+                reason = "over_long"
+                if source.over_long == "refuse":
+                    raise DataError(
+                        f"{where}, row {number}: the prompt has {len(ids)} tokens, more than "
+                        f"prompts.max_prompt_tokens = {source.max_prompt_tokens}. Raise it, or set "
+                        '`prompts.over_long = "drop"`.'
+                    )
             elif digest in seen:
-                duplicates.append(number)
+                reason = "duplicates"
+            if reason is not None:
+                dropped[reason].append(number)
             else:
                 seen.add(digest)
-                kept.append(Prompt(number, ids, None if answer is None else str(answer)))
-    total = len(kept) + len(duplicates) + len(empty)
+                kept.append(Prompt(number, np.asarray(ids, np.uint32), answer))
+    counts = {reason: len(numbers) for reason, numbers in dropped.items()}
+    first = {f"first_{reason}": tuple(numbers[:_SHOWN]) for reason, numbers in dropped.items()}
+    report = PromptReport(
+        rows=total,
+        kept=len(kept),
+        answers=sum(one.answer is not None for one in kept),
+        with_control_tokens=with_control_tokens,
+        with_tools=renderer.rows_with_tools,
+        end_tokens_removed=renderer.end_tokens_removed,
+        **cast("dict[str, Any]", counts | first),
+    )
     if not kept:
-        why = f"all {total} rows are without text" if total else "no rows"
+        reasons = ", ".join(f"{counts[one]} {DROPPED[one]}" for one in DROPPED if counts[one])
+        why = f"of {total} rows: {reasons}" if total else "no rows"
         raise DataError(
             f"{where}: the set of prompts is empty ({why}). Check `prompts.path`, `first` and "
             "`limit`."
         )
-    log.info("%s: %d prompts from %d rows", where, len(kept), total)
-    for what, dropped in (("duplicates of an earlier prompt", duplicates), ("without text", empty)):
-        if dropped:
-            shown = ", ".join(map(str, dropped[:_SHOWN]))
-            more = ", ..." if len(dropped) > _SHOWN else ""
-            log.warning(
-                "%s: %d rows dropped, %s (rows %s%s)", where, len(dropped), what, shown, more
-            )
     return Prompts(
         prompt_ids=np.array([one.prompt_id for one in kept], np.int64),
         tokens=np.concatenate([one.ids for one in kept]),
         offsets=np.cumsum([0, *(len(one.ids) for one in kept)], dtype=np.int64),
         answers=tuple(one.answer for one in kept),
-        report=PromptReport(
-            rows=total,
-            kept=len(kept),
-            duplicates=len(duplicates),
-            empty=len(empty),
-            first_duplicates=tuple(duplicates[:_SHOWN]),
-            first_empty=tuple(empty[:_SHOWN]),
-        ),
+        report=report,
+        template=renderer.template.described(),
+        notes=tuple(_notes(report, renderer.template)),
         where=where,
     )
+
+
+def wanted_fields(source: PromptSource) -> tuple[str, ...]:
+    """Fields of a row that decide its prompt and answer; the prompt's comes first."""
+    return (source.field, source.answer_field, source.template.tools or TOOLS)
+
+
+def _no_answer(source: PromptSource, number: int, row: Row) -> str:
+    """Says why a row has no answer."""
+    name, value = source.answer_field, fields.get(row, source.answer_field)
+    why = fields.missing(row, name) if value is None else f"`{name}` is {value!r}"
+    if isinstance(value, str):
+        end = value if len(value) <= 60 else "..." + value[-57:]
+        why = f"`{name}` has no match of {source.answer_pattern!r}; it ends with {end!r}"
+    return (
+        f"{source.where}, row {number}: no reference answer: {why}. Set "
+        '`prompts.no_answer` to "drop" or "keep", or correct `prompts.answer_field`.'
+    )
+
+
+def _notes(report: PromptReport, template: ChatTemplate) -> list[str]:
+    """What a user should know of prompts that are kept."""
+    out: list[str] = []
+    if count := report.with_control_tokens - report.control_tokens:
+        out.append(
+            f"{count} prompts spell control tokens in their text, which become the tokens "
+            "themselves (see `prompts.control_tokens`)"
+        )
+    if report.end_tokens_removed:
+        out.append(
+            f"the tokenizer puts its end token after {report.end_tokens_removed} prompts; it is "
+            "left out, since an answer follows"
+        )
+    if report.with_tools and template.table.tools is None:
+        out.append(
+            f"{report.with_tools} rows have `{TOOLS}`, which the model is not shown; set "
+            f'`template.tools = "{TOOLS}"` to show them'
+        )
+    for name in template.without_effect():
+        out.append(f"template.{name} has no effect: the chat template does not mention it")
+    return out
 
 
 def numbered_rows(source: PromptSource, columns: tuple[str, ...]) -> Iterator[tuple[int, Row]]:
@@ -212,98 +345,3 @@ def numbered_rows(source: PromptSource, columns: tuple[str, ...]) -> Iterator[tu
         stop = None if source.limit is None else source.first + source.limit
         rows = islice(read_rows(Path(source.path or ""), columns), source.first, stop)
     return enumerate(rows, start=source.first)
-
-
-class Renderer:
-    """Rows to token ids.
-
-    Args:
-        tokenizer: As `stages.models.tokenizer.load_tokenizer` gives it.
-        where: The file or task, for messages.
-        field: Column that holds the prompt.
-    """
-
-    def __init__(self, tokenizer: Any, where: str, field: str) -> None:
-        self._tokenizer = tokenizer
-        self._where = where
-        self._field = field
-        self._chat = bool(tokenizer.chat_template)
-
-    def encode(self, rows: list[tuple[int, Row]]) -> list[list[int]]:
-        """Token ids of each (number, row); an empty list where there is no text.
-
-        Raises:
-            DataError: a row lacks the field or cannot be rendered; file and row are named.
-        """
-        prompts = [self._prompt(number, row) for number, row in rows]
-        filled = [place for place, prompt in enumerate(prompts) if prompt]
-        texts = [self._text(rows[place][0], prompts[place]) for place in filled]
-        encoded: list[list[int]] = [[] for _ in rows]
-        for place, ids in zip(filled, self._ids(texts, [rows[p][0] for p in filled]), strict=True):
-            encoded[place] = ids
-        return encoded
-
-    def _prompt(self, number: int, row: Row) -> str | list[dict[str, Any]]:
-        """The prompt of a row; empty if nothing in it is text."""
-        prompt = row.get(self._field)
-        if prompt is None:
-            fields = ", ".join(sorted(row)) or "none"
-            raise DataError(
-                f"{self._where}, row {number}: no field `{self._field}`; it has: {fields}. Set "
-                "`prompts.field` to the one that holds the prompt."
-            )
-        if isinstance(prompt, str):
-            return prompt if prompt.strip() else ""
-        if not isinstance(prompt, list) or not all(map(_is_message, prompt)):
-            raise DataError(
-                f"{self._where}, row {number}: `{self._field}` is neither a string nor a list of "
-                'messages such as {"role": "user", "content": "..."}'
-            )
-        if not any(message["content"].strip() for message in prompt):
-            return []
-        # Parquet fills the fields of other rows' messages with nulls; templates test for presence.
-        return [{k: v for k, v in message.items() if v is not None} for message in prompt]
-
-    def _text(self, number: int, prompt: str | list[dict[str, Any]]) -> str:
-        if not self._chat:
-            if isinstance(prompt, str):
-                return prompt
-            raise DataError(
-                f"{self._where}, row {number}: the prompt is a list of chat messages, but the "
-                "tokenizer has no chat template. Give strings, or a model with a template."
-            )
-        from jinja2 import TemplateError
-
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        try:
-            return self._tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True
-            )
-        except TemplateError as error:
-            raise DataError(
-                f"{self._where}, row {number}: the chat template rejects these messages ({error})"
-            ) from error
-
-    def _ids(self, texts: list[str], numbers: list[int]) -> list[list[int]]:
-        """Token ids of each text; a template writes special tokens itself."""
-        options = {"add_special_tokens": not self._chat}
-        try:
-            return self._tokenizer(texts, **options)["input_ids"] if texts else []
-        except Exception as error:  # the library raises nothing more specific
-            for text, number in zip(texts, numbers, strict=True):
-                try:
-                    self._tokenizer([text], **options)
-                except Exception:  # noqa: BLE001
-                    raise DataError(
-                        f"{self._where}, row {number}: the tokenizer cannot encode the prompt "
-                        f"({error}); its vocabulary may lack a character"
-                    ) from error
-            raise
-
-
-def _is_message(value: object) -> bool:
-    return (
-        isinstance(value, Mapping)
-        and isinstance(value.get("role"), str)
-        and isinstance(value.get("content"), str)
-    )

@@ -49,7 +49,8 @@ def content_paths(table: StageTable) -> str:
     if isinstance(table, Corpus):
         return ", ".join(table.text)
     prompts = table.prompt_source()
-    return str(prompts.path) if prompts else ""
+    named = [prompts.path, prompts.template.file] if prompts else []
+    return " or ".join(name for name in named if name)
 
 
 def prompts_identity(source: PromptSource, cache: DigestCache | None = None) -> dict[str, object]:
@@ -58,13 +59,23 @@ def prompts_identity(source: PromptSource, cache: DigestCache | None = None) -> 
     Raises:
         ConfigError: the task does not exist.
     """
+    template = _template_identity(source, cache)
     if source.task is not None:
-        return _task_identity(source.task)
+        return _task_identity(source.task) | template
     path = Path(source.path or "")
     if path.is_dir():
         files = sorted(path.rglob("*.arrow"))
-        return {"sha256": _digest_of_files(path, files, cache) if files else None}
-    return {"sha256": (cache or DigestCache()).sha256(path) if path.is_file() else None}
+        return {"sha256": _digest_of_files(path, files, cache) if files else None} | template
+    known = (cache or DigestCache()).sha256(path) if path.is_file() else None
+    return {"sha256": known} | template
+
+
+def _template_identity(source: PromptSource, cache: DigestCache | None) -> dict[str, object]:
+    """Content of `template.file`; empty where the model's own template is used."""
+    if source.template.file is None:
+        return {}
+    file = Path(source.template.file)
+    return {"template": (cache or DigestCache()).sha256(file) if file.is_file() else None}
 
 
 def has_answers(source: PromptSource) -> bool:

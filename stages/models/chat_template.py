@@ -50,7 +50,12 @@ def template_digest(directory: Place) -> str:
     Blind to where the text is kept, to line ends, and to a line end after it, which Jinja drops.
     """
     text = chat_template(directory)
-    return _sha256(_plain(text)) if text else ""
+    return text_digest(text) if text else ""
+
+
+def text_digest(text: str) -> str:
+    """As `template_digest`, of the text of a template."""
+    return _sha256(_plain(text))
 
 
 def same_template(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:

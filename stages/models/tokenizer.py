@@ -26,10 +26,11 @@ CHAT_TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endf
 
 _GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
+TEMPLATE = "chat_template.jinja"
 FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
-    "chat_template.jinja",
+    TEMPLATE,
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",

@@ -21,8 +21,10 @@ from numpy.typing import NDArray
 from stages.config.data import PromptSource
 from stages.config.record_kinds import Record
 from stages.config.records import TeacherPrompt, template_fields
+from stages.data import fields
 from stages.data.prompt_files import Row
-from stages.data.prompts import Renderer, numbered_rows
+from stages.data.prompts import numbered_rows, wanted_fields
+from stages.data.render import Dialogue, Renderer
 from stages.models.tokenizer import load_tokenizer
 from stages.scoring.scorer import Scorer
 from storage.errors import ConfigError, DataError
@@ -31,6 +33,8 @@ from storage.rows import Rows, offsets_of
 Ids = NDArray[np.uint32]
 
 _BATCH = 512
+_OWN = ("prompt", "answer")
+"""Fields of the template that the source of the prompts names."""
 
 
 @dataclass
@@ -69,7 +73,9 @@ class TeacherPrompts:
         """
         wanted, self._held = set(prompt_ids), {}
         batch: list[tuple[int, Row]] = []
-        for number, row in numbered_rows(self.source, (self.source.field, *self._columns())):
+        for number, row in numbered_rows(
+            self.source, (*wanted_fields(self.source), *self._columns())
+        ):
             if number in wanted:
                 batch.append((number, row))
                 wanted.discard(number)
@@ -108,40 +114,37 @@ class TeacherPrompts:
                 )
 
     def _columns(self) -> tuple[str, ...]:
-        own = {"prompt": self.source.field, "answer": self.source.answer_field}
-        names = (own.get(name, name) for name in template_fields(self.template))
-        return tuple(name for name in dict.fromkeys(names) if name != self.source.field)
+        """Columns that the template names."""
+        return tuple(name for name in template_fields(self.template) if name not in _OWN)
 
     def _render(self, batch: list[tuple[int, Row]]) -> None:
-        renderer = Renderer(self.tokenizer, self.where, self.source.field)
-        filled = [(number, self._filled(number, row)) for number, row in batch]
-        plain = renderer.encode(batch) if self.compare else [None] * len(batch)
-        for (number, _), ids, own in zip(batch, renderer.encode(filled), plain, strict=True):
-            if not ids:
-                raise DataError(f"{self.where}, row {number}: the teacher's prompt is empty")
+        renderer = Renderer(self.tokenizer, self.source)
+        plain = [renderer.dialogue(number, row) for number, row in batch]
+        filled = [
+            self._filled(dialogue, row) for dialogue, (_, row) in zip(plain, batch, strict=True)
+        ]
+        students = renderer.encode(plain) if self.compare else [None] * len(batch)
+        for (number, _), ids, own in zip(batch, renderer.encode(filled), students, strict=True):
             self._held[number] = (_uint32(ids), None if own is None else _uint32(own))
 
-    def _filled(self, number: int, row: Row) -> Row:
-        """The row with its prompt as the teacher reads it: text, or messages as they were."""
-        prompt = row.get(self.source.field)
-        if not isinstance(prompt, list):
-            return {self.source.field: self._text(number, row, prompt)}
-        asked = [i for i, message in enumerate(prompt) if _role(message) == "user"]
-        if not asked:
+    def _filled(self, dialogue: Dialogue, row: Row) -> Dialogue:
+        """The dialogue with its last user message as the teacher reads it."""
+        asked = dialogue.asked if dialogue.prompt else ""
+        if asked is None:
             raise DataError(
-                f"{self.where}, row {number}: no user message in `{self.source.field}` for the "
-                "template to replace"
+                f"{self.where}, row {dialogue.number}: no user message in `{self.source.field}` "
+                "for the template to replace"
             )
-        last = prompt[asked[-1]]
-        text = self._text(number, row, last.get("content"))
-        messages = [*prompt[: asked[-1]], {**last, "content": text}, *prompt[asked[-1] + 1 :]]
-        return {self.source.field: messages}
+        text = self._text(dialogue.number, row, asked)
+        if not dialogue.prompt or not text.strip():
+            raise DataError(f"{self.where}, row {dialogue.number}: the teacher's prompt is empty")
+        return dialogue.asking(text)
 
-    def _text(self, number: int, row: Row, prompt: object) -> str:
-        own = {"prompt": prompt, "answer": row.get(self.source.answer_field)}
+    def _text(self, number: int, row: Row, prompt: str) -> str:
         values: dict[str, str] = {}
         for name in template_fields(self.template):
-            value = own[name] if name in own else row.get(name)
+            answer = fields.get(row, self.source.answer_field)
+            value = {"prompt": prompt, "answer": answer}[name] if name in _OWN else row.get(name)
             if not isinstance(value, str | int | float) or isinstance(value, bool):
                 found = "no field" if value is None else f"a {type(value).__name__} in field"
                 raise DataError(
@@ -197,10 +200,6 @@ def _with_prompts(rows: Rows, prompts: list[Ids]) -> Rows:
 def _prompt(rows: Rows, index: int) -> Ids:
     start, stop = rows.offsets["prompt"][index : index + 2]
     return rows["prompt"][start:stop]
-
-
-def _role(message: object) -> object:
-    return message.get("role") if isinstance(message, Mapping) else None
 
 
 def _uint32(ids: list[int]) -> Ids:

@@ -7,6 +7,7 @@ import pytest
 from pipeline.ledger import to_toml
 from pipeline.planning.config import load_recipe, recipe_names
 from pipeline.planning.nodes import build
+from stages.config.records import TeacherLogits
 from storage.errors import ConfigError
 
 OWN = """
@@ -145,3 +146,51 @@ def test_without_sft_the_start_of_training_is_a_row_of_its_own(tmp_path: Path) -
     text += "[train.compare.reference]\nsteps = 3\n"
     with pytest.raises(ConfigError, match=r"\[train.compare.reference\] and \[student\]"):
         build(load_recipe(None, [write(tmp_path / "b.toml", text)]))
+
+
+TEMPLATE = """
+[template]
+date = 2026-01-31
+kwargs = { enable_thinking = false, effort = "low" }
+[sft-data]
+prompts = { path = "a.jsonl" }
+[rollouts]
+prompts = { path = "a.jsonl", template = { kwargs = { effort = "high" }, system = "s" } }
+[evaluate.prompts]
+path = "b.jsonl"
+[teacher-logits.compare.hint.teacher_prompt]
+prompts = { path = "c.jsonl" }
+"""
+
+
+def test_the_template_lies_under_all_prompts(tmp_path: Path) -> None:
+    recipe = load_recipe(None, [write(tmp_path / "a.toml", OWN + TEMPLATE)])
+    shared = {"enable_thinking": False, "effort": "low"}
+    hint = recipe.teacher_logits.variants()["hint"].teacher_prompt
+    assert hint is not None
+    for prompts in (recipe.sft_data.prompts, recipe.evaluate.prompts, hint.prompts):
+        assert prompts is not None
+        assert (prompts.template.kwargs, prompts.template.system) == (shared, None)
+        assert prompts.template.date == "2026-01-31"
+    own = recipe.rollouts.prompts.template
+    assert own.kwargs == {"enable_thinking": False, "effort": "high"}
+    assert (own.system, own.date) == ("s", "2026-01-31")
+
+
+def test_the_teachers_own_prompts_have_the_template_of_the_rollouts(tmp_path: Path) -> None:
+    own = "[teacher-logits.teacher_prompt]\ntemplate = '{prompt}!'\n"
+    text = OWN.replace('data = "records"', "") + own
+    text += "[template]\nsystem = 's'\n[rollouts]\nprompts = { task = 'addition', limit = 4 }\n"
+    nodes = {node.name: node for node in build(load_recipe(None, [write(tmp_path / "a", text)]))}
+    config = nodes["teacher-logits"].config
+    assert isinstance(config, TeacherLogits)
+    assert config.teacher_prompt is not None
+    assert config.teacher_prompt.prompts is not None
+    assert config.teacher_prompt.prompts.template.system == "s"
+
+
+def test_a_wrong_template_is_said_once(tmp_path: Path) -> None:
+    text = OWN + TEMPLATE.replace("date", "dates")
+    with pytest.raises(ConfigError, match=r"template\.dates: Extra inputs") as caught:
+        load_recipe(None, [write(tmp_path / "a.toml", text)])
+    assert str(caught.value).count("dates") == 1

@@ -112,11 +112,11 @@ def test_every_format_gives_the_same_prompts(tmp_path: Path, chat: Path, name: s
 @pytest.mark.parametrize("name", FORMATS)
 def test_chat_messages_in_every_format(tmp_path: Path, chat: Path, name: str) -> None:
     turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    rows = [{"q": turn}, {"q": [*turn, {"role": "user", "content": "c"}]}]
+    rows = [{"q": turn[:1]}, {"q": [*turn, {"role": "user", "content": "c"}]}]
     FORMATS[name](tmp_path / name, rows)
     prompts = read(tmp_path / name, chat, field="q")
     assert texts(prompts, chat) == [
-        "[user]a[assistant]b[assistant]",
+        "[user]a[assistant]",
         "[user]a[assistant]b[user]c[assistant]",
     ]
     assert {prompt.answer for prompt in prompts} == {None}
@@ -194,7 +194,7 @@ def test_duplicates_and_empty_prompts_are_dropped_and_reported(
         prompts = from_rows(tmp_path, chat, rows)
     assert prompts.prompt_ids.tolist() == [0, 2]
     assert prompts.answers == ("first", None)
-    report = PromptReport(7, 2, 2, 3, first_duplicates=(3, 6), first_empty=(1, 4, 5))
+    report = PromptReport(7, 2, 2, 3, answers=1, first_duplicates=(3, 6), first_empty=(1, 4, 5))
     assert prompts.report == report
     assert json.loads(json.dumps(report.to_json()))["first_empty"] == [1, 4, 5]
     assert "2 rows dropped, duplicates of an earlier prompt (rows 3, 6)" in caplog.text
@@ -239,10 +239,13 @@ def test_a_field_missing_later_names_that_row(tmp_path: Path, chat: Path) -> Non
         ('\n\n{"prompt": "a"', r"a\.jsonl, line 3: not valid JSON"),
         ('["a"]\n', r"a\.jsonl, line 1: a JSON list"),
         ('{"prompt": 3}\n', r"row 0: `prompt` is neither a string nor a list of messages"),
-        ('{"prompt": [{"role": "user"}]}\n', r"row 0: `prompt` is neither"),
+        (
+            '{"prompt": [{"role": "user"}]}\n',
+            r"row 0: `prompt`, message 0: the user's `content` is",
+        ),
         ('{"prompt": "a", "answer": ["b"]}\n', r"row 0: `answer` is a list"),
         ("", r"a\.jsonl: the set of prompts is empty \(no rows\)"),
-        ('{"prompt": " "}\n', r"a\.jsonl: the set of prompts is empty \(all 1 rows are without"),
+        ('{"prompt": " "}\n', r"a\.jsonl: the set of prompts is empty \(of 1 rows: 1 without"),
         ('{"prompt": [{"role": "system", "content": "x"}]}\n', r"row 0: the chat template rejects"),
     ],
 )

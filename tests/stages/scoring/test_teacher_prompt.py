@@ -268,7 +268,7 @@ def test_fields_of_any_name_and_of_a_task(tmp_path: Path, chat: Path) -> None:
         ({"prompt": "x", "hint": True}, "row 1: a bool in field `hint`"),
         ({"hint": "x"}, "row 1: no field `prompt`"),
         ({"prompt": [{"role": "system", "content": "x"}], "hint": "y"}, "no user message"),
-        ({"prompt": "", "hint": " "}, "row 1: the teacher's prompt is empty"),
+        ({"prompt": "", "hint": "x"}, "row 1: the teacher's prompt is empty"),
     ],
 )
 def test_a_bad_row_is_named(tmp_path: Path, chat: Path, row: dict[str, Any], message: str) -> None:
