@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.planning import fingerprint
 from pipeline.planning.nodes import External, Node
+from stages.config.stage import StageTable
 from stages.data.sources import content_identity, content_paths
 from stages.job import Input, Job
 from stages.models.hub import is_hub_id, known_commit
@@ -75,11 +76,20 @@ class Planned:
             name=self.node.name,
             key=self.key,
             payload=self.payload,
-            config=self.node.config,
+            config=self._pinned(),
             seed=self.node.seed,
             inputs=self.inputs,
             store=store,
         )
+
+    def _pinned(self) -> StageTable:
+        """The table of the node, its data set of the Hub at the commit that is in the key."""
+        config, content = self.node.config, self.payload.get("content")
+        commit = content.get("commit") if isinstance(content, Mapping) else None
+        prompts = config.prompt_source()
+        if commit is None or prompts is None:
+            return config
+        return config.with_prompts(prompts.model_copy(update={"revision": commit}))
 
 
 def select(planned: list[Planned], targets: list[str], *, exact: bool) -> list[Planned]:
@@ -141,11 +151,16 @@ def _resolve(
                 inputs[role] = Input(ref.source.path, None, ref.source.revision, ref.dtype)
         known = known and None not in identities[role].values()
     payload["inputs"] = identities
-    content = payload["content"] = content_identity(node.config, cache)
-    if None in content.values():
-        missing = content_paths(node.config)
+    missing = content_paths(node.config)
+    content: dict[str, object] = {}
+    try:
+        content = content_identity(node.config, cache, ask=ready)
+    except (DataError, RetryError) as error:
+        lacks[missing] = error
+    payload["content"] = content
+    known = known and None not in content.values() and not lacks
+    if any(value is None for name, value in content.items() if name != "commit"):
         lacks[missing] = DataError(f"{missing}: no such file or directory{_SEEN}{Path.cwd()}")
-        known = False
     made = Planned(node, None, payload, inputs, lacks)
     return replace(made, key=fingerprint.digest(payload)) if known else made
 

@@ -109,6 +109,12 @@ class TeacherLogits(StageTable, SkipsBad):
         """The prompts that the teacher's are made from."""
         return self.teacher_prompt.prompts if self.teacher_prompt else None
 
+    def with_prompts(self, prompts: PromptSource) -> Self:
+        """Other prompts that the teacher's are made from."""
+        assert self.teacher_prompt is not None, "it has no prompts otherwise"
+        filled = self.teacher_prompt.model_copy(update={"prompts": prompts})
+        return self.model_copy(update={"teacher_prompt": filled})
+
     def completed(self, origin: StageTable | None) -> Self:
         """`teacher_prompt.prompts` filled in; `rollouts` must have kept enough candidates."""
         kept = getattr(origin, "candidates", None)
@@ -122,8 +128,7 @@ class TeacherLogits(StageTable, SkipsBad):
                 f'source = "{self.source}" does not say where its prompts came from: set '
                 "teacher-logits.teacher_prompt.prompts"
             )
-        filled = self.teacher_prompt.model_copy(update={"prompts": prompts})
-        return self.model_copy(update={"teacher_prompt": filled})
+        return self.with_prompts(prompts)
 
     def expected(
         self, count: Callable[[PromptSource], int | None], read: Expected | None

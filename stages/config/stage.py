@@ -69,6 +69,10 @@ class StageTable(Table):
         """The prompts that the stage reads; their content enters the key."""
         return getattr(self, "prompts", None)
 
+    def with_prompts(self, prompts: PromptSource) -> Self:
+        """The table with other prompts in the place of `prompt_source`."""
+        return self.model_copy(update={"prompts": prompts})
+
     def completed(self, origin: "StageTable | None") -> Self:
         """The table with what follows from its sequences filled in.
 

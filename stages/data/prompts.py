@@ -26,7 +26,8 @@ from stages.config.data import PromptSource
 from stages.data import fields
 from stages.data.chat_template import ChatTemplate
 from stages.data.fields import Answers
-from stages.data.prompt_files import Row, count_rows, read_rows
+from stages.data.hub import hub_dataset, load_hub
+from stages.data.prompt_files import Row, count_rows, dataset_rows, read_rows
 from stages.data.render import TOOLS, Renderer
 from stages.data.tasks import task
 from storage.errors import DataError
@@ -170,7 +171,9 @@ def count_prompts(source: PromptSource) -> int | None:
     """Number of rows `source` selects, duplicates included; None where that is unknown."""
     if source.task is not None:
         return source.limit
-    rows = count_rows(Path(source.path or ""))
+    if hub_dataset(source.path) is not None:
+        return None
+    rows = count_rows(Path(source.path or ""), source.split)
     if rows is None:
         return None
     rest = max(rows - source.first, 0)
@@ -343,5 +346,10 @@ def numbered_rows(source: PromptSource, columns: tuple[str, ...]) -> Iterator[tu
         rows = ({source.field: item.prompt, source.answer_field: item.answer} for item in made)
     else:
         stop = None if source.limit is None else source.first + source.limit
-        rows = islice(read_rows(Path(source.path or ""), columns), source.first, stop)
+        name = hub_dataset(source.path)
+        if name is not None:
+            found = dataset_rows(load_hub(name, source), columns)
+        else:
+            found = read_rows(Path(source.path or ""), columns, source.split)
+        rows = islice(found, source.first, stop)
     return enumerate(rows, start=source.first)

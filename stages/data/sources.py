@@ -14,6 +14,8 @@ from pathlib import Path
 from stages.config.corpus import Corpus
 from stages.config.data import PromptSource
 from stages.config.stage import StageTable
+from stages.data.hub import commit_of, hub_dataset
+from stages.data.prompt_files import prompt_files
 from stages.data.prompts import numbered_rows
 from stages.data.tasks import task
 from stages.data.verifiers import verifier_identity
@@ -27,12 +29,20 @@ STDLIB = "{stdlib}"
 machine has."""
 
 
-def content_identity(table: StageTable, cache: DigestCache) -> dict[str, object]:
+def content_identity(
+    table: StageTable, cache: DigestCache, *, ask: bool = False
+) -> dict[str, object]:
     """Everything outside the recipe that `table` names, by content; None for a missing file.
 
+    Args:
+        table: Of a stage.
+        cache: Digests that are known already.
+        ask: The Hub may be asked for the commit of a data set, which is None while unknown.
+
     Raises:
-        ConfigError: the task does not exist.
-        DataError: the tokenizer directory holds no tokenizer.
+        ConfigError: the task does not exist; or the Hub has no such data set.
+        DataError: the tokenizer directory holds no tokenizer; or a directory of prompts is unclear.
+        RetryError: the Hub cannot be reached.
     """
     if isinstance(table, Corpus):
         return corpus_identity(table, cache)
@@ -41,7 +51,8 @@ def content_identity(table: StageTable, cache: DigestCache) -> dict[str, object]
         return {}
     verifier = getattr(table, "verifier", None)
     rules = verifier_identity(verifier) if verifier else {}
-    return prompts_identity(prompts, cache) | (rules if rules and has_answers(prompts) else {})
+    found = prompts_identity(prompts, cache, ask=ask)
+    return found | (rules if rules and has_answers(prompts) else {})
 
 
 def content_paths(table: StageTable) -> str:
@@ -53,19 +64,28 @@ def content_paths(table: StageTable) -> str:
     return " or ".join(name for name in named if name)
 
 
-def prompts_identity(source: PromptSource, cache: DigestCache | None = None) -> dict[str, object]:
-    """What decides the prompts of `source`: content of its files, or name and version of its task.
+def prompts_identity(
+    source: PromptSource, cache: DigestCache | None = None, *, ask: bool = False
+) -> dict[str, object]:
+    """What decides the prompts of `source` beside its table.
+
+    Content of its files, commit of its data set, or name and version of its task; and the content
+    of the template file, if there is one.
 
     Raises:
-        ConfigError: the task does not exist.
+        ConfigError, DataError, RetryError: as `content_identity`.
     """
     template = _template_identity(source, cache)
     if source.task is not None:
         return _task_identity(source.task) | template
+    if (name := hub_dataset(source.path)) is not None:
+        return {"dataset": name, "commit": commit_of(name, source.revision, ask=ask)} | template
     path = Path(source.path or "")
+    if path.is_dir() and (files := sorted(path.rglob("*.arrow"))):
+        return {"sha256": _digest_of_files(path, files, cache)} | template
     if path.is_dir():
-        files = sorted(path.rglob("*.arrow"))
-        return {"sha256": _digest_of_files(path, files, cache) if files else None} | template
+        files = prompt_files(path, source.split)
+        return {"sha256": _digest_of_files(None, files, cache)} | template
     known = (cache or DigestCache()).sha256(path) if path.is_file() else None
     return {"sha256": known} | template
 
@@ -82,8 +102,11 @@ def has_answers(source: PromptSource) -> bool:
     """Whether a verifier has something to do: the first row has the column of answers.
 
     Without it the rules of the verifier decide nothing and stay out of the key. False for files
-    that are missing or damaged, which no stage can use.
+    that are missing or damaged, which no stage can use; true for data sets of the Hub, which are
+    not downloaded in order to plan.
     """
+    if hub_dataset(source.path) is not None:
+        return True
     column, _, _ = source.answer_field.partition(".")
     first = source.model_copy(update={"first": 0, "limit": 1})
     try:

@@ -14,9 +14,9 @@ def is_hub_id(name: str) -> bool:
     return _HUB_ID.fullmatch(name) is not None
 
 
-def known_commit(name: str, revision: str) -> str | None:
+def known_commit(name: str, revision: str, kind: str = "model") -> str | None:
     """The commit that a revision stood for when it was last downloaded; None: never."""
-    remembered = _cache(name) / "refs" / revision
+    remembered = _cache(name, kind) / "refs" / revision
     return remembered.read_text().strip() if remembered.exists() else None
 
 
@@ -27,8 +27,8 @@ def cached_directory(name: str, revision: str) -> Path | None:
     return directory if directory.is_dir() else None
 
 
-def _cache(name: str) -> Path:
+def _cache(name: str, kind: str = "model") -> Path:
     from huggingface_hub import constants, file_download
 
-    folder = file_download.repo_folder_name(repo_id=name, repo_type="model")
+    folder = file_download.repo_folder_name(repo_id=name, repo_type=kind)
     return Path(constants.HF_HUB_CACHE) / folder

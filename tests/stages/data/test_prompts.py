@@ -279,9 +279,9 @@ def test_a_file_that_is_not_there(tmp_path: Path, chat: Path) -> None:
 
 
 def test_a_format_nobody_knows(tmp_path: Path, chat: Path) -> None:
-    (tmp_path / "a.csv").write_text("prompt\na\n")
-    with pytest.raises(DataError, match=r"a\.csv: unknown format of prompts; supported are \.jso"):
-        read(tmp_path / "a.csv", chat)
+    (tmp_path / "a.xlsx").write_text("prompt\na\n")
+    with pytest.raises(DataError, match=r"a\.xlsx: unknown format of prompts; supported are \.js"):
+        read(tmp_path / "a.xlsx", chat)
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.zst", "a.parquet"])
@@ -314,9 +314,12 @@ def test_a_directory_of_several_splits(tmp_path: Path, chat: Path) -> None:
     part = datasets.Dataset.from_list([{"prompt": "a"}])
     splits = datasets.DatasetDict({"train": part, "test": part})
     splits.save_to_disk(str(tmp_path / "all"))
-    with pytest.raises(DataError, match=r"several splits \(test, train\). Give one: .*all/<split>"):
+    with pytest.raises(DataError, match=r"several splits \(test, train\). Set `prompts.split`"):
         read(tmp_path / "all", chat)
     assert len(read(tmp_path / "all" / "train", chat)) == 1
+    assert len(read(tmp_path / "all", chat, split="train")) == 1
+    with pytest.raises(DataError, match="no split `dev`; it has test, train"):
+        read(tmp_path / "all", chat, split="dev")
 
 
 def test_a_range_beyond_the_file_is_empty(tmp_path: Path, chat: Path) -> None:
