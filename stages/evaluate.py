@@ -28,7 +28,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.config.data import PromptSource, Sampling
+from stages.config.data import Sampling
 from stages.config.evaluation import Evaluate
 from stages.counter import hash64
 from stages.data.prompts import Prompts, load_prompts
@@ -81,8 +81,9 @@ def run(job: Job[Evaluate]) -> Manifest:
     job.directory.mkdir(parents=True, exist_ok=True)
     answers, evaluation = job.directory / ANSWERS, job.directory / EVALUATION
     made_here = manifest_of_model(model)
-    if config.prompts is not None and not answers.exists():
-        write_answers(answers, _answers(job, model, config.prompts))
+    prompts = load_prompts(config.prompts, model) if config.prompts is not None else None
+    if prompts is not None and not answers.exists():
+        write_answers(answers, _answers(job, model, prompts))
     if not evaluation.exists():
         found: dict[str, object] = dict(accuracy(read_answers(answers))) if answers.exists() else {}
         if set(job.inputs) != {"model"}:
@@ -103,16 +104,19 @@ def run(job: Job[Evaluate]) -> Manifest:
         job.identity(
             "metrics",
             teacher=made_here.teacher if made_here else None,
-            meta={"metrics": json.loads(evaluation.read_bytes())["metrics"]},
+            meta={
+                "metrics": json.loads(evaluation.read_bytes())["metrics"],
+                "prompts": prompts.report.to_json() if prompts else None,
+                "template": prompts.template if prompts else None,
+            },
         ),
         files=[EVALUATION, *([ANSWERS] if config.prompts is not None else [])],
     )
 
 
-def _answers(job: Job[Evaluate], model: Path, source: PromptSource) -> list[Answer]:
+def _answers(job: Job[Evaluate], model: Path, prompts: Prompts) -> list[Answer]:
     """All answers, sampled ones first, in the order of prompts."""
     config, facts = job.config, model_facts(model)
-    prompts = load_prompts(source, model)
     prompts.check_context(facts.context)
     longest = config.sampling.max_tokens
     passes = [(config.sampling, config.n)]

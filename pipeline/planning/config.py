@@ -60,18 +60,17 @@ class Recipe(Table):
 
     @model_validator(mode="before")
     @classmethod
-    def _template_everywhere(cls, values: Any) -> Any:
+    def _template_everywhere(cls, values: object) -> object:
         """`[template]` lies under `prompts.template` of every table that has prompts."""
         if not isinstance(values, Mapping):
             return values
         tree = cast("Mapping[str, object]", values)
+        shared = tree.get("template", {})
         try:
-            Template.model_validate(shared := tree.get("template", {}))
+            Template.model_validate(shared)
         except ValidationError:  # the field itself says so
             return tree
-        if not isinstance(shared, dict):
-            return tree
-        below = cast("Tree", shared)
+        below = cast("Tree", shared if isinstance(shared, dict) else {})
         return {
             name: table if name == "template" else _with_template(table, below)
             for name, table in tree.items()

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pipeline.planning import fingerprint
 from pipeline.planning.nodes import External, Node
@@ -84,9 +84,9 @@ class Planned:
 
     def _pinned(self) -> StageTable:
         """The table of the node, its data set of the Hub at the commit that is in the key."""
-        config, content = self.node.config, self.payload.get("content")
-        commit = content.get("commit") if isinstance(content, Mapping) else None
-        prompts = config.prompt_source()
+        config = self.node.config
+        content = cast("Mapping[str, object]", self.payload["content"])
+        commit, prompts = content.get("commit"), config.prompt_source()
         if commit is None or prompts is None:
             return config
         return config.with_prompts(prompts.model_copy(update={"revision": commit}))

@@ -78,11 +78,12 @@ def load_hub(name: str, source: PromptSource) -> Any:
         ConfigError, RetryError: as `commit_of`.
     """
     import datasets
+    from datasets.exceptions import DatasetsError
 
     commit = commit_of(name, source.revision, ask=True)
     try:
         found = datasets.load_dataset(name, source.config, revision=commit)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, DatasetsError) as error:
         said = " ".join(str(error).split())
         raise DataError(
             f"{name}: cannot be loaded from the Hub ({said}). Check `prompts.path`, "

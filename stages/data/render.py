@@ -157,7 +157,7 @@ class Renderer:
         end = self._tokenizer.eos_token_id
         if self.template.exists or end is None or not ids or ids[-1] != end:
             return ids
-        if text.rstrip().endswith(self._tokenizer.eos_token):
+        if text.rstrip().endswith(self._tokenizer.eos_token) and ids[-2:] != [end, end]:
             return ids
         self.end_tokens_removed += 1
         return ids[:-1]

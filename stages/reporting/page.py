@@ -30,6 +30,21 @@ _CURVES = {
 }
 """Columns of a training's `metrics.jsonl` that are drawn, where a student has them."""
 
+_PROMPTS = {
+    "rows": "rows read",
+    "kept": "prompts",
+    "answers": "with an answer",
+    "duplicates": "dropped: duplicates",
+    "empty": "dropped: empty",
+    "over_long": "dropped: over-long",
+    "without_answer": "dropped: no answer",
+    "control_tokens": "dropped: control tokens",
+    "with_control_tokens": "with control tokens",
+    "end_tokens_removed": "end token removed",
+}
+"""Counts of a `stages.data.prompts.PromptReport` that are shown, where any set has them."""
+_ALWAYS = ("rows", "kept", "answers")
+
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
        color: #1b1f24; background: #fff }
@@ -75,6 +90,7 @@ def page(
         charts.bars("accuracy, %", _accuracies(rows)),
         *_section("Training", _curves(found)),
         *_section("What each objective guarantees on its records", [_list(promised)]),
+        *_section("Prompts, and rows that were dropped", [_prompts(found)]),
         *_section("What it cost", [_ledger(found)]),
     ]
     body = "\n".join(part for part in parts if part)
@@ -139,6 +155,31 @@ def _curves(found: Sequence[Ancestor]) -> list[str]:
         )
         for key, title in _CURVES.items()
     ]
+
+
+def _prompts(found: Sequence[Ancestor]) -> str:
+    """What became of the rows of each prompt file; models evaluated on the same rows share a line.
+
+    Kinds of dropped rows that occur nowhere have no column.
+    """
+    counts: dict[tuple[str, tuple[int, ...]], dict[str, Any]] = {}
+    for one in found:
+        report = one.manifest.meta.get("prompts")
+        if isinstance(report, Mapping):
+            evaluated = one.manifest.stage == "evaluate"
+            name = one.manifest.stage if evaluated else one.manifest.name
+            columns = {shown: report.get(key) for key, shown in _PROMPTS.items()}
+            counts[name, tuple(int(value or 0) for value in columns.values())] = columns
+    used = [
+        shown
+        for place, (key, shown) in enumerate(_PROMPTS.items())
+        if key in _ALWAYS or any(values[place] for _, values in counts)
+    ]
+    lines = [
+        [name, *("" if columns[shown] is None else f"{columns[shown]:,}" for shown in used)]
+        for (name, _), columns in counts.items()
+    ]
+    return _table([["set", *used], *lines]) if lines else ""
 
 
 def _ledger(found: Sequence[Ancestor]) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 import zstandard
+from pydantic import ValidationError
 
 from stages.config.corpus import Tokenizer
 from stages.config.data import PromptSource
@@ -163,8 +164,9 @@ def eval_sum(text: str) -> int:
 
 def test_answers_may_be_numbers(tmp_path: Path, chat: Path) -> None:
     rows = [{"prompt": "a", "solution": 7}, {"prompt": "b", "solution": None}, {"prompt": "c"}]
+    rows += [{"prompt": "d", "solution": float("nan")}]
     prompts = from_rows(tmp_path, chat, rows, answer_field="solution")
-    assert prompts.answers == ("7", None, None)
+    assert prompts.answers == ("7", None, None, None)
 
 
 def test_prompts_are_a_sequence(tmp_path: Path, chat: Path) -> None:
@@ -199,6 +201,146 @@ def test_duplicates_and_empty_prompts_are_dropped_and_reported(
     assert json.loads(json.dumps(report.to_json()))["first_empty"] == [1, 4, 5]
     assert "2 rows dropped, duplicates of an earlier prompt (rows 3, 6)" in caplog.text
     assert "3 rows dropped, without text (rows 1, 4, 5)" in caplog.text
+
+
+SOLVED = [
+    {"prompt": "a", "answer": "so #### 1"},
+    {"prompt": "b" * 30, "answer": "so #### 2"},
+    {"prompt": "c", "answer": "who knows"},
+    {"prompt": "d<eos>", "answer": "so #### 4"},
+    {"prompt": "e", "answer": None},
+]
+PATTERN = {"answer_pattern": "#### (.+)"}
+
+
+def test_what_the_recipe_lets_be_dropped_is_counted(
+    tmp_path: Path, chat: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = {"max_prompt_tokens": 40, "over_long": "drop", "no_answer": "drop"}
+    prompts = from_rows(tmp_path, chat, SOLVED, **PATTERN, **options, control_tokens="drop")
+    assert (prompts.prompt_ids.tolist(), prompts.answers) == ([0], ("1",))
+    report = prompts.report.to_json()
+    counts = {"rows": 5, "kept": 1, "over_long": 1, "without_answer": 2, "control_tokens": 1}
+    assert {name: report[name] for name in counts} == counts
+    assert report["first_without_answer"] == (2, 4)
+    assert "2 rows dropped, without a reference answer (rows 2, 4)" in caplog.text
+
+
+def test_by_default_such_rows_are_kept_and_counted(
+    tmp_path: Path, chat: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    prompts = from_rows(tmp_path, chat, SOLVED, **PATTERN)
+    assert prompts.answers == ("1", "2", None, "4", None)
+    assert (prompts.report.answers, prompts.report.with_control_tokens) == (3, 1)
+    assert "1 prompts spell control tokens in their text" in caplog.text
+    assert 2 in prompts[3].ids.tolist(), "the text has become the end token"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"max_prompt_tokens": 40}, r"row 1: the prompt has 47 tokens, more than .* = 40"),
+        ({"no_answer": "refuse"}, r"row 2: no reference answer: `answer` has no match of '#### "),
+        ({"control_tokens": "refuse"}, r"row 3: its text spells the control token `<eos>`"),
+    ],
+)
+def test_what_the_recipe_refuses(
+    tmp_path: Path, chat: Path, options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(DataError, match=said):
+        from_rows(tmp_path, chat, SOLVED, **PATTERN, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"answer_field": "anser"}, r"no row has a reference answer in `anser`\."),
+        ({"answer_pattern": "=> (.+)"}, r"no row has a reference answer in `answer` that matches"),
+        ({"template": {"tools": "functions"}}, r"no row has tools in `functions`"),
+    ],
+)
+def test_a_field_the_recipe_names_must_occur(
+    tmp_path: Path, chat: Path, options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(DataError, match=said):
+        from_rows(tmp_path, chat, SOLVED, **options)
+
+
+def test_dropping_over_long_prompts_needs_a_length() -> None:
+    with pytest.raises(ValidationError, match="needs `max_prompt_tokens`"):
+        PromptSource(path="a", over_long="drop")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_dotted_names_reach_into_columns(tmp_path: Path, chat: Path, name: str) -> None:
+    rows = [{"data": {"q": f"{n}"}, "reward_model": {"ground_truth": f"{n}"}} for n in range(3)]
+    FORMATS[name](tmp_path / name, rows)
+    fields = {"field": "data.q", "answer_field": "reward_model.ground_truth"}
+    assert read(tmp_path / name, chat, **fields).answers == ("0", "1", "2")
+
+
+# ---------------------------------------------------------------------------------------------
+# Dialogues
+
+
+def test_a_system_message_goes_before_dialogues_without_one(tmp_path: Path, chat: Path) -> None:
+    text = TEMPLATE.partition("{% if messages")[0] + "|"
+    (tmp_path / "own.jinja").write_text(text)
+    own = [{"role": "developer", "content": "d"}, {"role": "user", "content": "b"}]
+    table = {"system": "s", "file": str(tmp_path / "own.jinja")}
+    prompts = from_rows(tmp_path, chat, [{"prompt": "a"}, {"prompt": own}], template=table)
+    assert texts(prompts, chat) == ["[system]s[user]a|", "[developer]d[user]b|"]
+    assert prompts.template["system"] == "s"
+
+
+def test_an_answered_dialogue_may_be_answered_anew(tmp_path: Path, chat: Path) -> None:
+    turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    rows = [{"prompt": turns}, {"prompt": turns[1:]}]
+    prompts = from_rows(tmp_path, chat, rows, template={"drop_final_message": True})
+    assert texts(prompts, chat) == ["[user]a[assistant]"]
+    assert prompts.report.empty == 1
+
+
+@pytest.mark.parametrize("as_text", [True, False])
+def test_tools_are_shown_or_named_as_unused(
+    tmp_path: Path, chat: Path, as_text: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "own.jinja").write_text(
+        "{% for t in tools or [] %}{{ t.function.name }} {% endfor %}{{ messages[0].content }}"
+    )
+    tool = [{"type": "function", "function": {"name": "add"}}]
+    rows = [{"prompt": "a", "tools": json.dumps(tool) if as_text else tool}, {"prompt": "b"}]
+    table = {"tools": "tools", "file": str(tmp_path / "own.jinja")}
+    prompts = from_rows(tmp_path, chat, rows, template=table)
+    assert texts(prompts, chat) == ["add a", "b"]
+    assert not prompts.notes
+    assert (
+        "1 rows have `tools`, which the model is not shown"
+        in from_rows(tmp_path, chat, rows).notes[0]
+    )
+
+
+def test_without_a_template_nothing_can_be_shown_beside_the_text(
+    tmp_path: Path, plain: Path
+) -> None:
+    with pytest.raises(DataError, match=r"no chat template, so template\.system cannot be shown"):
+        from_rows(tmp_path, plain, [{"prompt": "a"}], template={"system": "s"})
+
+
+def test_a_prompt_does_not_end_with_the_tokenizers_end_token(
+    tmp_path: Path, plain: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = load_tokenizer(plain)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(  # type: ignore[reportAttributeAccessIssue]
+        single="<bos> $A <eos>", special_tokens=[("<bos>", 1), ("<eos>", 2)]
+    )
+    tokenizer.save_pretrained(tmp_path)
+    prompts = from_rows(tmp_path, tmp_path, [{"prompt": "ab"}, {"prompt": "c<eos>"}])
+    assert texts(prompts, plain) == ["<bos>ab", "<bos>c<eos>"]
+    assert prompts.report.end_tokens_removed == 2
+    assert "puts its end token after 2 prompts; it is left out" in caplog.text
 
 
 def test_only_the_first_dropped_rows_are_listed(tmp_path: Path, chat: Path) -> None:
@@ -244,6 +386,7 @@ def test_a_field_missing_later_names_that_row(tmp_path: Path, chat: Path) -> Non
             r"row 0: `prompt`, message 0: the user's `content` is",
         ),
         ('{"prompt": "a", "answer": ["b"]}\n', r"row 0: `answer` is a list"),
+        ('{"prompt": null}\n', r"row 0: `prompt` is null\. Remove the row, or fill it"),
         ("", r"a\.jsonl: the set of prompts is empty \(no rows\)"),
         ('{"prompt": " "}\n', r"a\.jsonl: the set of prompts is empty \(of 1 rows: 1 without"),
         ('{"prompt": [{"role": "system", "content": "x"}]}\n', r"row 0: the chat template rejects"),
