@@ -87,7 +87,7 @@ class Recipe(Table):
 
 def _with_template(table: object, template: Tree) -> object:
     """A table of a recipe whose `prompts`, here and in the tables inside, have `template` below."""
-    if not isinstance(table, dict) or not template:
+    if not template or not isinstance(table, dict):
         return table
     out = copy(cast("Tree", table))
     for name, value in out.items():
