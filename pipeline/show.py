@@ -4,8 +4,10 @@ from collections.abc import Iterable
 from dataclasses import asdict
 
 from pipeline import ledger
-from pipeline.planning.estimate import estimate
+from pipeline.planning.estimate import Estimate, Estimator, free_space
 from pipeline.planning.fingerprint import difference
+from pipeline.planning.machine import Machine
+from pipeline.planning.memory import gib
 from pipeline.planning.nodes import Node
 from pipeline.planning.plan import Planned
 from storage.store import Store
@@ -13,24 +15,101 @@ from storage.store import Store
 Lines = tuple[list[str], list[dict[str, object]]]
 """A table for people, and one JSON object a node for programs."""
 
+WIDTH = 120
+"""Longest line of `plan`."""
+
 
 def plan_lines(store: Store, planned: Iterable[Planned]) -> Lines:
-    """One line a node: state, key, what it reads, expected tokens and bytes."""
-    rows = [["node", "key", "state", "reads", "tokens up to", "bytes about"]]
+    """One line a node: state, key, what it reads, and what it will take.
+
+    Below the table stand the devices that were seen and where the times come from. A set that is
+    there takes no more time or memory.
+    """
+    planned = list(planned)
+    estimator = Estimator(planned, store)
+    rows = [["node", "key", "state", "tokens up to", "disk", "memory", "time", "reads"]]
     result: list[dict[str, object]] = []
+    bases: dict[str, list[str]] = {}
+    seconds = 0.0
     for chosen in planned:
-        name, size = chosen.node.name, estimate(chosen.node)
-        done = chosen.manifest(store) is not None
+        name, manifest = chosen.node.name, chosen.manifest(store)
+        done = manifest is not None
+        found = estimator.of(chosen)
         sources = [ref.source for ref in chosen.node.inputs.values()]
         names = [source.name if isinstance(source, Node) else source.path for source in sources]
         if chosen.node.stage.name == "report":
             names = [f"{len(sources)} evaluations"]
-        tokens, volume = ("-", "-") if size is None else (_count(size.tokens), _bytes(size.bytes))
-        state, reads = "done" if done else "to do", ", ".join(names) or "-"
-        rows.append([name, _short(chosen.key), state, reads, tokens, volume])
-        expected = {"tokens": size and size.tokens, "bytes": size and size.bytes}
-        result.append({"node": name, "key": chosen.key, "done": done, **expected})
-    return _table(rows), result
+        size, memory, duration = found.size, found.memory, found.duration
+        cells = [_count(size.tokens) if size else "-", "-", "-", "-"]
+        if manifest is not None:
+            cells[1] = _bytes(manifest.totals.bytes)
+        elif found.disk is not None:
+            cells[1] = _bytes(found.disk)
+        if not done and memory:
+            cells[2] = gib(memory.bytes)
+        if not done and duration:
+            cells[3] = ("" if duration.basis == "measured" else "~") + spoken(duration.seconds)
+            bases.setdefault(duration.basis, []).append(duration.source)
+            seconds += duration.seconds
+        reads = ", ".join(names) or "-"
+        rows.append([name, _short(chosen.key), "done" if done else "to do", *cells, reads])
+        result.append({"node": name, "key": chosen.key, "done": done, **_figures(found)})
+    lines = _table(rows, WIDTH)
+    lines.append("")
+    lines += _devices(estimator.machine, free_space(store))
+    if unknown := estimator.unknown():
+        lines.append(f"memory and time not known: {', '.join(unknown)} not on this machine"[:WIDTH])
+    if seconds:
+        lines.append(
+            f"time: {spoken(seconds)} for what is to do, if every response is as long as it may be"
+        )
+    if "measured" in bases:
+        sets = ", ".join(dict.fromkeys(bases["measured"]))
+        lines.append(f"  measured on this machine: {sets}"[:WIDTH])
+    if "rough" in bases:
+        lines.append(f"  ~ rough, to a factor of three, more for tiny models: {bases['rough'][0]}")
+    return lines, result
+
+
+def _figures(found: Estimate) -> dict[str, object]:
+    """Everything that is estimated of a node, for programs."""
+    size, memory, duration = found.size, found.memory, found.duration
+    return {
+        "tokens": size and size.tokens,
+        "bytes": size and size.bytes,
+        "disk": {
+            "set": size and size.bytes,
+            "model": found.model,
+            "checkpoints": found.checkpoints,
+        },
+        "memory": memory
+        and {
+            "device": memory.device,
+            "bytes": memory.bytes,
+            "exactly": memory.surely,
+            "processes": memory.processes,
+            "items": [asdict(item) for item in memory.items],
+        },
+        "time": duration and asdict(duration),
+    }
+
+
+def _devices(machine: Machine, free: int | None) -> list[str]:
+    """The devices that a plan is for."""
+    memory = gib(machine.memory) if machine.memory else "unknown"
+    parts = [f"{machine.cpu}, {machine.cores} cores, {memory}"]
+    for gpu in dict.fromkeys(machine.gpus):
+        parts.append(f"{machine.gpus.count(gpu)} x {gpu.name}, {gib(gpu.memory)}")
+    disk = f"; {_bytes(free)} free on disk" if free is not None else ""
+    return [f"for this machine: {'; '.join(parts)}{disk}"]
+
+
+def spoken(seconds: float) -> str:
+    """A time as people say it."""
+    for size, unit in ((86400 * 2, "d"), (3600 * 2, "h"), (120, "min")):
+        if seconds >= size:
+            return f"{seconds / {'d': 86400, 'h': 3600, 'min': 60}[unit]:.1f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def status_lines(store: Store, planned: Iterable[Planned]) -> Lines:
@@ -111,9 +190,13 @@ def _count(value: float, unit: str = "") -> str:
     return f"{value:.0f} {unit}".strip()
 
 
-def _table(rows: list[list[str]]) -> list[str]:
+def _table(rows: list[list[str]], width: int | None = None) -> list[str]:
+    """Columns side by side; the last one is cut where the line would be wider than `width`."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
+    lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
+    if width is None:
+        return lines
+    return [line if len(line) <= width else line[: width - 1] + "…" for line in lines]
