@@ -80,7 +80,7 @@ NODES = (
 
 def main() -> None:
     """Print one line a node."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description="Predicted memory against the peak of real runs.")
     parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=2048)

@@ -49,9 +49,9 @@ class Opened:
     later: list[Planned]
     """What reads the targets, directly or through others, in order; none of `planned`."""
 
-    def check(self) -> list[Finding]:
+    def check(self, *, elsewhere: bool = False) -> list[Finding]:
         """What the preflight finds; nothing runs."""
-        return preflight(self.planned, self.store, self.later)
+        return preflight(self.planned, self.store, self.later, elsewhere=elsewhere)
 
 
 def read_recipe(options: argparse.Namespace) -> tuple[Recipe, Store]:
@@ -157,9 +157,9 @@ def cmd_units(options: argparse.Namespace) -> Result:
         return {"verb": "units", "units": []}
     opened = open_plan(options, ready=True, exact=options.node)
     if options.node:  # as in `cmd_run`
-        refuse(preflight(opened.targets, opened.store))
+        refuse(preflight(opened.targets, opened.store, elsewhere=True))
     else:
-        log_notes(refuse(opened.check()))
+        log_notes(refuse(opened.check(elsewhere=True)))
     found = find_units(opened.targets, opened.store, options.at_most)
     commands = [[*unit, *recipe_argv(options)] for unit in found]
     sys.stdout.write("".join(f"afterglow {shlex.join(command)}\n" for command in commands))

@@ -175,17 +175,14 @@ def _measure(
         if shape is None or not speed:
             return None
         return Measured(speed * shape.multiplied, manifest.totals.bytes, directory.name)
-    inputs = manifest.payload.get("inputs")
+    inputs: dict[str, Any] = manifest.payload.get("inputs") or {}
     seconds = float(ledger.cost(directory).get("seconds", 0.0))
-    if not isinstance(inputs, dict) or not manifest.totals.tokens or seconds <= 0:
-        return None
+    tokens = manifest.totals.tokens
     for role in ("teacher", "model"):
-        entry = inputs.get(role)
-        if isinstance(entry, dict):
-            shape = models.get(str(entry.get("key"))) or shapes.get(str(entry))
-            if shape is not None:
-                tokens = manifest.totals.tokens
-                return Measured(tokens * shape.multiplied / seconds, tokens, directory.name)
+        entry: dict[str, Any] = inputs.get(role) or {}
+        shape = models.get(str(entry.get("key"))) or shapes.get(str(entry))
+        if shape is not None and tokens and seconds > 0:
+            return Measured(tokens * shape.multiplied / seconds, tokens, directory.name)
     return None
 
 

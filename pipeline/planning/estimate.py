@@ -6,10 +6,10 @@ follow the entropy of ids: two bytes an id. Memory is that of `pipeline.planning
 of `pipeline.planning.duration`.
 """
 
-import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from pipeline.graph import MODELS
 from pipeline.planning.duration import Duration, Rates, Work
@@ -28,6 +28,7 @@ from stages.config.training import Architecture, Student, Training
 from stages.data.prompts import count_prompts
 from stages.data.tasks import task
 from stages.job import Input
+from stages.models.hub import cached_directory, is_hub_id
 from stages.models.shape import ModelShape, shape_from_scratch, shape_of
 from stages.table import Table
 from storage.files.place import place
@@ -219,10 +220,10 @@ class Estimator:
         found: dict[str, ModelShape] = {}
         for one in self._planned.values():
             role = _model_role(one.node)
-            inputs = one.payload.get("inputs")
             shape = self._input_shape(one, role) if role else None
-            if shape and isinstance(inputs, dict):
-                found[str(inputs.get(role))] = shape
+            inputs = cast("dict[str, object]", one.payload["inputs"])
+            if shape and role:
+                found[str(inputs[role])] = shape
         return found
 
     # Data.
@@ -297,12 +298,8 @@ def model_directory(source: Input) -> Path | None:
         return None
     if directory.is_dir():
         return directory
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", source.path):
-        return None
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(source.path, "config.json", revision=source.revision)
-    return Path(found).parent if isinstance(found, str) else None
+    known = is_hub_id(source.path)
+    return cached_directory(source.path, source.revision) if known else None
 
 
 def free_space(store: Store) -> int | None:

@@ -30,6 +30,7 @@ from stages.config.records import ScoreRun, TeacherLogits
 from stages.config.stage import StageTable
 from stages.config.training import Training
 from stages.models.shape import ModelShape
+from stages.ranks import here
 
 _BYTES = {"float32": 4, "bfloat16": 2}
 _PROCESS = {"cpu": 600 << 20, "cuda": 800 << 20}
@@ -134,7 +135,8 @@ def _training(
     longest: int | None,
 ) -> Memory:
     run, P = config.run, model.parameters
-    device, processes = machine.device(run.device), run.processes
+    device, ranks = machine.device(run.device), here().size
+    processes = ranks if ranks > 1 else run.processes  # as torchrun says
     autocast = dtype == "bfloat16"
     cut = f" / {processes} processes" if processes > 1 else ""
     items = [

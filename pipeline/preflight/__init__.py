@@ -4,6 +4,7 @@
     gate        runs all checks, in the order in which `afterglow check` prints them
     scope       what the checks look at: nodes to be made, their models and prompts
     models      models that are not there, or do not fit each other
+    resources   memory and disk of this machine
     prompts     prompt files: that they open, hold the field, and answers where these are needed
 
 A check is a function `(scope) -> Iterator[Finding]` that `gate.CHECKS` lists. It reads small files

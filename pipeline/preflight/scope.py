@@ -14,14 +14,23 @@ class Scope:
         planned: Nodes; those that are committed are left out.
         store: Where their sets are.
         later: The nodes follow what is about to run.
+        elsewhere: Other machines may make them.
     """
 
-    def __init__(self, planned: Iterable[Planned], store: Store, *, later: bool = False) -> None:
+    def __init__(
+        self,
+        planned: Iterable[Planned],
+        store: Store,
+        *,
+        later: bool = False,
+        elsewhere: bool = False,
+    ) -> None:
         self.store = store
         self.later = later
-        self._planned = planned
+        self.elsewhere = elsewhere or later
+        self.planned = list(planned)
 
     @cached_property
     def todo(self) -> list[Planned]:
         """Nodes without a committed set, in order."""
-        return [one for one in self._planned if one.manifest(self.store) is None]
+        return [one for one in self.planned if one.manifest(self.store) is None]

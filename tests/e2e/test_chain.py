@@ -178,3 +178,16 @@ def test_a_student_learns_from_records_made_in_vllm(
     assert found["nu"].sum() < expected["nu"].sum()
     assert 'engine = "vllm"' in (made / "config.resolved.toml").read_text()
     assert 'engine = "vllm"' not in (plain / "config.resolved.toml").read_text()
+
+
+def test_a_plan_takes_its_times_from_what_was_measured(chain: Outcome, store: Path) -> None:
+    """Other students and record sets than those that are there, on the machine that made them."""
+    other = ("--set", "train.steps=6", "--set", "teacher-logits.record.tau=0.1")
+    found = afterglow("plan", "report", *TINY, *other, store=store)
+    assert found.code == 0, found.err
+    nodes = {one["node"]: one for one in found.result["nodes"]}
+    for name in ("teacher-logits", "train.reverse_kl"):
+        assert nodes[name]["time"]["basis"] == "measured"
+        assert nodes[name]["time"]["source"].startswith(name.split(".")[0])
+        assert 0 < nodes[name]["time"]["seconds"] < 600
+    assert "measured on this machine: " in found.out

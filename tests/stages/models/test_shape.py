@@ -46,17 +46,18 @@ def test_a_model_from_scratch_has_the_size_that_its_table_says() -> None:
 
 @pytest.mark.parametrize("weights", [True, False], ids=["headers", "config"])
 def test_a_token_visits_some_of_the_experts(weights: bool, tmp_path: Path) -> None:
-    config = Qwen3MoeConfig(
-        vocab_size=32,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        num_experts=8,
-        num_experts_per_tok=2,
-        moe_intermediate_size=24,
-    )
+    sizes: dict[str, Any] = {
+        "vocab_size": 32,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 24,
+    }
+    config = Qwen3MoeConfig(**sizes)
     model = AutoModelForCausalLM.from_config(config)
     if weights:
         model.save_pretrained(tmp_path)
