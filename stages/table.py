@@ -1,5 +1,8 @@
 """What every configuration table is built on."""
 
+import copy
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self, cast
@@ -35,6 +38,22 @@ class KeyName:
     name: str
 
 
+def expanded(value: Any) -> Any:
+    """A path, or several, with a leading `~` and `$VARIABLE` replaced; anything else as it is.
+
+    Raises:
+        ValueError: there is no such variable.
+    """
+    if isinstance(value, list | tuple):
+        return tuple(expanded(one) for one in cast("list[Any]", value))
+    if not isinstance(value, str):
+        return value
+    found = os.path.expandvars(os.path.expanduser(value))  # noqa: PTH111 (a Path would spoil s3://)
+    if left := re.search(r"\$(\w+|\{\w+\})", found):
+        raise ValueError(f"`{value}`: the environment has no variable {left[1].strip('{}')}")
+    return found
+
+
 Named = Annotated[str, BY_CONTENT]
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -46,6 +65,25 @@ class Table(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, populate_by_name=True
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_names(cls, values: object) -> object:
+        """`~` and variables of the environment in names of files, models and sets."""
+        if not isinstance(values, Mapping):
+            return values
+        given = cast("Mapping[str, Any]", values)
+        changed: dict[str, Any] = {}
+        for name, field in cls.model_fields.items():
+            written = field.alias if field.alias and field.alias in given else name
+            by_content = any(isinstance(mark, ByContent) for mark in field.metadata)
+            if by_content and (value := given.get(written)) != (found := expanded(value)):
+                changed[written] = found
+        if not changed:
+            return given
+        table = copy.copy(given)  # whatever kind of mapping it is
+        cast("dict[str, Any]", table).update(changed)
+        return table
 
     def unused(self) -> frozenset[str]:
         """Fields without effect, given the others; they never enter a key."""
@@ -79,6 +117,19 @@ class Choice(Table):
     `chosen_by` a default is a member, known by that name. Reading a table as the family gives the
     member that the table names.
     """
+
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        """A member; a family itself has no options and no meaning.
+
+        Raises:
+            TypeError: the class is a family.
+        """
+        if cls._own_name() is None:
+            raise TypeError(
+                f"{cls.__name__} is a family of tables: use {cls.__name__}.of(NAME)(...), or "
+                f'{cls.__name__}.model_validate({{"{cls.chosen_by}": NAME, ...}})'
+            )
+        return super().__new__(cls)
 
     chosen_by: ClassVar[str] = "name"
     unnamed: ClassVar[str | None] = None

@@ -8,14 +8,14 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from pydantic import Field, ValidationError, create_model, model_validator
+from pydantic import Field, ValidationError, create_model, field_validator, model_validator
 
 from pipeline.graph import STAGES, Stage
 from stages.config.data import ModelRef
 from stages.config.merge import merge
 from stages.config.stage import StageTable
 from stages.config.template import Template
-from stages.table import Table
+from stages.table import Table, expanded
 from storage.errors import ConfigError
 
 Tree = dict[str, object]
@@ -29,9 +29,11 @@ class Recipe(Table):
     seed: int = 0
     """Seed of sampling, data order and record draws, in every stage that has any."""
     store: str = "store"
-    """Directory of all sets; never part of a key."""
-    teacher: ModelRef
-    """The frozen model whose distribution is kept."""
+    """Directory of all sets; never part of a key. Here and in every field that names a file, a
+    leading `~` and `$VARIABLE` are replaced; relative paths start at the working directory."""
+    teacher: ModelRef | None = None
+    """The frozen model whose distribution is kept. Not needed where students learn from a set of
+    records made elsewhere (`train.data`)."""
     student: ModelRef | None = None
     """The base model that SFT starts from; without `[sft]`, pi_ref itself. Not needed where all
     students start from scratch."""
@@ -75,6 +77,11 @@ class Recipe(Table):
             name: table if name == "template" else _with_template(table, below)
             for name, table in tree.items()
         }
+
+    @field_validator("store", mode="before")
+    @classmethod
+    def _expand_store(cls, value: object) -> object:
+        return expanded(value)
 
     @model_validator(mode="after")
     def _read_all(self) -> "Recipe":

@@ -88,9 +88,8 @@ def build(recipe: Recipe) -> list[Node]:
 class _Builder:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        self.student_dtype: Literal["float32", "bfloat16"] = (
-            recipe.student or recipe.teacher
-        ).dtype
+        model = recipe.student or recipe.teacher
+        self.student_dtype: Literal["float32", "bfloat16"] = model.dtype if model else "bfloat16"
         self.asked = [(stage, *one) for stage in STAGES for one in recipe.tables(stage)]
         self.made: dict[str, Node] = {}
         self.tables: dict[str, StageTable] = {}
@@ -200,10 +199,15 @@ class _Builder:
             model = self.recipe.teacher
         elif name not in MODELS:
             model = ModelRef(path=name, dtype=self.student_dtype)
-        elif self.recipe.student:
-            model = self.recipe.student
         else:
-            raise ConfigError(f"[student] is missing: {heading} would start from it")
+            model = self.recipe.student
+        if model is None:
+            missing, why = (
+                ("[teacher]", "would read it")
+                if name == "teacher"
+                else ("[student]", "would start from it")
+            )
+            raise ConfigError(f"{missing} is missing: {heading} {why}")
         made_here = model.pretrained_here
         if made_here is None:
             return Ref(External("model", model.path, model.revision), model.dtype)
@@ -279,7 +283,9 @@ class _Builder:
 
     def _starting_points(self) -> dict[str, tuple[str, Ref]]:
         """Models in the report that are no students: heading of the table, and the model."""
-        rows = {"teacher": ("[teacher]", self._model("teacher", "[teacher]"))}
+        rows: dict[str, tuple[str, Ref]] = {}
+        if self.recipe.teacher:
+            rows["teacher"] = "[teacher]", self._model("teacher", "[teacher]")
         if self.recipe.student:
             row = "sft" if self._latest("sft") else "reference"
             rows[row] = (f"[{row}]" if row == "sft" else "[student]", self._model("policy", ""))
@@ -298,7 +304,7 @@ class _Builder:
         if table.text:
             shared["text"] = Ref(self._set(table.text.data, stage, "text", heading))
         if table.text or table.gradient:
-            shared["teacher"] = rows["teacher"]
+            shared["teacher"] = self._model("teacher", heading)
         if table.gradient and (at := table.gradient.at):
             students = [node.variant for node in self._all("train")]
             if at not in students:

@@ -4,6 +4,7 @@ The content of the repository is collected first, so that a dry run writes what 
 `provenance.json` is not published: it names machines, users and paths.
 """
 
+import logging
 import re
 import shutil
 from pathlib import Path
@@ -14,6 +15,8 @@ from storage.errors import DataError, RetryError, UsageError
 from storage.files.write import disk_errors
 from storage.manifest import FILE_NAME, Manifest, read_manifest
 from storage.sets import verify_set
+
+log = logging.getLogger(__name__)
 
 Content = dict[str, Path | bytes]
 """By path in the repository: a file, or its bytes."""
@@ -92,8 +95,15 @@ def write(content: Content, directory: Path) -> None:
                 shutil.copyfile(source, target)
 
 
+_FILES_A_COMMIT = 50
+"""The Hub refuses or times out on commits of hundreds of files and advises 50 to 100."""
+
+
 def upload(name: str, kind: str, content: Content, *, private: bool) -> str:
-    """Send everything in one commit; returns the address of the commit.
+    """Send everything, a few dozen files a commit; returns the address of the last commit.
+
+    Manifests and the card go last, so that a set exists there once it is whole. After an
+    interruption, files that are there already are not sent again.
 
     Raises:
         RetryError: the Hub cannot be reached, or refuses.
@@ -102,19 +112,26 @@ def upload(name: str, kind: str, content: Content, *, private: bool) -> str:
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
     from huggingface_hub.utils import httpx  # under the name of this version
 
-    operations = [
-        CommitOperationAdd(path_in_repo=path, path_or_fileobj=source)
-        for path, source in content.items()
-    ]
-    api = HfApi()
+    last = {path for path in content if path == "README.md" or path.endswith(FILE_NAME)}
+    ordered = sorted(content, key=lambda path: (path in last, path == "README.md"))
+    size = _FILES_A_COMMIT
+    batches = [ordered[start : start + size] for start in range(0, len(ordered), size)]
+    api, url = HfApi(), ""
     try:
         api.create_repo(name, repo_type=kind, private=private, exist_ok=True)
-        done = api.create_commit(
-            name, operations, repo_type=kind, commit_message="Sets written by Afterglow"
-        )
+        for number, paths in enumerate(batches, start=1):
+            part = f" ({number} of {len(batches)})" if len(batches) > 1 else ""
+            done = api.create_commit(
+                name,
+                [CommitOperationAdd(path, content[path]) for path in paths],
+                repo_type=kind,
+                commit_message=f"Sets written by Afterglow{part}",
+            )
+            url = str(done.commit_url)
+            log.info("%s: commit %d of %d sent", name, number, len(batches))
     except (httpx.HTTPError, HfHubHTTPError, LocalTokenNotFoundError, OSError) as error:
         raise RetryError(
             f"{name}: not published ({error}). Check the network and `hf auth login`, then run the "
             "same command again; files that were sent are not sent twice."
         ) from error
-    return str(done.commit_url)
+    return url

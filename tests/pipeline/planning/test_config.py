@@ -194,3 +194,46 @@ def test_a_wrong_template_is_said_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"template\.dates: Extra inputs") as caught:
         load_recipe(None, [write(tmp_path / "a.toml", text)])
     assert str(caught.value).count("dates") == 1
+
+
+def test_home_and_variables_are_expanded_wherever_a_path_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("MODELS", "/models")
+    file = write(
+        tmp_path / "a.toml",
+        'store = "~/sets"\n'
+        '[teacher]\npath = "$MODELS/teacher"\n'
+        '[student]\npath = "${MODELS}/student"\n'
+        '[rollouts]\nprompts = { path = "~/p.jsonl", field = "a$b" }\n'
+        '[train]\nsteps = 1\n[train.compare.x]\ninit = "~/other"\n',
+    )
+    recipe = load_recipe(None, [file], ["rollouts.prompts.path=$MODELS/q.jsonl"])
+    assert recipe.teacher is not None
+    assert recipe.student is not None
+    assert recipe.store == f"{tmp_path}/sets"
+    assert (recipe.teacher.path, recipe.student.path) == ("/models/teacher", "/models/student")
+    assert (recipe.rollouts.prompts.path, recipe.rollouts.prompts.field) == (
+        "/models/q.jsonl",
+        "a$b",
+    )
+    assert recipe.train.variants()["x"].init == f"{tmp_path}/other"
+    assert load_recipe(None, [file], ["store=s3://a/b//c"]).store == "s3://a/b//c"
+
+
+def test_a_variable_that_is_not_set_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="the environment has no variable NOT_SET_HERE"):
+        load_recipe("demo", overrides=["teacher.path=$NOT_SET_HERE/x"])
+
+
+def test_students_of_stored_records_need_no_teacher(tmp_path: Path) -> None:
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "manifest.json").write_text("{}")
+    text = OWN.replace('[teacher]\npath = "some/teacher"\n', "")
+    text = text.replace('data = "records"', f'data = "{tmp_path / "records"}"') + "[evaluate]\n"
+    named = {node.name for node in build(load_recipe(None, [write(tmp_path / "a.toml", text)]))}
+    assert named == {"train.reverse_kl", "evaluate.reference", "evaluate.reverse_kl", "report"}
+    text += '[sft-data]\nprompts = { path = "p.jsonl" }\n'
+    with pytest.raises(ConfigError, match=r"\[teacher\] is missing: \[sft-data\] would read it"):
+        build(load_recipe(None, [write(tmp_path / "b.toml", text)]))

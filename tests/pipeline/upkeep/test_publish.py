@@ -4,7 +4,11 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from typing import ClassVar
 
 import pytest
 
@@ -148,3 +152,86 @@ def test_a_model_lies_where_transformers_looks_for_it(tmp_path: Path, sets: list
     assert b'library_name: "transformers"' in card
     with pytest.raises(UsageError, match="publish one model, or sets"):
         publish.contents("me/student", [directory, *sets], "apache-2.0")
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The part of the Hub's interface that takes commits of small files."""
+
+    commits: ClassVar[list[list[str]]] = []
+    refuse_after: ClassVar[int] = 1_000
+
+    def do_POST(self) -> None:
+        """Answer one request."""
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        answer: dict[str, object] = {}
+        if self.path.endswith("/repos/create"):
+            answer = {"url": f"http://{self.headers['Host']}/me/model", "name": "me/model"}
+        elif "/preupload/" in self.path:
+            files = json.loads(body)["files"]
+            answer["files"] = [
+                {"path": one["path"], "uploadMode": "regular", "shouldIgnore": False, "oid": None}
+                for one in files
+            ]
+        elif "/commit/" in self.path:
+            if len(self.commits) >= self.refuse_after:
+                self.send_response(504)
+                self.end_headers()
+                return
+            lines = [json.loads(line) for line in body.splitlines()]
+            self.commits.append([x["value"]["path"] for x in lines if x["key"] == "file"])
+            number = f"{len(self.commits):040d}"
+            answer = {
+                "commitOid": number,
+                "commitUrl": f"http://{self.headers['Host']}/me/model/commit/{number}",
+            }
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(json.dumps(answer).encode())
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def hub() -> Iterator[str]:
+    Hub.commits, Hub.refuse_after = [], 1_000
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def many_parts(store: Path, parts: int) -> Path:
+    """A set of so many small files."""
+    directory = store / "corpus-0123456789ab"
+    directory.mkdir(parents=True)
+    names = [f"extra-{index:04d}.json" for index in range(parts)]
+    for name in names:
+        (directory / name).write_text("{}")
+    (directory / "config.json").write_text("{}")
+    identity = SetIdentity("train", 1, "0" * 64, "train.reverse_kl", "model", {}, meta={})
+    write_manifest(directory, build_manifest(directory, identity, files=["config.json", *names]))
+    return directory
+
+
+def test_thousands_of_files_are_sent_in_commits_that_the_hub_takes(
+    hub: str, tmp_path: Path
+) -> None:
+    directory = many_parts(tmp_path, 130)
+    environment = {"HF_ENDPOINT": hub, "HF_TOKEN": "hf_none", "HF_HUB_DISABLE_XET": "1"}
+    done = command(directory, "--repo", "me/model", **environment)
+    assert done.returncode == 0, done.stderr
+    assert [len(commit) for commit in Hub.commits] == [50, 50, 33]
+    assert Hub.commits[-1][-2:] == ["manifest.json", "README.md"]
+    assert json.loads(done.stdout.splitlines()[-1])["url"].endswith(f"{3:040d}")
+
+
+def test_a_commit_that_times_out_is_an_error_to_try_again(hub: str, tmp_path: Path) -> None:
+    Hub.refuse_after = 1
+    directory = many_parts(tmp_path, 70)
+    environment = {"HF_ENDPOINT": hub, "HF_TOKEN": "hf_none", "HF_HUB_DISABLE_XET": "1"}
+    done = command(directory, "--repo", "me/model", **environment)
+    assert done.returncode == RetryError.exit_code, done.stderr
+    assert "run the same command again" in done.stderr
+    assert "manifest.json" not in Hub.commits[0]

@@ -1,16 +1,20 @@
 """The objective of a student: which options hold where one table is laid on top of another."""
 
+import pickle
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from stages.config.objectives import of_manifest
+from stages.config.record_kinds import Record
 from stages.config.training import Student, Train
 from stages.objectives.f_divergence import JSD, SkewForwardKL, SkewReverseKL
 from stages.objectives.lightning import Lightning
 from stages.objectives.objective import Objective
 from stages.objectives.reverse_kl import ReverseKL
+from stages.table import Choice
+from stages.weights.base import Weight
 
 
 def students(objective: dict[str, Any], compare: dict[str, Any]) -> dict[str, Student]:
@@ -63,3 +67,14 @@ def test_what_an_earlier_version_wrote_is_read() -> None:
     assert of_manifest(mixture).model_dump()["terms"] == (
         {"name": "lightning", "clip": 3.0, "weight": ((0.0, 1.0),), "on": "all"},
     )
+
+
+@pytest.mark.parametrize(
+    ("family", "name"), [(Objective, "reverse_kl"), (Weight, "entropy"), (Record, "counts")]
+)
+def test_a_family_cannot_be_made_itself(family: type[Choice], name: str) -> None:
+    with pytest.raises(TypeError, match=rf"{family.__name__}\.of\(NAME\)"):
+        family(**{family.chosen_by: name})
+    made = family.model_validate({family.chosen_by: name})
+    assert type(made) is family.of(name)
+    assert made.model_copy() == pickle.loads(pickle.dumps(made)) == made
