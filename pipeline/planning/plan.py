@@ -85,7 +85,7 @@ class Planned:
     def _pinned(self) -> StageTable:
         """The table of the node, its data set of the Hub at the commit that is in the key."""
         config = self.node.config
-        content = cast("Mapping[str, object]", self.payload["content"])
+        content = cast("Mapping[str, object]", self.payload.get("content", {}))
         commit, prompts = content.get("commit"), config.prompt_source()
         if commit is None or prompts is None:
             return config

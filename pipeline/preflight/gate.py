@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 
 from pipeline.planning.plan import Planned
-from pipeline.preflight import models, prompts, resources
+from pipeline.preflight import engines, models, prompts, resources
 from pipeline.preflight.finding import Finding
 from pipeline.preflight.scope import Scope
 from storage.store import Store
@@ -11,6 +11,7 @@ from storage.store import Store
 CHECKS: tuple[Callable[[Scope], Iterator[Finding]], ...] = (
     models.check_presence,
     prompts.check_files,
+    engines.check_vision_classes,
     resources.check_memory,
     resources.check_disk,
 )
