@@ -14,19 +14,23 @@ DEVICE ?= auto
 BIN := $(VENV)/bin
 AFTERGLOW := $(BIN)/afterglow
 SOURCE = $(if $(CONFIG),$(addprefix --config ,$(CONFIG)),--recipe $(RECIPE))
+# A recipe may need packages of its own: then requirements/ has a file of its name.
+EXTRA = $(if $(CONFIG),,$(if $(wildcard requirements/$(RECIPE).txt),$(RECIPE)))
 CODE := benchmarks dags pipeline stages storage tests tools
 STAGES := $(shell awk -F'"' '/^    Stage.$$/ { getline; print $$2 }' pipeline/graph.py)
 
 # A dozen short processes import large libraries: without cached bytecode each pays seconds to compile
 # them. One folder holds the cache, so that the sources stay clean.
-export PYTHONDONTWRITEBYTECODE :=
+export PYTHONDONTWRITEBYTE# A recipe may need packages of its own: then requirements/ has a file of its name.
+EXTRA = $(if $(CONFIG),,$(if $(wildcard requirements/$(RECIPE).txt),$(RECIPE)))
+CODE :=
 export PYTHONPYCACHEPREFIX := $(CURDIR)/.pycache
 
 # Goals run in the order in which they are named: a later stage reads what an earlier one made.
 .NOTPARALLEL:
 .SUFFIXES:
 .DEFAULT_GOAL := help
-.PHONY: help env lock clean distclean test test-schedulers test-faults soak lint types $(STAGES) demo demo-live repro-rskd status explain bench
+.PHONY: help env lock clean distclean test test-schedulers test-faults test-real soak lint types $(STAGES) demo demo-live repro-rskd status explain bench
 
 ## Stages (each first completes what it depends on and is not yet done; `train` prints the report too)
 $(STAGES): env
@@ -58,6 +62,7 @@ explain: env
 # test            lint, types and pytest
 # test-schedulers the chain in a real Airflow, Dagster and Ray cluster
 # test-faults     every stage killed, raced and starved FAULT_KILLS=50 times; FUZZ_MINUTES=10 of fuzz
+# test-real       the recipe smollm2, shortened: a real language model through the chain, 10 minutes
 # soak            score and train for SOAK_MINUTES=30: nothing may pile up
 # lint            ruff: rules and format
 # types           pyright
@@ -76,6 +81,10 @@ test-schedulers: env
 test-faults: env
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -m faults $(TESTS)
 	@$(BIN)/python tools/reliability_page.py
+
+test-real: env
+	@$(PYTHON) tools/setup_env.py --venv "$(VENV)" --device $(DEVICE) --also smollm2
+	@$(BIN)/pytest -m real $(TESTS)
 
 soak: env
 	@rm -rf .soak && mkdir .soak
@@ -97,7 +106,7 @@ lock: env
 	@$(BIN)/python tools/lock.py
 
 env:
-	@$(PYTHON) tools/setup_env.py --venv "$(VENV)" --device $(DEVICE)
+	@$(PYTHON) tools/setup_env.py --venv "$(VENV)" --device $(DEVICE)$(if $(EXTRA), --also $(EXTRA))
 
 clean:
 	@rm -rf .pycache .soak build dist .pytest_cache .ruff_cache .hypothesis
@@ -107,7 +116,8 @@ distclean: clean
 	@rm -rf .venv .venv-airflow .venv-dagster .venv*.lock
 
 ## Variables
-# RECIPE=name     a recipe that comes with the package (default: demo)
+# RECIPE=name     a recipe that comes with the package: demo (default), smollm2, ...; what it needs beside
+#                 the environment is installed
 # CONFIG=my.toml  your own recipe instead; several files are laid over each other in this order
 # ARGS="..."      passed on to afterglow, e.g. ARGS="--set train.steps=500"
 # SEEDS=3         demo, repro-rskd: number of seeds

@@ -152,6 +152,14 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--temperature", type=float, metavar="T", help="test this temperature")
     group.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: the set's own")
 
+    prune = verb("prune", "write a model with some layers of another", recipe=False)
+    prune.add_argument("model", metavar="MODEL", help="directory or Hub id")
+    prune.add_argument(
+        "--layers", required=True, metavar="LAYERS", help="to keep, from 0: 0-3,8,12 or 0,3,6"
+    )
+    prune.add_argument(
+        "--into", required=True, type=Path, metavar="DIR", help="a directory that does not exist"
+    )
     gc = verb("gc", "list files of the store that nothing uses; with --yes, remove them")
     gc.add_argument("--yes", action="store_true", help="remove them; otherwise nothing changes")
     gc.add_argument(

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 MODELS: dict[str, tuple[str, ...]] = {
-    "teacher": ("pretrain",),
-    "student": ("pretrain",),
-    "policy": ("pretrain", "sft"),
+    "teacher": ("pretrain", "derive"),
+    "student": ("pretrain", "derive"),
+    "policy": ("pretrain", "derive", "sft"),
 }
 """Models a stage may read, and the stages that may make them. `teacher` and `student` are tables of
 the recipe. The policy writes the rollouts: in the first round it is pi_ref, in later rounds the
@@ -65,8 +65,8 @@ class Stage:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """All stages whose sets this one may read, in order."""
-        found = set[str]().union(*(self.sources(role) for role in self.reads))
+        """All other stages whose sets this one may read, in order."""
+        found = set[str]().union(*(self.sources(role) for role in self.reads)) - {self.name}
         return tuple(stage.name for stage in STAGES if stage.name in found)
 
 
@@ -85,6 +85,12 @@ STAGES: tuple[Stage, ...] = (
         table="training.Pretrain",
         reads={"corpus": ("corpus",)},
         gpu=True,
+    ),
+    Stage(
+        "derive",
+        "take models from GGUF files, or make one of some layers of another",
+        table="derive.Derive",
+        reads={"model": ("teacher",)},
     ),
     Stage(
         "sft-data",

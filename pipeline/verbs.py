@@ -4,6 +4,7 @@ import argparse
 import logging
 import shlex
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -249,6 +250,30 @@ def _verify_teacher(options: argparse.Namespace) -> Result:
         sets = "; ".join(f"{one.set} ({', '.join(one.reasons)})" for one in rejected)
         raise Rejected(f"{options.teacher} did not make {sets}", result)
     return result
+
+
+def cmd_prune(options: argparse.Namespace) -> Result:
+    """Write a model with some layers of another, its tokenizer and template beside it.
+
+    Raises:
+        UsageError: the directory exists, or the layers are no list of indices.
+        ConfigError, DataError: the model cannot be pruned so, or cannot be loaded.
+    """
+    layers, into = parse_shards(options.layers, "--layers"), options.into
+    if into.exists():
+        raise UsageError(f"{into}: exists already; give a directory that does not")
+    from stages.models.identity import local_directory
+    from stages.models.prune import prune_directory  # torch
+    from stages.training.output import write_model
+
+    source = local_directory(Input(options.model))
+    model = prune_directory(source, layers)
+    into.mkdir(parents=True)
+    with tempfile.TemporaryDirectory(dir=into) as work:
+        write_model(model, into, source, model.dtype, Path(work))
+    millions = model.num_parameters() / 1e6
+    log.info("%s: %d layers, %.1f million parameters", into, len(layers), millions)
+    return {"verb": "prune", "directory": str(into), "layers": layers}
 
 
 def cmd_gc(options: argparse.Namespace) -> Result:

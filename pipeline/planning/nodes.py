@@ -208,13 +208,14 @@ class _Builder:
                 else ("[student]", "would start from it")
             )
             raise ConfigError(f"{missing} is missing: {heading} {why}")
-        made_here = model.pretrained_here
-        if made_here is None:
+        if model.made_here is None:
             return Ref(External("model", model.path, model.revision), model.dtype)
-        if node := self.made.get(_name("pretrain", made_here)):
+        if node := self.made.get(_name(*model.made_here)):
             return Ref(node, model.dtype)
+        table = ".".join(model.made_here)
+        above = " above it" if heading.startswith("[derive") else ""
         raise ConfigError(
-            f"{heading} reads `{model.path}`, but the recipe has no [pretrain.{made_here}] table"
+            f"{heading} reads `{model.path}`, but the recipe has no [{table}] table{above}"
         )
 
     def _set(self, name: str, stage: Stage, role: str, heading: str) -> Node | External:

@@ -10,6 +10,7 @@ from storage.store import Store
 
 CHECKS: tuple[Callable[[Scope], Iterator[Finding]], ...] = (
     models.check_presence,
+    models.check_gguf,
     prompts.check_files,
     engines.check_vision_classes,
     resources.check_memory,

@@ -13,16 +13,18 @@ class ModelRef(Table):
     """A Hugging Face causal language model."""
 
     path: Named
-    """A directory, a Hub id (`Qwen/Qwen3-8B`), or `pretrain:<name>` for one made by `pretrain`."""
+    """A directory, a Hub id (`Qwen/Qwen3-8B`), or `pretrain:<name>` or `derive:<name>` for a model
+    that the recipe makes."""
     revision: Named = "main"
     """Hub revision; resolved to a commit before anything is hashed."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Numeric type of the weights and activations in every forward pass."""
 
     @property
-    def pretrained_here(self) -> str | None:
-        """Name of the `[pretrain.<name>]` table this refers to, or None."""
-        return self.path.removeprefix("pretrain:") if self.path.startswith("pretrain:") else None
+    def made_here(self) -> tuple[str, str] | None:
+        """Stage and name of the table of the recipe that makes the model, or None."""
+        stage, colon, name = self.path.partition(":")
+        return (stage, name) if colon and stage in ("pretrain", "derive") else None
 
 
 class PromptSource(Table):

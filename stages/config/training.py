@@ -126,7 +126,7 @@ class Student(Training):
     """One student: where it starts, what it reads, what it minimises."""
 
     init: Named = "sft"
-    """`sft` (pi_ref), `scratch`, a directory or Hub id, or `pretrain:<name>`."""
+    """`sft` (pi_ref), `scratch`, a directory or Hub id, `pretrain:<name>` or `derive:<name>`."""
     data: Annotated[str | None, BY_CONTENT] = None
     """`teacher-logits` (the default), `teacher-logits:<name>` for the set of a comparison table,
     `residualize`, `sft-data`, `live` (teacher in the loop), or the directory of a set."""

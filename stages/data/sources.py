@@ -13,6 +13,7 @@ from pathlib import Path
 
 from stages.config.corpus import Corpus
 from stages.config.data import PromptSource
+from stages.config.derive import Derive
 from stages.config.stage import StageTable
 from stages.data.hub import commit_of, hub_dataset
 from stages.data.prompt_files import prompt_files
@@ -20,7 +21,8 @@ from stages.data.prompts import numbered_rows
 from stages.data.tasks import task
 from stages.data.verifiers import verifier_identity
 from stages.models.identity import DigestCache, tokenizer_hash
-from storage.errors import DataError
+from stages.models.packaged import packaged_file
+from storage.errors import ConfigError, DataError
 
 _GLOB = "*?["
 
@@ -46,6 +48,8 @@ def content_identity(
     """
     if isinstance(table, Corpus):
         return corpus_identity(table, cache)
+    if isinstance(table, Derive):
+        return _gguf_identity(table, cache) if table.gguf else {}
     prompts = table.prompt_source()
     if prompts is None:
         return {}
@@ -59,6 +63,8 @@ def content_paths(table: StageTable) -> str:
     """The files `table` names, for a message."""
     if isinstance(table, Corpus):
         return ", ".join(table.text)
+    if isinstance(table, Derive):
+        return table.gguf or ""
     prompts = table.prompt_source()
     named = [prompts.path, prompts.template.file] if prompts else []
     return " or ".join(name for name in named if name)
@@ -165,6 +171,17 @@ def _matches(pattern: str, suffix: str) -> Iterable[Path]:
         root = Path(path.anchor or ".")
         return sorted(root.glob(str(path.relative_to(path.anchor)) if path.anchor else pattern))
     return [path]
+
+
+def _gguf_identity(table: Derive, cache: DigestCache) -> dict[str, object]:
+    """Digest of the GGUF file: what the table says, since the stage checks it, or the file's."""
+    if table.sha256 is not None:
+        return {"sha256": table.sha256}
+    try:
+        file = packaged_file(table.gguf or "")
+    except ConfigError:
+        return {"sha256": None}
+    return {"sha256": cache.sha256(file) if file.is_file() else None}
 
 
 def _task_identity(name: str) -> dict[str, object]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tools import setup_env
-from tools.setup_env import CANNOT, LAYERS, SCHEDULERS, Environment, SetupError
+from tools.setup_env import ALSO, CANNOT, LAYERS, SCHEDULERS, Environment, SetupError
 
 SCRIPT = Path(setup_env.__file__).resolve()
 
@@ -140,12 +140,15 @@ def test_the_script_parses_under_an_old_python() -> None:
     subprocess.run([sys.executable, "-c", compile_old], check=True)
 
 
-def test_what_is_added_is_installed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ALSO)
+def test_what_is_added_is_installed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     env, installed = Environment(tmp_path), list[str]()
     monkeypatch.setattr(setup_env, "first_success", lambda what, *_: installed.append(what))
     for _ in range(2):
-        setup_env.install_also(env, "bench")
-    assert installed == ["installing requirements/bench.txt"]
-    (tmp_path / "afterglow-bench.txt").write_text("of an older lock")
-    setup_env.install_also(env, "bench")
+        setup_env.install_also(env, name)
+    assert installed == [f"installing requirements/{name}.txt"]
+    (tmp_path / f"afterglow-{name}.txt").write_text("of an older lock")
+    setup_env.install_also(env, name)
     assert len(installed) == 2

@@ -61,7 +61,7 @@ def test_plan_shows_what_would_be_refused_and_goes_on(store: Path) -> None:
     assert not store.exists()
 
 
-@pytest.mark.parametrize("recipe", ["demo", "qwen3-4b-math"])
+@pytest.mark.parametrize("recipe", ["demo", "qwen3-4b-math", "smollm2"])
 def test_check_needs_neither_torch_nor_the_network(store: Path, recipe: str) -> None:
     program = (
         "import socket, sys\n"
@@ -86,3 +86,14 @@ def test_a_model_that_may_be_on_the_hub_is_a_note(store: Path) -> None:
     level, message = findings(outcome)["models/teacher"]
     assert (outcome.code, level) == (0, "note")
     assert "no such directory, and not a Hub id known here" in message
+
+
+def test_a_gguf_file_that_is_not_there_is_refused(store: Path, tmp_path: Path) -> None:
+    for gguf in ("{no_such_package}/model.gguf", str(tmp_path / "model.gguf")):
+        given = (f'derive.teacher={{gguf="{gguf}"}}', "teacher.path=derive:teacher")
+        sets = [part for one in given for part in ("--set", one)]
+        outcome = afterglow("run", "sft-data", "--recipe", "demo", *sets, store=store)
+        assert outcome.code in (ConfigError.exit_code, DataError.exit_code), outcome.err
+        assert "is not installed" in outcome.err or "no such file" in outcome.err
+        assert "Traceback" not in outcome.err
+        assert not store.exists()

@@ -1,0 +1,37 @@
+"""The recipe `smollm2`, shortened: a real model through the whole chain (`make test-real`)."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from storage.manifest import read_manifest
+from tests.command import afterglow, sets_named
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(1800)]
+
+SHORT = {
+    "sft-data.prompts.limit": 160,
+    "sft.epochs": 1,
+    "rollouts.prompts.limit": 128,
+    "rollouts.holdout": 0.25,
+    "evaluate.prompts.limit": 32,
+}
+
+
+def test_a_real_model_goes_through_the_chain(tmp_path: Path) -> None:
+    pytest.importorskip("gguf", reason="the extra `smollm2` is not installed")
+    overrides = [part for name, value in SHORT.items() for part in ("--set", f"{name}={value}")]
+    command = ("run", "report", "--recipe", "smollm2", *overrides)
+    done = afterglow(*command, store=tmp_path)
+    assert done.code == 0, done.err
+    (report,) = sets_named(tmp_path, "report")
+    lines = (report / "rows.jsonl").read_text().splitlines()
+    rows = {row["model"]: row for row in map(json.loads, lines)}
+    assert rows["teacher"]["reverse_kl"] == pytest.approx(0.0, abs=1e-3)
+    assert rows["reverse_kl"]["reverse_kl"] < rows["sft"]["reverse_kl"]
+    (student,) = sets_named(tmp_path, "derive.student")
+    assert read_manifest(student).meta["layers"] == [0, 1, 2, 8, 11, 14, 19, 23, 28, 29]
+    again = afterglow(*command, store=tmp_path)
+    assert again.code == 0
+    assert "starting" not in again.err
