@@ -296,6 +296,7 @@ def make_job(
         "config": fingerprint.identity(config),
         "seed": seed,
         "inputs": {role: source.key or source.path for role, source in inputs.items()},
+        "content": {},
     }
     key = fingerprint.digest(payload)
     return Job(stage, stage, key, payload, config, seed, inputs, Store(store))
