@@ -53,13 +53,15 @@ from storage.files.place import Place
 from storage.manifest import Manifest, Part, SetMeta
 from storage.rows import Rows
 from storage.schema import FINISH
-from storage.sets import commit_parts, outcome_counts
+from storage.sets import commit_parts, finish_counts, outcome_counts
 from storage.shard import PartWriter
 
 log = logging.getLogger(__name__)
 
 _BLOCK = 64
 """Sequences verified and written together."""
+_CUT = 0.1
+"""Share of responses cut at the limit from which on the user is warned."""
 _SECONDS_PER_LINE = 30.0
 
 
@@ -314,6 +316,15 @@ def commit(job: Job[SftData | Rollouts], files: Iterable[Place] = ()) -> Manifes
     if outcomes := outcome_counts(job.directory, manifest.parts):
         log.info("%s: %s", job.name, ", ".join(f"{n} {name}" for name, n in outcomes.items()))
         found["outcomes"] = outcomes
+    found["finish"] = finish = finish_counts(job.directory, manifest.parts)
+    share = finish["length"] / max(1, sum(finish.values()))
+    if share > _CUT:
+        log.warning(
+            "%s: %.0f %% of the responses (%d) were cut at sampling.max_tokens = %d or at the "
+            "model's context. Raise the limit; if responses go on after their answer, %s ends with "
+            "another token than it was trained to (`afterglow check` compares end tokens).",
+            job.name, 100 * share, finish["length"], sampling.max_tokens, generation.writer.called,
+        )  # fmt: skip
     return replace(manifest, meta={**manifest.meta, **found})
 
 

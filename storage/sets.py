@@ -1,6 +1,6 @@
 """Whole sets of parts: committing one, checking everything it lists, and what a position weighs."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from storage.errors import DataError, RetryError
@@ -8,7 +8,7 @@ from storage.files.place import Place
 from storage.files.write import sha256_file
 from storage.manifest import RANKS, Manifest, Part, SetIdentity, build_manifest, read_manifest
 from storage.parquet.reader import column_bytes
-from storage.schema import OUTCOME, column_names
+from storage.schema import FINISH, OUTCOME, column_names
 from storage.shard import PartFile, find_part, read_meta, verify_part
 
 
@@ -54,15 +54,32 @@ def outcome_counts(directory: Place, parts: Iterable[Part]) -> dict[str, int]:
     Raises:
         DataError: a part is damaged.
     """
-    counted = dict.fromkeys(OUTCOME, 0)
+    counted = _counts(directory, parts, "outcome", OUTCOME)
+    known = sum(counted.values()) > counted["unknown"]
+    return {name: count for name, count in counted.items() if count} if known else {}
+
+
+def finish_counts(directory: Place, parts: Iterable[Part]) -> dict[str, int]:
+    """How many responses of a set ended by a `stop` and how many at their greatest `length`.
+
+    Raises:
+        DataError: a part is damaged.
+    """
+    return _counts(directory, parts, "finish", FINISH)
+
+
+def _counts(
+    directory: Place, parts: Iterable[Part], column: str, codes: Mapping[str, int]
+) -> dict[str, int]:
+    """Sequences by the name of their code in a column."""
+    counted = dict.fromkeys(codes, 0)
     for part in parts:
         with PartFile(directory / part.file, part.bytes) as file:
             for group in range(len(part.row_groups)):
-                codes = file.read(group, ["outcome"])["outcome"]
-                for name, code in OUTCOME.items():
-                    counted[name] += int((codes == code).sum())
-    known = sum(counted.values()) > counted["unknown"]
-    return {name: count for name, count in counted.items() if count} if known else {}
+                found = file.read(group, [column])[column]
+                for name, code in codes.items():
+                    counted[name] += int((found == code).sum())
+    return counted
 
 
 def verify_set(directory: Place) -> list[str]:

@@ -80,6 +80,23 @@ def done(
     return job
 
 
+def test_responses_cut_at_the_limit_are_counted_and_warned_of(
+    tmp_path: Path,
+    tiny_model: Path,
+    transformers_engine: Generator,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for limit in (1, 50):
+        caplog.clear()
+        job = job_of(rollouts, tmp_path, tiny_model, sampling={"max_tokens": limit}, n=1)
+        counts = complete(job, transformers_engine).meta["finish"]
+        cut = int((rows_of(job)["finish"] == FINISH["length"]).sum())
+        assert counts == {"stop": 10 - cut, "length": cut}
+        said = f"({cut}) were cut at sampling.max_tokens = {limit}" in caplog.text
+        assert said == (cut > 1)
+        assert said or limit > 1
+
+
 # ---------------------------------------------------------------------------------------------
 # Order
 
