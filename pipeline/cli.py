@@ -114,7 +114,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--check", action="store_true", help="check every hash first and make damaged parts again"
     )
-    verb("check", "compare models, templates and prompts before anything runs", "*")
+    check = verb("check", "compare models, templates and prompts before anything runs", "*")
+    check.add_argument(
+        "--show", action="store_true", help="also print the first prompt of every source"
+    )
     verb("plan", "print stages, keys and estimated sizes; runs and downloads nothing", "*")
     units = verb("units", "print the commands that complete a stage side by side, one a line", 1)
     units.add_argument(

@@ -22,6 +22,8 @@ from pipeline.planning.config import Recipe, load_recipe
 from pipeline.planning.plan import Planned
 from pipeline.preflight.finding import Finding, finding_lines, log_notes, refuse
 from pipeline.preflight.gate import preflight
+from pipeline.preflight.scope import Scope
+from pipeline.preflight.show import shown_prompts
 from pipeline.upkeep import publish
 from pipeline.upkeep.adopt import adopt_parts, adopt_set
 from pipeline.upkeep.sweep import find_strays, remove
@@ -49,10 +51,20 @@ class Opened:
     targets: list[Planned]
     later: list[Planned]
     """What reads the targets, directly or through others, in order; none of `planned`."""
+    ready: bool
+    """Whether the plan is about to be run."""
 
     def check(self, *, elsewhere: bool = False) -> list[Finding]:
         """What the preflight finds; nothing runs."""
-        return preflight(self.planned, self.store, self.later, elsewhere=elsewhere)
+        return preflight(
+            self.planned, self.store, self.later, elsewhere=elsewhere, ready=self.ready
+        )
+
+    def check_targets(self, *, elsewhere: bool = False) -> list[Finding]:
+        """What the preflight finds of the targets alone."""
+        return preflight(
+            self.targets, self.store, beside=self.planned, elsewhere=elsewhere, ready=self.ready
+        )
 
 
 def read_recipe(options: argparse.Namespace) -> tuple[Recipe, Store]:
@@ -93,7 +105,7 @@ def open_plan(options: argparse.Namespace, *, ready: bool, exact: bool = False) 
     beside = plan.resolve(nodes.select(made, readers), store) if readers else []
     known = {one.node.name for one in planned}
     later = [one for one in beside if one.node.name in set(readers) - known]
-    return Opened(recipe, store, planned, chosen, later)
+    return Opened(recipe, store, planned, chosen, later, ready)
 
 
 def cmd_run(options: argparse.Namespace) -> Result:
@@ -101,7 +113,7 @@ def cmd_run(options: argparse.Namespace) -> Result:
     single = options.here or options.shard is not None
     opened = open_plan(options, ready=True, exact=single)
     if single:  # part of a run whose command has checked everything and logged the notes
-        refuse(preflight(opened.targets, opened.store))
+        refuse(opened.check_targets())
     else:
         log_notes(refuse(opened.check()))
     store, chain = opened.store, Chain(opened.recipe, recipe_argv(options))
@@ -144,7 +156,10 @@ def cmd_check(options: argparse.Namespace) -> Result:
     """
     opened = open_plan(options, ready=False)
     found = opened.check()
-    sys.stdout.write("\n".join(finding_lines(found)) + "\n")
+    lines = finding_lines(found)
+    if options.show:
+        lines += shown_prompts(Scope(opened.planned, opened.store, opened.later))
+    sys.stdout.write("\n".join(lines) + "\n")
     result: Result = {"verb": "check", "findings": [one.to_json() for one in found]}
     refused = [one for one in found if one.level == "refused"]
     if refused:
@@ -158,7 +173,7 @@ def cmd_units(options: argparse.Namespace) -> Result:
         return {"verb": "units", "units": []}
     opened = open_plan(options, ready=True, exact=options.node)
     if options.node:  # as in `cmd_run`
-        refuse(preflight(opened.targets, opened.store, elsewhere=True))
+        refuse(opened.check_targets(elsewhere=True))
     else:
         log_notes(refuse(opened.check(elsewhere=True)))
     found = find_units(opened.targets, opened.store, options.at_most)

@@ -51,7 +51,7 @@ def run_seeds(
         log.info("%s: seed %d", recipe.name, seed)
         seeded = recipe.model_copy(update={"seed": seed})
         planned = resolve(select(build(seeded), ["report"]), store, ready=True)
-        findings = refuse(preflight(planned, store))
+        findings = refuse(preflight(planned, store, ready=True))
         if seed == recipe.seed:
             log_notes(findings)
         Chain(seeded, [*arguments, "--set", f"seed={seed}"]).run(runner.missing(planned, store))

@@ -3,7 +3,17 @@
 from collections.abc import Callable, Iterable, Iterator
 
 from pipeline.planning.plan import Planned
-from pipeline.preflight import engines, models, prompts, resources
+from pipeline.preflight import (
+    endings,
+    engines,
+    lengths,
+    models,
+    objectives,
+    prompts,
+    resources,
+    sampling,
+    templates,
+)
 from pipeline.preflight.finding import Finding
 from pipeline.preflight.scope import Scope
 from storage.store import Store
@@ -11,8 +21,17 @@ from storage.store import Store
 CHECKS: tuple[Callable[[Scope], Iterator[Finding]], ...] = (
     models.check_presence,
     models.check_gguf,
+    models.check_tokenizers,
     prompts.check_files,
     engines.check_vision_classes,
+    prompts.check_rendering,
+    templates.check_teacher_template,
+    endings.check_ends,
+    lengths.check_writers,
+    lengths.check_readers,
+    sampling.check_repeats,
+    sampling.check_holdout,
+    objectives.check_likelihood,
     resources.check_memory,
     resources.check_disk,
 )
@@ -23,8 +42,10 @@ def preflight(
     planned: Iterable[Planned],
     store: Store,
     later: Iterable[Planned] = (),
+    beside: Iterable[Planned] = (),
     *,
     elsewhere: bool = False,
+    ready: bool = False,
 ) -> list[Finding]:
     """What can be said of a plan before anything runs.
 
@@ -35,10 +56,13 @@ def preflight(
         store: Where the sets are.
         later: Nodes that read what is to be made. What is wrong with them is refused as well; that
             something they need is not there yet is a note.
+        beside: Nodes that these read, and that are not looked at.
         elsewhere: Other machines may make them, so that memory and disk of this one decide nothing.
+        ready: They are about to run: data sets of the Hub may be downloaded.
     """
-    scope = Scope(planned, store, elsewhere=elsewhere)
-    findings = [one for check in CHECKS for one in check(scope)]
-    scope = Scope(later, store, later=True)
-    beside = [one for check in CHECKS for one in check(scope)]
-    return list(dict.fromkeys([*findings, *beside]))
+    planned, later = list(planned), list(later)
+    known = [*beside, *planned, *later]
+    now = Scope(planned, store, known, elsewhere=elsewhere, ready=ready)
+    then = Scope(later, store, known, later=True, ready=ready)
+    found = [one for scope in (now, then) for check in CHECKS for one in check(scope)]
+    return list(dict.fromkeys(found))

@@ -23,7 +23,7 @@ _PROCESSES = (2, 4, 8, 16, 32, 64)
 
 def check_memory(scope: Scope, machine: Machine | None = None) -> Iterator[Finding]:
     """Every model that is trained or run fits into the memory of its device."""
-    estimator = Estimator(scope.planned, scope.store, machine)
+    estimator = Estimator(list(scope.known.values()), scope.store, machine)
     largest: dict[str, tuple[Memory, str]] = {}
     for chosen in scope.todo:
         run = getattr(chosen.node.config, "run", None)
@@ -47,7 +47,7 @@ def check_disk(scope: Scope, machine: Machine | None = None) -> Iterator[Finding
     free = free_space(scope.store)
     if free is None:
         return
-    estimator = Estimator(scope.planned, scope.store, machine)
+    estimator = Estimator(list(scope.known.values()), scope.store, machine)
     found = [estimator.of(chosen) for chosen in scope.todo]
     sets = sum(one.size.bytes for one in found if one.size)
     models = sum(one.model or 0 for one in found)

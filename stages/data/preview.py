@@ -87,17 +87,17 @@ def preview(source: PromptSource, tokenizer: Path) -> Preview:
         DataError: as `peek`; or as `stages.data.prompts.load_prompts`, for these rows.
         ConfigError: the task does not exist.
     """
-    from stages.models.tokenizer import load_tokenizer
+    from stages.models.tokenizer import read_tokenizer
 
-    looked = peek(source)
+    looked, words = peek(source), read_tokenizer(tokenizer)
     some = source.model_copy(update={"limit": looked.rows})
-    prompts = read_prompts(some, tokenizer)
+    prompts = read_prompts(some, words)
     notes = prompts.notes
     if absent := prompts.absent(source):
         if looked.rows < ROWS:
             raise DataError(absent)
         notes = (*notes, f"of the first {looked.rows} rows: {absent}")
-    words, first = load_tokenizer(tokenizer), prompts[0]
+    first = prompts[0]
     ids = first.ids.tolist()
     return Preview(
         number=first.prompt_id,

@@ -189,7 +189,9 @@ def load_prompts(source: PromptSource, tokenizer: Path) -> Prompts:
             row and field are named.
         ConfigError: the task does not exist.
     """
-    prompts = read_prompts(source, tokenizer)
+    from stages.models.tokenizer import load_tokenizer
+
+    prompts = read_prompts(source, load_tokenizer(tokenizer))
     if absent := prompts.absent(source):
         raise DataError(absent)
     report, where = prompts.report, source.where
@@ -207,12 +209,13 @@ def load_prompts(source: PromptSource, tokenizer: Path) -> Prompts:
     return prompts
 
 
-def read_prompts(source: PromptSource, tokenizer: Path) -> Prompts:
-    """As `load_prompts`, without a word to the log; fields may be absent from all rows."""
-    from stages.models.tokenizer import load_tokenizer
+def read_prompts(source: PromptSource, tokenizer: Any) -> Prompts:
+    """As `load_prompts`, without a word to the log; fields may be absent from all rows.
 
+    `tokenizer` is one that is loaded already.
+    """
     where = source.where
-    renderer = Renderer(load_tokenizer(tokenizer), source)
+    renderer = Renderer(tokenizer, source)
     answers = Answers(source)
     seen: set[bytes] = set()  # 16-byte digests of token ids
     kept: list[Prompt] = []

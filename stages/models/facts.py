@@ -3,7 +3,8 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 from stages.models.tokenizer import load_tokenizer
 from storage.errors import DataError
@@ -30,7 +31,7 @@ def model_facts(directory: Path) -> ModelFacts:
     Raises:
         DataError: transformers does not know its configuration, or it has no tokenizer.
     """
-    from transformers import AutoConfig
+    from transformers import AutoConfig  # imports torch
 
     tokenizer = load_tokenizer(directory)
     try:
@@ -42,13 +43,59 @@ def model_facts(directory: Path) -> ModelFacts:
         ) from error
     rows = int(config.vocab_size)
     vocab_size = min(rows, max(tokenizer.get_vocab().values()) + 1)
-    generation = directory / "generation_config.json"
-    ends = [tokenizer.eos_token_id, config.eos_token_id]
-    if generation.exists():
-        ends.append(json.loads(generation.read_text()).get("eos_token_id"))
-    flat = [end for found in ends for end in (found if isinstance(found, list) else [found])]
-    stop_ids = tuple(sorted({end for end in flat if end is not None and 0 <= end < vocab_size}))
+    ends = {*_ids(tokenizer.eos_token_id), *_ids(config.eos_token_id), *_generation_ends(directory)}
+    stop_ids = tuple(sorted(end for end in ends if 0 <= end < vocab_size))
     return ModelFacts(vocab_size, rows, context_limit(config), stop_ids)
+
+
+@dataclass(frozen=True)
+class ModelOutline:
+    """What `config.json` and `generation_config.json` say literally, without transformers.
+
+    What they leave to the defaults of an architecture is not known here.
+    """
+
+    rows: int | None
+    """Number of logits."""
+    context: int | None
+    """Longest sequence; None where the model sets no limit, or leaves it to a default."""
+    ends: tuple[int, ...]
+    """Ids that end a response, beside the tokenizer's own."""
+
+
+def model_outline(directory: Path) -> ModelOutline:
+    """The outline of the model in `directory`.
+
+    Raises:
+        DataError: there is no `config.json`, or it is not JSON.
+    """
+    file = directory / "config.json"
+    try:
+        config: dict[str, Any] = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{file}: cannot be read ({error}). Give a directory written by `save_pretrained`."
+        ) from error
+    nested = config.get("text_config")
+    text = config | cast("dict[str, Any]", nested) if isinstance(nested, dict) else config
+    rows = text.get("vocab_size")
+    ends = {*_ids(text.get("eos_token_id")), *_generation_ends(directory)}
+    return ModelOutline(
+        rows=rows if isinstance(rows, int) else None,
+        context=context_limit(SimpleNamespace(**text)),
+        ends=tuple(sorted(ends)),
+    )
+
+
+def _generation_ends(directory: Path) -> set[int]:
+    file = directory / "generation_config.json"
+    return _ids(json.loads(file.read_text()).get("eos_token_id")) if file.exists() else set()
+
+
+def _ids(found: Any) -> set[int]:
+    """One id, a list of ids or none, as configurations have them."""
+    several = found if isinstance(found, list) else [found]
+    return {end for end in several if isinstance(end, int)}
 
 
 def context_limit(config: Any) -> int | None:

@@ -22,6 +22,8 @@ def known_commit(name: str, revision: str, kind: str = "model") -> str | None:
 
 def cached_directory(name: str, revision: str) -> Path | None:
     """Directory of the files of a model that are on this machine, perhaps not all; None: none."""
+    if not is_hub_id(name):
+        return None
     commit = known_commit(name, revision) or revision
     directory = _cache(name) / "snapshots" / commit
     return directory if directory.is_dir() else None

@@ -58,6 +58,35 @@ def load_tokenizer(directory: Path) -> "PreTrainedTokenizerBase":
     return _load(directory, tuple((stat.st_size, stat.st_mtime_ns) for stat in stats))
 
 
+def read_tokenizer(directory: Path) -> "PreTrainedTokenizerBase":
+    """As `load_tokenizer`, by what `tokenizer.json` says and without torch where there is one.
+
+    For looking at models before anything runs: the class that a model's family has for its
+    tokenizer takes seconds to import, and could in principle encode otherwise than its file says.
+
+    Raises:
+        DataError: there is none, or it cannot be read.
+    """
+    if not (directory / "tokenizer.json").exists():
+        return load_tokenizer(directory)
+    names = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+    stats = [(directory / name).stat() for name in names if (directory / name).exists()]
+    return _read(directory, tuple((stat.st_size, stat.st_mtime_ns) for stat in stats))
+
+
+@lru_cache(maxsize=4)
+def _read(directory: Path, _stamp: tuple[tuple[int, int], ...]) -> "PreTrainedTokenizerBase":
+    from transformers import PreTrainedTokenizerFast
+
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
+    except Exception as error:  # the library raises nothing more specific
+        raise DataError(
+            f"{directory}: no tokenizer that can be loaded ({error}). Save the model's tokenizer "
+            "again with `tokenizer.save_pretrained`."
+        ) from error
+
+
 @lru_cache(maxsize=4)
 def _load(directory: Path, _stamp: tuple[tuple[int, int], ...]) -> "PreTrainedTokenizerBase":
     """A tokenizer of 150 thousand ids takes seconds to build; `_stamp` tells changed files."""

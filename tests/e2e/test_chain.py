@@ -90,6 +90,15 @@ def test_changing_tau_reruns_teacher_logits_and_later(chain: Outcome, store: Pat
     assert "train.continued-sft" not in changed  # it never reads a record
 
 
+def test_what_is_done_is_not_checked_again(chain: Outcome, store: Path) -> None:
+    impossible = ("--set", "rollouts.run.max_model_len=7")
+    done = afterglow("check", *TINY, *impossible, store=store)
+    assert (done.code, done.result["findings"]) == (0, []), done.out
+    again = afterglow("check", *TINY, *impossible, "--set", "rollouts.n=2", store=store)
+    assert again.code == 65
+    assert "run.max_model_len = 7" in again.out
+
+
 def test_explain_says_why(chain: Outcome, store: Path) -> None:
     why = afterglow("explain", *TINY, "--set", "teacher-logits.record.tau=0.05", store=store)
     because = {node["node"]: node.get("because") for node in why.result["nodes"]}

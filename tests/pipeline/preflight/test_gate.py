@@ -47,7 +47,6 @@ def test_all_that_is_refused_is_listed_in_one_error(store: Path) -> None:
 
 
 def test_what_later_stages_lack_is_a_note(store: Path) -> None:
-    assert afterglow("run", "corpus", *TINY, store=store).code == 0
     outcome = afterglow("check", "corpus", *TINY, *NO_FILE, store=store)
     assert outcome.code == 0
     assert findings(outcome)["nowhere.jsonl"][0] == "note"
@@ -97,3 +96,10 @@ def test_a_gguf_file_that_is_not_there_is_refused(store: Path, tmp_path: Path) -
         assert "is not installed" in outcome.err or "no such file" in outcome.err
         assert "Traceback" not in outcome.err
         assert not store.exists()
+
+
+def test_notes_are_logged_once(store: Path) -> None:
+    small = ("--set", "corpus.count=96", *NO_FILE)
+    outcome = afterglow("run", "corpus", *TINY, *small, store=store)
+    assert outcome.code == 0, outcome.err
+    assert outcome.err.count("note: nowhere.jsonl: no such file or directory") == 1
