@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -11,10 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.config.evaluation import Report
+from stages.data.prompts import PromptReport
 from stages.job import Input, Job
 from stages.reporting import charts
 from stages.reporting.page import ancestors, page
-from storage.manifest import SetIdentity, build_manifest, write_manifest
+from storage.manifest import (
+    FILE_NAME,
+    SetIdentity,
+    build_manifest,
+    read_manifest,
+    write_manifest,
+)
 from storage.store import Store
 from tests.world import make_job
 
@@ -118,6 +126,23 @@ def test_what_is_not_in_the_store_is_left_out(job: Job[Report]) -> None:
         path.unlink()
     assert "corpus" not in [one.manifest.name for one in ancestors(job)]
     read(page(job, [{"model": "x"}], [], {}))
+
+
+def test_rows_that_were_dropped_are_counted(job: Job[Report]) -> None:
+    """Models that were evaluated on the same rows share a line; what occurs nowhere has none."""
+    old = {"rows": 9, "kept": 8, "duplicates": 1, "empty": 0}  # as sets of earlier versions say it
+    new = PromptReport(5000, 4990, over_long=3, without_answer=7, answers=4990).to_json()
+    for name, report in (("corpus", old), ("evaluate.<b>", new)):
+        directory = Path(str(job.store.path(SETS[name][0], key(name))))
+        manifest = read_manifest(directory)
+        (directory / FILE_NAME).unlink()
+        write_manifest(directory, replace(manifest, meta={"prompts": report}))
+    shown = read(page(job, [{"model": "x"}], [], {})).text
+    assert "dropped: over-long" in shown
+    assert "dropped: empty" not in shown
+    start = shown.index("rows read")
+    assert shown[shown.index("corpus", start) :][:5] == ["corpus", "9", "8", "1", "evaluate"]
+    assert shown[shown.index("evaluate", start) :][1:6] == ["5,000", "4,990", "4,990", "0", "3"]
 
 
 finite = st.floats(-1e6, 1e6, allow_nan=False)
