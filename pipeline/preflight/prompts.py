@@ -6,6 +6,7 @@ use, so templates that are wrong or read the clock are found here.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from pipeline.planning.nodes import Node
 from pipeline.preflight.finding import Finding
@@ -49,8 +50,12 @@ def check_files(scope: Scope) -> Iterator[Finding]:
         if source is None or source.path in planned.lacks:
             continue
         if not scope.readable(source):
-            message = f"{source.where}: a data set of the Hub, looked at once `run` downloads it"
-            yield Finding("note", node.heading, message)
+            message = (
+                f"{source.where}: no such file or directory, so it is taken for a data set of the "
+                "Hub, looked at once `run` downloads it"
+            )
+            here = f"If it is a path, relative ones start at {Path.cwd()}."
+            yield Finding("note", node.heading, message, here)
             continue
         try:
             looked = peek(source)
