@@ -57,6 +57,20 @@ def read_messages(value: object, at: str) -> list[Message]:
     return [_message(turn, f"{at}, message {number}") for number, turn in enumerate(turns)]
 
 
+def from_json(value: object) -> object:
+    """The messages in a string of JSON, as CSV has them; anything else as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value
+    try:
+        found = json.loads(value)
+    except ValueError:
+        return value
+    turns = cast("list[object]", found) if isinstance(found, list) else []
+    if turns and all(isinstance(turn, dict) and {"role", "from"} & turn.keys() for turn in turns):
+        return turns
+    return value
+
+
 def has_text(messages: Sequence[Message]) -> bool:
     """Whether anything is said or called."""
     return any((one.get("content") or "").strip() or one.get("tool_calls") for one in messages)

@@ -14,7 +14,7 @@ from typing import Any
 from stages.config.data import PromptSource
 from stages.data import fields
 from stages.data.chat_template import ChatTemplate, Message
-from stages.data.messages import has_text, read_messages, read_tools
+from stages.data.messages import from_json, has_text, read_messages, read_tools
 from stages.data.prompt_files import Row
 from storage.errors import DataError
 
@@ -86,7 +86,7 @@ class Renderer:
         """
         name, table = self._source.field, self._source.template
         at = f"{self._source.where}, row {number}"
-        value = fields.get(row, name)
+        value = from_json(fields.get(row, name))
         if value is None:
             raise DataError(
                 f"{at}: {fields.missing(row, name)}. "

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from stages.data.messages import has_text, read_messages, read_tools
+from stages.data.messages import from_json, has_text, read_messages, read_tools
 from storage.errors import DataError
 
 AT = "p.jsonl, row 3: `messages`"
@@ -29,6 +29,13 @@ def test_a_call_may_come_without_content(arguments: object) -> None:
     del turn["content"]
     assert read_messages([turn, result], AT) == expected
     assert has_text(expected[:1])
+
+
+def test_messages_may_be_a_string_of_json() -> None:
+    for turn in ({"role": "user", "content": "a"}, {"from": "human", "value": "a"}):
+        assert from_json(json.dumps([turn])) == [turn]
+    for text in ("a", "[1, 2]", '[{"a": 1}]', "[", "[]", '{"role": "user"}'):
+        assert from_json(text) == text
 
 
 def test_fields_that_are_null_are_not_there() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.cli import main
 from pipeline.planning.config import load_recipe
 from pipeline.planning.nodes import build
 from stages.config.corpus import Tokenizer
@@ -13,7 +14,11 @@ from stages.data.preview import preview
 from stages.data.prompts import count_prompts, load_prompts
 from stages.models.tokenizer import load_tokenizer, make_tokenizer
 from storage.errors import DataError
-from tests.command import ROOT
+from storage.manifest import read_manifest
+from storage.schema import OUTCOME
+from tests.command import ROOT, sets_named
+from tests.storage import make
+from tests.world import write_model
 
 GSM8K = ROOT.parent / "shared" / "data" / "gsm8k"
 
@@ -79,3 +84,26 @@ def test_a_pattern_of_another_layout_is_refused(
     wrong = sources["evaluate"].model_copy(update={"answer_pattern": r"\\boxed\{(.+)\}"})
     with pytest.raises(DataError, match=r"no row has a reference answer in `answer` that matches"):
         load_prompts(wrong, words)
+
+
+def test_the_example_runs(tmp_path: Path, words: Path) -> None:
+    """Its first stage, with a tiny model in the place of the teacher and two of the problems."""
+    model = write_model(tmp_path / "model", words=load_tokenizer(words), context=1024)
+    (tmp_path / "a.toml").write_text(recipe_of_the_docs().replace("gsm8k/", f"{GSM8K}/"))
+    settings = [
+        f"store={tmp_path / 'store'}",
+        f"teacher.path={model}",
+        f"student.path={model}",
+        "sft-data.prompts.limit=2",
+        "sft-data.sampling.max_tokens=4",
+        "sft-data.verifier.kind=exact_match",
+        "sft-data.run.engine=transformers",
+    ]
+    options = [word for one in settings for word in ("--set", one)]
+    config = ["--config", str(tmp_path / "a.toml")]
+    assert main(["run", "sft-data", "--here", *config, *options]) == 0
+    (made,) = sets_named(tmp_path / "store", "sft-data")
+    manifest = read_manifest(made)
+    assert (manifest.meta["prompts"]["kept"], manifest.meta["prompts"]["answers"]) == (2, 2)
+    assert manifest.meta["template"]["kwargs"] == {"enable_thinking": False}
+    assert not (set(make.rows_of(made)["outcome"].tolist()) & {OUTCOME["unknown"]})
