@@ -118,6 +118,18 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument(
         "--show", action="store_true", help="also print the first prompt of every source"
     )
+    start = verb("init", "ask for models and prompts and write a commented recipe", recipe=False)
+    start.add_argument("--teacher", metavar="MODEL", help="directory or Hub id")
+    start.add_argument("--student", metavar="MODEL", help="directory or Hub id")
+    start.add_argument("--prompts", metavar="FILE", help="prompts to distil on")
+    start.add_argument("--sft-prompts", metavar="FILE", help="for SFT on the teacher's answers")
+    start.add_argument("--eval-prompts", metavar="FILE", help="prompts to evaluate on")
+    start.add_argument("--field", metavar="NAME", help="column of the prompts (found by its name)")
+    start.add_argument("--answer-field", metavar="NAME", help="column of the reference answers")
+    start.add_argument("--max-tokens", metavar="N", help="longest response, in tokens (1024)")
+    start.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
+    start.add_argument("--into", type=Path, default=Path("recipe.toml"), metavar="FILE")
+    start.add_argument("--yes", action="store_true", help="ask nothing, take what is found")
     verb("plan", "print stages, keys and estimated sizes; runs and downloads nothing", "*")
     units = verb("units", "print the commands that complete a stage side by side, one a line", 1)
     units.add_argument(

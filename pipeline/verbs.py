@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import show
+from pipeline import init, show
 from pipeline.execution import repair, runner
 from pipeline.execution.chain import Chain, processes_wanted
 from pipeline.execution.seeds import run_seeds
@@ -165,6 +165,21 @@ def cmd_check(options: argparse.Namespace) -> Result:
     if refused:
         raise Rejected(f"check: {len(refused)} of {len(found)} lines are refused", result)
     return result
+
+
+def cmd_init(options: argparse.Namespace) -> Result:
+    """Write a commented recipe, then print what the preflight says of it.
+
+    Raises:
+        UsageError: the file exists, or something is missing and there is no terminal to ask on.
+        Rejected: the recipe is written, and `run` would refuse it.
+    """
+    init.write(init.ask(options), options.into)
+    log.info("%s: written; read it, then `afterglow plan --config %s`", options.into, options.into)
+    options.recipe, options.config, options.overrides = None, [options.into], []
+    options.targets = []
+    found = cmd_check(options)
+    return {**(found or {}), "verb": "init", "recipe": str(options.into)}
 
 
 def cmd_units(options: argparse.Namespace) -> Result:

@@ -34,11 +34,13 @@ def sets_named(store: Path, name: str) -> list[Path]:
     return [path.parent for path in manifests if json.loads(path.read_text())["name"] == name]
 
 
-def afterglow(*arguments: str | Path, store: Path | str, python: tuple[str, ...] = ()) -> Outcome:
-    """Run `afterglow ARGUMENTS` with its store at `store`; never raises for an exit code."""
+def afterglow(
+    *arguments: str | Path, store: Path | str | None = None, python: tuple[str, ...] = ()
+) -> Outcome:
+    """Run `afterglow ARGUMENTS`, with its store at `store`; never raises for an exit code."""
     command = [sys.executable, *python, "-m", "pipeline", *map(str, arguments)]
     done = subprocess.run(
-        [*command, "--set", f"store={store}"],
+        command if store is None else [*command, "--set", f"store={store}"],
         capture_output=True,
         text=True,
         cwd=ROOT,
