@@ -58,7 +58,7 @@ def plan_lines(store: Store, planned: Iterable[Planned]) -> Lines:
     lines.append("")
     lines += _devices(estimator.machine, free_space(store))
     if unknown := estimator.unknown():
-        lines.append(f"memory and time not known: {', '.join(unknown)} not on this machine"[:WIDTH])
+        lines.append(f"memory and time not known: {', '.join(unknown)} not here yet"[:WIDTH])
     if seconds:
         lines.append(
             f"time: {spoken(seconds)} for what is to do, if every response is as long as it may be"

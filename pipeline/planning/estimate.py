@@ -19,6 +19,7 @@ from pipeline.planning.nodes import External, Node, Ref
 from pipeline.planning.plan import Planned
 from stages.config.corpus import Corpus
 from stages.config.data import PromptSource
+from stages.config.derive import Derive
 from stages.config.evaluation import Evaluate
 from stages.config.generation import Generate
 from stages.config.record_kinds import Drawn, Record
@@ -157,9 +158,11 @@ class Estimator:
         return Estimate(self.size(node), model, checkpoints, self.memory(chosen), duration)
 
     def unknown(self) -> list[str]:
-        """Models from elsewhere whose shape is not known on this machine."""
+        """Models from elsewhere, or still to be made, whose shape is not known."""
         found: dict[str, None] = {}
         for one in self._planned.values():
+            if isinstance(one.node.config, Derive) and self._made_shape(one) is None:
+                found[one.node.name] = None
             for role, ref in one.node.inputs.items():
                 elsewhere = isinstance(ref.source, External) and ref.source.kind == "model"
                 if elsewhere and self._input_shape(one, role) is None:
@@ -174,9 +177,22 @@ class Estimator:
         if not isinstance(node.config, Training):
             role = _model_role(node)
             return self._input_shape(chosen, role) if role else None
-        if node.name not in self._made:
-            self._made[node.name] = self._trained(chosen)
-        return self._made[node.name]
+        return self._made_shape(chosen)
+
+    def _made_shape(self, chosen: Planned) -> ModelShape | None:
+        """Shape of the model that a node makes: what is there, or what will be."""
+        if chosen.node.name not in self._made:
+            directory = chosen.directory(self._store) if self._manifest(chosen.node) else None
+            config, found = chosen.node.config, None
+            if isinstance(directory, Path):
+                found = shape_of(directory)
+            elif isinstance(config, Training):
+                found = self._trained(chosen)
+            elif isinstance(config, Derive) and config.prune:
+                whole = self._input_shape(chosen, "model")
+                found = whole.pruned(len(config.layers)) if whole else None
+            self._made[chosen.node.name] = found
+        return self._made[chosen.node.name]
 
     def _trained(self, chosen: Planned) -> ModelShape | None:
         """Shape of the model that a node trains."""
@@ -211,7 +227,7 @@ class Estimator:
             return None
         made = self._planned.get(ref.source.name) if isinstance(ref.source, Node) else None
         if made is not None:
-            return self.shape(made)
+            return self._made_shape(made)
         directory = model_directory(read)
         return shape_of(directory) if directory else None
 

@@ -9,7 +9,7 @@ experts in place of the MLP).
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -59,6 +59,13 @@ class ModelShape:
         """
         embeddings = 0 if self.tied else self.rows * self.hidden
         return self.parameters - self.idle - embeddings
+
+    def pruned(self, layers: int) -> "ModelShape":
+        """The shape with fewer layers, all of the same size."""
+        outside = self.root + self.hidden  # the final norm
+        kept = (self.parameters - outside) * layers // self.layers
+        idle = self.idle * layers // self.layers
+        return replace(self, parameters=outside + kept, idle=idle, layers=layers)
 
 
 def shape_of(directory: Path) -> ModelShape | None:

@@ -75,7 +75,7 @@ def test_unknown_models_are_named(tmp_path: Path) -> None:
     store = Store(tmp_path)
     planned = plan.resolve(nodes.build(load_recipe("qwen3-4b-math")), store)
     lines, figures = plan_lines(store, planned)
-    assert any("Qwen/Qwen3-8B, Qwen/Qwen3-4B-Base not on this machine" in line for line in lines)
+    assert any("Qwen/Qwen3-8B, Qwen/Qwen3-4B-Base not here yet" in line for line in lines)
     assert figures[0]["memory"] is None
 
 
@@ -112,3 +112,31 @@ def test_times_are_spoken_in_the_unit_they_fit() -> None:
         "2.0 h",
         "2.3 d",
     ]
+
+
+def test_a_pruned_model_has_the_size_of_its_layers(tmp_path: Path) -> None:
+    teacher = write_model(tmp_path / "teacher", layers=4)
+    text = f"""
+[teacher]
+path = "{teacher}"
+[derive.student]
+prune = "teacher"
+layers = [0, 3]
+[student]
+path = "derive:student"
+dtype = "float32"
+[rollouts]
+prompts = {{ task = "addition", limit = 8 }}
+sampling = {{ max_tokens = 8 }}
+[train]
+steps = 1
+"""
+    (tmp_path / "my.toml").write_text(text)
+    store = Store(tmp_path / "store")
+    planned = plan.resolve(nodes.build(load_recipe(None, [tmp_path / "my.toml"])), store)
+    estimator = Estimator(planned, store, CPU)
+    found = {one.node.name: estimator.of(one) for one in planned}
+    half = shape_of(write_model(tmp_path / "half", layers=2))
+    assert half is not None
+    assert found["train.reverse_kl"].model == 4 * half.parameters
+    assert found["derive.student"].memory is None
