@@ -34,8 +34,10 @@ _ANSWERS = (
     "ground_truth",
     "expected_answer",
     "reward_model.ground_truth",
+    "solution",
+    "target",
+    "label",
 )
-_ANSWERS += ("solution", "target", "label")
 _WORKED = "####"
 """Before the answer at the end of a worked solution, as in GSM8K."""
 _LOOKED_AT = 20

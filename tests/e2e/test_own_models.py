@@ -58,6 +58,23 @@ def test_records_hold_ids_beyond_17_bits_and_sum_to_one(chain: Outcome, folder: 
     assert 1 << 17 < largest < vocabulary
 
 
+def test_no_text_comes_between_the_stages(chain: Outcome, folder: Path) -> None:
+    """The teacher scores the ids that were drawn, also where the text has another encoding."""
+    drawn, scored = (
+        {
+            int(batch.seq_id[i]): batch.tok[batch.tok_off[i] : batch.tok_off[i + 1]].tolist()
+            for directory in (folder / "store").glob(f"{stage}-*")
+            for batch in read_split(directory, "train")
+            for i in range(len(batch))
+        }
+        for stage in ("rollouts", "teacher-logits")
+    )
+    assert drawn
+    assert scored == drawn
+    words = large_byte_bpe()
+    assert any(words(words.decode(ids))["input_ids"] != ids for ids in drawn.values())
+
+
 def test_the_students_prompts_were_rendered_with_the_chat_template(
     chain: Outcome, folder: Path
 ) -> None:

@@ -90,6 +90,11 @@ def test_a_damaged_part_is_made_again_before_commit(store: Path) -> None:
         (("run", "corpus", "--recipe", "dema"), 78, "no recipe called `dema`"),
         (("run", "corpus", "--config", "nowhere.toml"), 78, "nowhere.toml: cannot be read"),
         (("run", "corpus", "--set", "corpus.cuont=3"), 78, "corpus.cuont: Extra inputs"),
+        (
+            ("run", "report", "--set", "train.compare.sft.objective.name=lightning"),
+            78,
+            "[train.compare.sft] and [sft] are both called `sft`",
+        ),
     ],
 )
 def test_exit_codes(store: Path, arguments: tuple[str, ...], code: int, message: str) -> None:

@@ -338,8 +338,15 @@ def test_an_engine_left_half_way_can_be_used_again(engine: Generator) -> None:
 def test_padding_of_the_vocabulary_is_never_drawn(
     tmp_path: Path, vllm_slot: EngineSlot, name: str
 ) -> None:
-    """47 of 64 rows mean nothing: they get no draw, no candidate and no share of the mass."""
+    """47 of 64 rows mean nothing: they get no draw, no candidate and no share of the mass.
+
+    Nor do sampling settings that a model brings along decide anything.
+    """
     write_chat_model(tmp_path, rows=64)
+    brought = {"temperature": 0.3, "top_k": 2, "top_p": 0.5, "repetition_penalty": 1.8}
+    settings = tmp_path / "generation_config.json"
+    own = json.loads(settings.read_text()) if settings.exists() else {}
+    settings.write_text(json.dumps({**own, **brought, "do_sample": True, "max_new_tokens": 1}))
     asked = requests(8)
     if name == "vllm":
         done = run(vllm_slot.open(tmp_path), asked, candidates=17)
@@ -353,6 +360,29 @@ def test_padding_of_the_vocabulary_is_never_drawn(
         tok = torch.from_numpy(completion.tok.astype(np.int64))
         expected = logp.gather(1, tok[:, None])[:, 0].numpy()
         np.testing.assert_allclose(completion.logprob, expected, atol=1e-4)
+
+
+def test_an_end_token_that_is_the_padding_token_too_is_an_end_token(tmp_path: Path) -> None:
+    """As in Llama and GPT-2: it is drawn, kept, and counted as a position like any other."""
+    write_chat_model(tmp_path)
+    expected = run_here(tmp_path)
+    settings = tmp_path / "tokenizer_config.json"
+    content = json.loads(settings.read_text())
+    settings.write_text(json.dumps(content | {"pad_token": content["eos_token"]}))
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"pad_token_id": EOS}))
+    assert load_tokenizer(tmp_path).pad_token_id == EOS
+    found = run_here(tmp_path)
+    assert any(one.finish == "stop" for one in found.values())
+    for index, one in found.items():
+        assert one.finish == expected[index].finish
+        np.testing.assert_array_equal(one.tok, expected[index].tok)
+        assert (one.tok[-1] == EOS) == (one.finish == "stop")
+
+
+def run_here(directory: Path) -> dict[int, Completion]:
+    with open_here(directory, "transformers") as generator:
+        return run(generator, requests(24), Sampling(max_tokens=12))
 
 
 def test_what_vllm_cannot_run_is_one_clear_error(tmp_path: Path, vllm_slot: EngineSlot) -> None:
