@@ -177,7 +177,7 @@ def cmd_init(options: argparse.Namespace) -> Result:
     init.write(init.ask(options), options.into)
     log.info("%s: written; read it, then `afterglow plan --config %s`", options.into, options.into)
     options.recipe, options.config, options.overrides = None, [options.into], []
-    options.targets = []
+    options.targets, options.show = [], True
     found = cmd_check(options)
     return {**(found or {}), "verb": "init", "recipe": str(options.into)}
 
