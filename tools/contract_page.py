@@ -41,6 +41,9 @@ token, is that of the full loss. *lower bound*: exact gradient of something that
 full loss. *biased*: trainable, but not what its name says. *refused*: an error that names the
 records and the objectives that would do. What changes a cell is listed under [Rules](#rules).
 
+An unbiased estimate of a divergence may be negative, although the divergence is not: losses in the
+log and, over few tokens, figures of the report go below zero by chance. Their mean is right.
+
 Every cell that claims something has its proof in `tests/stages/objectives/test_proofs.py`: a sum
 over all outcomes on a small vocabulary, of value and gradient, against the loss over the full
 vocabulary. This page is written by `python tools/contract_page.py` from what the check itself uses.
