@@ -130,6 +130,8 @@ class Rates:
         """How long a node takes to do its work."""
         if (known := self.measured.get(chosen.node.stage.name)) is not None:
             seconds = work.tokens * model.multiplied / known.rate
+            if work.trained:  # what it logs leaves out the start
+                seconds += _START[self.machine.device()]
             return Duration(seconds, "measured", known.set)
         run = getattr(chosen.node.config, "run", None)
         wanted = run.device if isinstance(run, TrainRun | ScoreRun) else "auto"
@@ -163,6 +165,11 @@ class Rates:
         return cores * _CORE[0], min(cores, 8) * _CORE[1], said
 
 
+def spelled(entry: object) -> str:
+    """What a payload says of a model, in one spelling."""
+    return json.dumps(entry, sort_keys=True)
+
+
 def _measure(
     directory: Place,
     manifest: Manifest,
@@ -180,7 +187,7 @@ def _measure(
     tokens = manifest.totals.tokens
     for role in ("teacher", "model"):
         entry: dict[str, Any] = inputs.get(role) or {}
-        shape = models.get(str(entry.get("key"))) or shapes.get(str(entry))
+        shape = models.get(str(entry.get("key"))) or shapes.get(spelled(entry))
         if shape is not None and tokens and seconds > 0:
             return Measured(tokens * shape.multiplied / seconds, tokens, directory.name)
     return None

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import cast
 
 from pipeline.graph import MODELS
-from pipeline.planning.duration import Duration, Rates, Work
+from pipeline.planning.duration import Duration, Rates, Work, spelled
 from pipeline.planning.machine import Machine, this_machine
 from pipeline.planning.memory import Memory, memory_of
 from pipeline.planning.nodes import External, Node, Ref
@@ -239,7 +239,7 @@ class Estimator:
             shape = self._input_shape(one, role) if role else None
             inputs = cast("dict[str, object]", one.payload["inputs"])
             if shape and role:
-                found[str(inputs[role])] = shape
+                found[spelled(inputs[role])] = shape
         return found
 
     # Data.
