@@ -103,6 +103,7 @@ def test_more_entries_copies_and_columns_cost_more_bytes() -> None:
 
 def test_model_content_not_its_path_decides_the_key(tmp_path: Path) -> None:
     config = load_recipe("demo")
+    assert config.teacher is not None
     teachers = []
     for name in ("a", "b"):
         folder = tmp_path / name
