@@ -25,15 +25,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.config.corpus import Corpus
+from stages.config.corpus import FORMER_PART, Corpus
 from stages.counter import shuffled
 from stages.data.sources import corpus_files
 from stages.data.tasks import task
-from stages.generation import held_out_count, split_parts
+from stages.generation import held_out_count
 from stages.job import Job, ShardSpec
 from stages.models.descent import TOKENIZER
 from stages.models.identity import described_tokenizer
 from stages.models.tokenizer import copy_tokenizer, load_tokenizer, make_tokenizer
+from stages.parts import check_split, plan_parts
 from storage.errors import DataError
 from storage.files.write import disk_errors, sync_directory, temporary_name
 from storage.manifest import Manifest, Part, SetMeta
@@ -92,9 +93,16 @@ def plan(job: Job[Corpus]) -> list[ShardSpec]:
         DataError: a file is missing, empty or not UTF-8, or a tokenizer lacks what is needed.
         RetryError: a write failed.
     """
-    count = len(_prepare(job))
-    held_out = held_out_count(count, job.config.holdout)
-    return split_parts(count - held_out, count, job.config.sequences_per_part)
+    prepared = _prepare(job)
+    count = len(prepared)
+    return plan_parts(
+        job,
+        count - held_out_count(count, job.config.holdout),
+        count,
+        fixed=job.config.sequences_per_part,
+        former=FORMER_PART,
+        tokens=len(prepared.tokens),
+    )
 
 
 @contextmanager
@@ -125,8 +133,8 @@ def commit(job: Job[Corpus]) -> Manifest:
     Raises:
         RetryError: parts are missing.
     """
-    prepared = _prepare(job)
-    return commit_parts(
+    prepared, specs = _prepare(job), plan(job)
+    manifest = commit_parts(
         job.directory,
         job.identity(
             "sequences",
@@ -138,9 +146,11 @@ def commit(job: Job[Corpus]) -> Manifest:
                 "generator": None,
             },
         ),
-        len(plan(job)),
+        len(specs),
         files=copy_tokenizer(prepared.directory / TOKENIZER, job.directory / TOKENIZER),
     )
+    check_split(job.directory, manifest.parts, specs)
+    return manifest
 
 
 def _rows(prepared: Prepared, indices: NDArray[np.int64], right: bool) -> Rows:

@@ -8,7 +8,6 @@ on the number of workers or on interruptions.
 """
 
 import logging
-import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -21,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.config.data import PromptSource
-from stages.config.generation import Rollouts, SftData
+from stages.config.generation import FORMER_PART, Rollouts, SftData
 from stages.counter import hash64, shuffled
 from stages.data.chat_template import template_digests
 from stages.data.prompts import Prompt, Prompts, load_prompts
@@ -47,6 +46,7 @@ from stages.models.identity import (
     model_identity,
 )
 from stages.models.tokenizer import load_tokenizer
+from stages.parts import check_split, plan_parts
 from stages.skipping import Skipped, skipped_of_set
 from storage.errors import EngineError, SequenceError
 from storage.files.place import Place
@@ -62,7 +62,6 @@ _BLOCK = 64
 """Sequences verified and written together."""
 _CUT = 0.1
 """Share of responses cut at the limit from which on the user is warned."""
-_SECONDS_PER_LINE = 30.0
 
 
 @dataclass(frozen=True)
@@ -91,16 +90,6 @@ class SampleOrder:
         return shuffled(rank, self.prompts, self.seed), sample
 
 
-def split_parts(boundary: int, total: int, per_part: int) -> list[ShardSpec]:
-    """Parts of a set whose sequences from `boundary` on are held out; none holds both splits."""
-    spans = [
-        (first, min(per_part, stop - first), split)
-        for split, start, stop in (("train", 0, boundary), ("holdout", boundary, total))
-        for first in range(start, stop, per_part)
-    ]
-    return [ShardSpec(index, *span) for index, span in enumerate(spans)]
-
-
 def held_out_count(total: int, share: float) -> int:
     """How many of `total` are held out: at least one if any are wanted, all only if all are."""
     if share in (0.0, 1.0):
@@ -110,7 +99,7 @@ def held_out_count(total: int, share: float) -> int:
 
 @dataclass(frozen=True)
 class Generation:
-    """One job of a generating stage, as its `plan`, `run_shard` and `commit` share it."""
+    """One job of a generating stage, as its `plan`, `run_shards` and `commit` share it."""
 
     job: Job[SftData | Rollouts]
 
@@ -180,6 +169,15 @@ class Generation:
         own = {name: getattr(self.identity, name) for name in TOKENIZER_FIELDS}
         return own | template_digests(self.job.config.prompts.template)
 
+    def sequences(self, spec: ShardSpec) -> list["_DrawnSequences"]:
+        """The sequences of one part, in their order."""
+        rows, samples = self.order.places(spec.first, spec.count)
+        n = self.job.config.n
+        return [
+            _DrawnSequences(self.prompts[row], int(sample), n)
+            for row, sample in zip(rows, samples, strict=True)
+        ]
+
     def rows(
         self, drawn: Sequence["_DrawnSequences"], made: Sequence[Completion], check: Check
     ) -> Rows:
@@ -217,8 +215,16 @@ def plan(job: Job[SftData | Rollouts]) -> list[ShardSpec]:
     Raises:
         DataError: the prompts (see `stages.data.prompts`) or the model's files cannot be used.
     """
-    order = Generation(job).order
-    return split_parts(order.boundary, order.prompts * order.n, job.config.sequences_per_part)
+    generation, config = Generation(job), job.config
+    order, prompt_tokens = generation.order, len(generation.prompts.tokens)
+    return plan_parts(
+        job,
+        order.boundary,
+        order.prompts * order.n,
+        fixed=config.sequences_per_part,
+        former=FORMER_PART,
+        tokens=order.n * (prompt_tokens + order.prompts * config.sampling.max_tokens),
+    )
 
 
 def open_engine(job: Job[SftData | Rollouts]) -> AbstractContextManager[Generator]:
@@ -234,8 +240,14 @@ def open_engine(job: Job[SftData | Rollouts]) -> AbstractContextManager[Generato
     )
 
 
-def run_shard(job: Job[SftData | Rollouts], spec: ShardSpec, engine: Generator) -> Part:
-    """Draw, verify and write one part.
+def run_shards(
+    job: Job[SftData | Rollouts], specs: Sequence[ShardSpec], engine: Generator
+) -> Iterator[Part]:
+    """Draw, verify and write parts; each is yielded when it is finished.
+
+    An engine that repeats itself draws each part alone, so that a part that is made again is the
+    same file. Any other takes requests of the parts that follow while the longest responses of a
+    part are drawn: it is never idle, however small the parts.
 
     Raises:
         EngineError: the engine failed.
@@ -244,18 +256,47 @@ def run_shard(job: Job[SftData | Rollouts], spec: ShardSpec, engine: Generator) 
         RetryError: a write failed.
     """
     generation = Generation(job)
-    config, prompts = job.config, generation.prompts
-    rows, sample = generation.order.places(spec.first, spec.count)
-    drawn = [
-        _DrawnSequences(prompts[row], int(number), config.n)
-        for row, number in zip(rows, sample, strict=True)
-    ]
-    seed = generation.seed("sample")
-    requests = (
-        Request(one.seq_id, one.prompt.ids, sequence_seed(seed, one.seq_id)) for one in drawn
-    )
-    completions = engine.generate(requests, config.sampling, generation.candidates)
-    completions = _log_progress(completions, f"{job.name}, part {spec.index}", spec.count)
+    with open_verifier(job.config.verifier) as check:
+        for together in [[spec] for spec in specs] if engine.repeats else [specs]:
+            for spec, drawn, made in _draw_parts(generation, together, engine):
+                yield _write_part(generation, spec, drawn, made, check)
+
+
+def _draw_parts(
+    generation: Generation, specs: Sequence[ShardSpec], engine: Generator
+) -> Iterator[tuple[ShardSpec, list["_DrawnSequences"], list[Completion]]]:
+    """The sequences of each part and their responses, part by part as they become complete."""
+    config, seed = generation.job.config, generation.seed("sample")
+    part_of: dict[int, int] = {}
+    """Of the sequences asked for and not yet answered."""
+    asked: dict[int, list[_DrawnSequences]] = {}
+    made: dict[int, dict[int, Completion]] = {}
+
+    def requests() -> Iterator[Request]:
+        for number, spec in enumerate(specs):
+            asked[number], made[number] = generation.sequences(spec), {}
+            part_of.update((one.seq_id, number) for one in asked[number])
+            for one in asked[number]:
+                yield Request(one.seq_id, one.prompt.ids, sequence_seed(seed, one.seq_id))
+
+    for completion in engine.generate(requests(), config.sampling, generation.candidates):
+        number = part_of.pop(completion.seq_id)
+        made[number][completion.seq_id] = completion
+        if len(made[number]) == specs[number].count:
+            drawn, answers = asked.pop(number), made.pop(number)
+            yield specs[number], drawn, [answers[one.seq_id] for one in drawn]
+    if part_of:
+        raise EngineError(f"sequence {min(part_of)}: the engine ended without a response")
+
+
+def _write_part(
+    generation: Generation,
+    spec: ShardSpec,
+    drawn: Sequence["_DrawnSequences"],
+    made: Sequence[Completion],
+    check: Check,
+) -> Part:
+    job = generation.job
     meta = SetMeta(
         stage=job.stage,
         key=job.key,
@@ -266,24 +307,20 @@ def run_shard(job: Job[SftData | Rollouts], spec: ShardSpec, engine: Generator) 
         teacher=generation.teacher,
     )
     order = generation.order
-    skipped = Skipped(f"{job.name}, part {spec.index}", config, order.prompts * order.n)
-    writer = PartWriter(job.directory, spec.index, meta, spec.split)
-    with writer, open_verifier(config.verifier) as check:
-        ordered = in_order(completions, [one.seq_id for one in drawn])
-        for first in range(0, len(drawn), _BLOCK):
-            block: list[_DrawnSequences] = []
-            made: list[Completion] = []
-            for one in drawn[first : first + _BLOCK]:
-                completion = next(ordered)
-                try:
-                    check_finite(completion, generation.model, generation.writer.dtype)
-                except SequenceError as error:
-                    skipped.add(error)
-                    continue
-                block.append(one)
-                made.append(completion)
-            if block:
-                writer.write(generation.rows(block, made, check))
+    skipped = Skipped(f"{job.name}, part {spec.index}", job.config, order.prompts * order.n)
+    usable: list[tuple[_DrawnSequences, Completion]] = []
+    for one, completion in zip(drawn, made, strict=True):
+        try:
+            check_finite(completion, generation.model, generation.writer.dtype)
+        except SequenceError as error:
+            skipped.add(error)
+        else:
+            usable.append((one, completion))
+    with PartWriter(job.directory, spec.index, meta, spec.split) as writer:
+        for first in range(0, len(usable), _BLOCK):
+            block = usable[first : first + _BLOCK]
+            asked, answers = [one for one, _ in block], [answer for _, answer in block]
+            writer.write(generation.rows(asked, answers, check))
     return writer.part
 
 
@@ -312,6 +349,8 @@ def commit(job: Job[SftData | Rollouts], files: Iterable[Place] = ()) -> Manifes
         files=files,
     )
     planned = [spec.count for spec in specs]
+    allowed = job.config.bad_allowed(sum(planned))
+    check_split(job.directory, manifest.parts, specs, skippable=allowed)
     found: dict[str, Any] = skipped_of_set(job.name, job.config, planned, manifest.parts)
     if outcomes := outcome_counts(job.directory, manifest.parts):
         log.info("%s: %s", job.name, ", ".join(f"{n} {name}" for name, n in outcomes.items()))
@@ -346,29 +385,3 @@ class _DrawnSequences:
     @property
     def seq_id(self) -> int:
         return self.prompt.prompt_id * self.n + self.sample
-
-
-def in_order(completions: Iterable[Completion], seq_ids: Sequence[int]) -> Iterator[Completion]:
-    """Completions in the order of `seq_ids`; buffers those that come early."""
-    waiting: dict[int, Completion] = {}
-    source = iter(completions)
-    for seq_id in seq_ids:
-        while seq_id not in waiting:
-            completion = next(source, None)
-            if completion is None:
-                raise EngineError(f"sequence {seq_id}: the engine ended without a response")
-            waiting[completion.seq_id] = completion
-        yield waiting.pop(seq_id)
-
-
-def _log_progress(completions: Iterable[Completion], what: str, total: int) -> Iterator[Completion]:
-    """Yield the completions and log progress every half minute."""
-    start = last = time.monotonic()
-    tokens = 0
-    for done, completion in enumerate(completions, start=1):
-        tokens += len(completion.tok)
-        now = time.monotonic()
-        if now - last > _SECONDS_PER_LINE:
-            last, rate = now, tokens / (now - start)
-            log.info("%s: %d of %d sequences, %.0f tokens/s", what, done, total, rate)
-        yield completion

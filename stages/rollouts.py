@@ -6,6 +6,6 @@ teacher log-probability scoring will store exactly). The identity of the teacher
 is handed on.
 """
 
-from stages.generation import commit, open_engine, plan, run_shard
+from stages.generation import commit, open_engine, plan, run_shards
 
-__all__ = ["commit", "open_engine", "plan", "run_shard"]
+__all__ = ["commit", "open_engine", "plan", "run_shards"]

@@ -8,14 +8,14 @@ from it takes over its end token and its chat template, or that of `template.fil
 from stages import generation
 from stages.config.generation import Rollouts, SftData
 from stages.data.chat_template import read_template
-from stages.generation import Generation, open_engine, plan, run_shard
+from stages.generation import Generation, open_engine, plan, run_shards
 from stages.job import Job
 from stages.models.descent import TOKENIZER
 from stages.models.tokenizer import TEMPLATE, copy_tokenizer
 from storage.files.write import create_once
 from storage.manifest import Manifest
 
-__all__ = ["commit", "open_engine", "plan", "run_shard"]
+__all__ = ["commit", "open_engine", "plan", "run_shards"]
 
 
 def commit(job: Job[SftData | Rollouts]) -> Manifest:

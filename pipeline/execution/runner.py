@@ -11,7 +11,7 @@ import logging
 import re
 import shutil
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -140,9 +140,17 @@ def _run_parts(module: Any, job: Job[Any], specs: list[ShardSpec]) -> None:
     if not todo:
         return
     with module.open_engine(job) as engine:
-        for spec in todo:
-            part: Part = module.run_shard(job, spec, engine)
-            log.info("%s: part %d, %s", job.name, spec.index, part.file)
+        for part in _parts(module, job, todo, engine):
+            log.info("%s: part %d, %s", job.name, part.index, part.file)
+
+
+def _parts(module: Any, job: Job[Any], specs: list[ShardSpec], engine: Any) -> Iterator[Part]:
+    """The finished parts: of `run_shards` where the stage makes several at a time."""
+    if hasattr(module, "run_shards"):
+        yield from module.run_shards(job, specs, engine)
+    else:
+        for spec in specs:
+            yield module.run_shard(job, spec, engine)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import math
 from collections.abc import Mapping
 from typing import cast
 
-from stages.table import ByContent, KeyName, NotInKey, Table
+from stages.table import ByContent, KeyDefault, KeyName, NotInKey, Table
 
 Payload = dict[str, object]
 
@@ -34,6 +34,8 @@ def identity(table: Table) -> Payload:
         ):
             continue
         value = getattr(table, name)
+        if value is None:
+            value = next((m.value for m in field.metadata if isinstance(m, KeyDefault)), None)
         key_name = next((mark.name for mark in field.metadata if isinstance(mark, KeyName)), name)
         out[key_name] = identity(value) if isinstance(value, Table) else canonical(value, name)
     return out

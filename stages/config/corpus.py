@@ -7,7 +7,10 @@ from pydantic import model_validator
 
 from stages.config.data import PromptSource
 from stages.config.stage import Expected, StageTable
-from stages.table import BY_CONTENT, Fraction, Positive, Table
+from stages.table import BY_CONTENT, Fraction, KeyDefault, Positive, Table
+
+FORMER_PART = 65536
+"""Sequences in a part in version 0.1.0 by default; keys hold this number where none is given."""
 
 
 class Tokenizer(Table):
@@ -39,8 +42,9 @@ class Corpus(StageTable):
     """Seed of the task and of the order of sequences."""
     holdout: Fraction = 0.02
     """Share of sequences held out for evaluation."""
-    sequences_per_part: Positive = 65536
-    """Sequences in one file of the set; files are made in parallel."""
+    sequences_per_part: Annotated[Positive | None, KeyDefault(FORMER_PART)] = None
+    """Sequences in one file of the set, and of the sets that score it. Default: as in `rollouts`,
+    256 files of 32,768 to 2 million tokens."""
     tokenizer: Tokenizer = Tokenizer()
     """The tokenizer that turns text into token ids; models made from scratch take it over."""
 

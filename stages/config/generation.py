@@ -8,7 +8,10 @@ from pydantic import Field
 from stages.config.data import PromptSource, Sampling, Verifier
 from stages.config.execution import Workers
 from stages.config.stage import Expected, SkipsBad, StageTable
-from stages.table import Fraction, Positive, Table
+from stages.table import Fraction, KeyDefault, Positive, Table
+
+FORMER_PART = 16384
+"""Sequences in a part in version 0.1.0 by default; keys hold this number where none is given."""
 
 
 class EngineRun(Table):
@@ -43,9 +46,10 @@ class Generate(StageTable, SkipsBad):
     """How responses are sampled."""
     verifier: Verifier = Verifier()
     """Used where prompts have answers; wrong responses are kept and marked."""
-    sequences_per_part: Positive = 16384
-    """Sequences in one file of the set; files are made in parallel, and a killed run continues
-    after the last complete one."""
+    sequences_per_part: Annotated[Positive | None, KeyDefault(FORMER_PART)] = None
+    """Sequences in one file of the set; files are made in parallel, and a killed run loses those it
+    had begun. Default: 256 files of equal size, fewer where they would have under 32,768 tokens and
+    more where they would have over 2 million. It never depends on the number of workers."""
     run: GenerateRun = GenerateRun()
     """Execution; never part of a key."""
 

@@ -62,6 +62,8 @@ class Generator(Protocol):
     """An engine with a model in it."""
 
     facts: ModelFacts
+    repeats: bool
+    """Whether the same requests, given together, get the same bits again: on a CPU."""
 
     def generate(
         self, requests: Iterable[Request], sampling: Sampling, candidates: int = 0

@@ -48,6 +48,7 @@ class TransformersGenerator:
         """`tokenizer`: its directory; only stop strings need it."""
         self.facts = facts
         self._tokenizer = tokenizer
+        self.repeats = model.device.type == "cpu"
         self._model = model
         self._context = context
         self._max_sequences = max_sequences

@@ -49,6 +49,7 @@ class VllmGenerator:
     ) -> None:
         self.facts = facts
         self._tokenizer = tokenizer
+        self.repeats: bool = engine.vllm_config.device_config.device_type == "cpu"
         self._engine: Any = engine
         self._context = context
         # Twice what is decoded at once: the scheduler always has a successor at hand.

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,13 +17,15 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from stages import rollouts, sft_data
+from stages.config.data import Sampling
 from stages.config.generation import GenerateRun, Rollouts, SftData
-from stages.engines.base import Completion, Generator
+from stages.engines.base import Completion, Generator, Request
 from stages.engines.open import open_generator
-from stages.generation import SampleOrder, held_out_count, in_order, split_parts
+from stages.generation import SampleOrder, held_out_count
 from stages.job import Input, Job
 from stages.models.identity import TOKENIZER_FIELDS, model_identity
 from stages.models.tokenizer import load_tokenizer
+from stages.parts import split_parts
 from storage.errors import ConfigError, DataError, EngineError, SequenceError
 from storage.manifest import Manifest, SetIdentity, build_manifest, read_manifest, write_manifest
 from storage.rows import Rows
@@ -258,6 +262,60 @@ def test_seed_and_stage_change_the_draws(
         assert sum(others[i] == drawn[i] for i in drawn) < 6
 
 
+class Restless:
+    """An engine that does not repeat itself: it takes two requests ahead and forgets some."""
+
+    repeats = False
+
+    def __init__(self, engine: Generator, forgotten: int = -1) -> None:
+        self.facts, self._engine, self._forgotten = engine.facts, engine, forgotten
+        self.taken = 0
+
+    def generate(
+        self, requests: Iterable[Request], sampling: Sampling, candidates: int = 0
+    ) -> Iterator[Completion]:
+        """Answers of the engine, the last asked for first."""
+        source = iter(requests)
+        while pair := list(islice(source, 2)):
+            self.taken += len(pair)
+            answers = list(self._engine.generate(pair, sampling, candidates))
+            yield from (one for one in reversed(answers) if one.seq_id != self._forgotten)
+
+
+@pytest.fixture
+def plain_engine(tiny_model: Path) -> Iterator[Generator]:
+    options = GenerateRun(engine="transformers", max_sequences=8)
+    with open_generator(tiny_model, dtype="float32", run=options, max_model_len=CONTEXT) as engine:
+        yield engine
+
+
+def test_an_engine_that_does_not_repeat_draws_over_the_ends_of_parts(
+    tmp_path: Path, tiny_model: Path, plain_engine: Generator
+) -> None:
+    alone = job_of(rollouts, tmp_path / "alone", tiny_model)
+    together = job_of(rollouts, tmp_path / "together", tiny_model)
+    complete(alone, plain_engine)
+    engine = Restless(plain_engine)
+    parts = rollouts.run_shards(together, rollouts.plan(together), engine)
+    assert next(parts).index == 0
+    assert engine.taken == 8  # the first part has 7
+    assert [part.index for part in parts] == [1, 2, 3, 4]
+    rollouts.commit(together)
+    complete(together, plain_engine)
+    tokens = {i: one["tok"] for i, one in by_id(rows_of(alone)).items()}
+    assert {i: one["tok"] for i, one in by_id(rows_of(together)).items()} == tokens
+    assert rows_of(together)["seq_id"].tolist() == rows_of(alone)["seq_id"].tolist()
+
+
+def test_an_engine_that_forgets_a_request_is_an_error(
+    tmp_path: Path, tiny_model: Path, plain_engine: Generator
+) -> None:
+    job = job_of(rollouts, tmp_path, tiny_model)
+    engine = Restless(plain_engine, forgotten=302)
+    with pytest.raises(EngineError, match="sequence 302: the engine ended without"):
+        list(rollouts.run_shards(job, rollouts.plan(job), engine))
+
+
 # ---------------------------------------------------------------------------------------------
 # Whom it descends from
 
@@ -344,7 +402,7 @@ def test_a_model_of_damaged_weights_is_an_error_and_leaves_nothing(
             opened = open_generator(damaged, dtype="float32", run=options, max_model_len=CONTEXT)
             engine = stack.enter_context(opened)
         with pytest.raises(EngineError, match=r"not\s+finite"):
-            rollouts.run_shard(job, rollouts.plan(job)[0], engine)
+            next(rollouts.run_shards(job, rollouts.plan(job), engine))
     assert not list(job.directory.glob("*part*"))
 
 
@@ -383,18 +441,3 @@ def test_a_sequence_without_finite_log_probs_is_skipped_when_asked(tmp_path: Pat
     assert all(c not in one["prompt"] + one["tok"][:-1] for one in found.values())
     stopping = {"on_bad_sequence": "stop", "max_bad_share": 0.5, "sequences_per_part": 13}
     assert jobs[0].key == job_of(rollouts, tmp_path, model, **settings | stopping).key
-
-
-def completion(seq_id: int) -> Completion:
-    empty = np.zeros(0, np.uint32)
-    return Completion(seq_id, empty, empty.astype(np.float32), empty, "stop")
-
-
-def test_completions_are_put_into_order() -> None:
-    early = [completion(i) for i in (3, 1, 2)]
-    assert [c.seq_id for c in in_order(early, [1, 2, 3])] == [1, 2, 3]
-
-
-def test_an_engine_that_forgets_a_request_is_an_error() -> None:
-    with pytest.raises(EngineError, match="sequence 2: the engine ended without"):
-        list(in_order([completion(1), completion(3)], [1, 2, 3]))
