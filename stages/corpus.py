@@ -35,6 +35,7 @@ from stages.models.descent import TOKENIZER
 from stages.models.identity import described_tokenizer
 from stages.models.tokenizer import copy_tokenizer, load_tokenizer, make_tokenizer
 from stages.parts import check_split, plan_parts
+from stages.progress import Progress, advance
 from storage.errors import DataError
 from storage.files.write import disk_errors, sync_directory, temporary_name
 from storage.manifest import Manifest, Part, SetMeta
@@ -123,7 +124,9 @@ def run_shard(job: Job[Corpus], spec: ShardSpec, engine: Prepared) -> Part:
     )
     with PartWriter(job.directory, spec.index, meta, spec.split) as writer:
         for start in range(0, spec.count, _BLOCK):
-            writer.write(_rows(engine, index[start : start + _BLOCK], bool(job.config.task)))
+            rows = _rows(engine, index[start : start + _BLOCK], bool(job.config.task))
+            writer.write(rows)
+            advance(len(rows), tokens=rows.tokens)
     return writer.part
 
 
@@ -221,7 +224,7 @@ def _tokenise(config: Corpus, directory: Path) -> None:
         )
     make_pieces = _text_pieces if config.task is None else _task_pieces
     lengths: list[int] = []
-    with (directory / _TOKENS).open("wb") as stream:
+    with (directory / _TOKENS).open("wb") as stream, _told(config):
         for piece in make_pieces(config, tokenizer, end):
             with disk_errors(directory / _TOKENS):
                 stream.write(np.array(piece, np.uint32).tobytes())
@@ -239,12 +242,20 @@ def _tokenise(config: Corpus, directory: Path) -> None:
     (directory / _FACTS).write_text(json.dumps(facts))
 
 
+def _told(config: Corpus) -> Progress:
+    if config.task is not None:
+        return Progress("corpus, tokenising", config.count, "problems")
+    size = sum(file.stat().st_size for file in corpus_files(config))
+    return Progress("corpus, tokenising", size, "bytes")
+
+
 def _text_pieces(config: Corpus, tokenizer: Any, end: int) -> Iterator[list[int]]:
     """Token ids of the files, with the end token after each file that is not empty."""
     for file in corpus_files(config):
         empty = True
         for text in file_pieces(file):
             yield tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+            advance(len(text.encode()))
             empty = False
         if not empty:
             yield [end]
@@ -267,6 +278,7 @@ def _task_pieces(config: Corpus, tokenizer: Any, end: int) -> Iterator[list[int]
         for start, rest in zip(starts, rests, strict=True):
             yield start
             yield [*rest, end]
+            advance()
 
 
 def _documents(config: Corpus) -> Iterator[str]:

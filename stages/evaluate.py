@@ -50,6 +50,7 @@ from stages.models.environment import prepare_environment
 from stages.models.facts import model_facts
 from stages.models.identity import check_tokenizer, local_directory, tokenizer_of
 from stages.models.tokenizer import load_tokenizer
+from stages.progress import Progress, advance
 from stages.reporting.table import EVALUATION
 from storage.errors import EngineError
 from storage.files.write import create_once
@@ -130,7 +131,8 @@ def _answers(job: Job[Evaluate], model: Path, prompts: Prompts) -> list[Answer]:
             max_model_len=needed_context(facts, prompts.longest, longest, config.run),
             seed=job.seed,
         ) as generator:
-            drawn = [_draw(generator, prompts, *one, job.seed) for one in passes]
+            with Progress(f"{job.name}, answers", len(prompts) * sum(n for _, n in passes), "answers"):
+                drawn = [_draw(generator, prompts, *one, job.seed) for one in passes]
         for completions in drawn:
             for completion in completions:
                 check_finite(completion, model, job.inputs["model"].dtype)
@@ -156,7 +158,10 @@ def _draw(
     own = int(hash64(seed, zlib.crc32(b"evaluate"))[0])
     asked = range(len(prompts) * n)
     requests = (Request(i, prompts[i // n].ids, sequence_seed(own, i)) for i in asked)
-    done = {answer.seq_id: answer for answer in generator.generate(requests, sampling)}
+    done: dict[int, Completion] = {}
+    for answer in generator.generate(requests, sampling):
+        done[answer.seq_id] = answer
+        advance(tokens=len(answer.tok))
     lost = [i for i in asked if i not in done]
     if lost:
         raise EngineError(

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stages import progress
 from stages.config.data import PromptSource
 from stages.config.generation import FORMER_PART, Rollouts, SftData
 from stages.counter import hash64, shuffled
@@ -280,6 +281,7 @@ def _draw_parts(
                 yield Request(one.seq_id, one.prompt.ids, sequence_seed(seed, one.seq_id))
 
     for completion in engine.generate(requests(), config.sampling, generation.candidates):
+        progress.advance(tokens=len(completion.tok))
         number = part_of.pop(completion.seq_id)
         made[number][completion.seq_id] = completion
         if len(made[number]) == specs[number].count:

@@ -27,6 +27,7 @@ from stages.config.records import Residualize
 from stages.job import Job, ShardSpec
 from stages.models.descent import TOKENIZER
 from stages.models.tokenizer import copy_tokenizer
+from stages.progress import Progress, advance
 from storage.errors import DataError
 from storage.files.place import Place
 from storage.manifest import Manifest, Part, SetMeta, read_manifest
@@ -70,9 +71,11 @@ def open_engine(job: Job[Residualize]) -> Iterator[Correction]:
     vocab_size = read_meta(directory / parts[0].file).vocab_size
     estimator = Estimator(job.config, job.seed, vocab_size, tokens / sequences)
     try:
-        for part in parts:
-            for rows in read_rows(directory / part.file, COLUMNS):
-                estimator.add(rows)
+        with Progress(f"{job.name}, first pass", sequences, "sequences") as progress:
+            for part in parts:
+                for rows in read_rows(directory / part.file, COLUMNS):
+                    estimator.add(rows)
+                    progress.advance(len(rows), tokens=rows.tokens)
         correction = estimator.correction()
     except DataError as error:
         raise DataError(f"{directory}: {error}") from error
@@ -102,6 +105,7 @@ def run_shard(job: Job[Residualize], spec: ShardSpec, engine: Correction) -> Par
     with PartWriter(job.directory, spec.index, meta, spec.split) as writer:
         for rows in read_rows(directory / part.file, _KEPT):
             writer.write(corrected(rows, engine))
+            advance(len(rows), tokens=rows.tokens)
     return writer.part
 
 

@@ -11,7 +11,6 @@ descend from.
 """
 
 import logging
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stages import progress
 from stages.config.record_kinds import HeadTail, Record, stored_record
 from stages.config.records import TeacherLogits
 from stages.data.chat_template import template_digests
@@ -51,7 +51,6 @@ from storage.shard import PartWriter, read_meta, read_rows
 log = logging.getLogger(__name__)
 
 _BATCHES = 16  # forward passes whose sequences are sorted by length together and held in memory
-_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,10 @@ def run_shard(job: Job[TeacherLogits], spec: ShardSpec, engine: Teacher) -> Part
     run, record = job.config.run, engine.record
     part, _ = _scored(job)[spec.index]
     positions = part.tokens * spec.count // max(part.sequences, 1)
-    progress = _Progress(f"{job.name}, part {spec.index}", positions)
+
+    def scored(count: int) -> None:
+        progress.advance(spec.count * count / max(positions, 1), tokens=count)
+
     meta = SetMeta(
         stage=job.stage,
         key=job.key,
@@ -137,8 +139,7 @@ def run_shard(job: Job[TeacherLogits], spec: ShardSpec, engine: Teacher) -> Part
     scorer = UsableScorer(engine.scorer, skipped)
     with PartWriter(job.directory, spec.index, meta, spec.split) as writer:
         for rows in _windows(_sequences(job, part, spec.count), _BATCHES * run.tokens_per_batch):
-            writer.write(scorer.score(rows, record, job.seed, progress.advance))
-    progress.log()
+            writer.write(scorer.score(rows, record, job.seed, scored))
     return writer.part
 
 
@@ -302,28 +303,3 @@ def _windows(groups: Iterator[Rows], tokens: int) -> Iterator[Rows]:
             window, held = [], 0
     if window:
         yield Rows.concat(window)
-
-
-class _Progress:
-    """One line in the log each half minute."""
-
-    def __init__(self, name: str, total: int) -> None:
-        self._name, self._total = name, total
-        self._done = 0
-        self._start = self._last = time.monotonic()
-
-    def advance(self, positions: int) -> None:
-        self._done += positions
-        if time.monotonic() - self._last >= _SECONDS:
-            self.log()
-
-    def log(self) -> None:
-        self._last = time.monotonic()
-        rate = self._done / max(self._last - self._start, 1e-9)
-        log.info(
-            "%s: %s of %s positions, %s positions/s",
-            self._name,
-            f"{self._done:,}",
-            f"{self._total:,}",
-            f"{rate:,.0f}",
-        )

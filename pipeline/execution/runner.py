@@ -12,6 +12,7 @@ import re
 import shutil
 import time
 from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -19,6 +20,7 @@ from pipeline import ledger
 from pipeline.planning.plan import Planned
 from stages.config.training import Training
 from stages.job import Job, ShardSpec
+from stages.progress import Progress, duration
 from stages.ranks import here
 from stages.training.group import ALONE
 from storage.copies import check_files
@@ -45,6 +47,7 @@ def run_node(planned: Planned, store: Store) -> Manifest:
         ConfigError: torchrun started several processes, but the stage runs in one.
     """
     job, group, start = planned.job(store), ALONE, time.time()
+    told = Progress(job.name)
     if here().size > 1:
         if not isinstance(job.config, Training):
             raise ConfigError(
@@ -63,16 +66,17 @@ def run_node(planned: Planned, store: Store) -> Manifest:
             job.directory.mkdir(parents=True, exist_ok=True)
         group.broadcast(None)  # the other ranks wait until the inputs are checked
         module = importlib.import_module(planned.node.stage.module)
-        with ledger.timed(job.directory) if group.first else nullcontext():
+        with ledger.timed(job.directory) if group.first else nullcontext(), told:
             if planned.node.stage.sharded:
-                _run_parts(module, job, module.plan(job))
+                specs: list[ShardSpec] = module.plan(job)
+                _run_parts(module, job, specs, {spec.index for spec in specs})
                 manifest = module.commit(job)
             else:
                 manifest = module.run(job)
         if group.first:
             manifest = _finish(planned, job, manifest)
-            took = time.time() - start
-            log.info("%s: committed %s in %.1f s", job.name, job.directory.name, took)
+            took = ", ".join(filter(None, (duration(time.time() - start), told.rate)))
+            log.info("%s: committed %s in %s", job.name, job.directory.name, took)
         return group.broadcast(manifest)
 
 
@@ -89,12 +93,12 @@ def run_shards(planned: Planned, store: Store, indices: list[int]) -> None:
     with errors_of_disk(job):
         _check_inputs(job)
         job.directory.mkdir(parents=True, exist_ok=True)
-        specs: dict[int, ShardSpec] = {spec.index: spec for spec in module.plan(job)}
-        unknown = [index for index in indices if index not in specs]
-        if unknown:
-            raise DataError(f"{job.name}: no shard {unknown[0]}; it has 0 to {len(specs) - 1}")
-        with ledger.timed(job.directory):
-            _run_parts(module, job, [specs[index] for index in indices])
+        with ledger.timed(job.directory), Progress(job.name):
+            specs: dict[int, ShardSpec] = {spec.index: spec for spec in module.plan(job)}
+            unknown = [index for index in indices if index not in specs]
+            if unknown:
+                raise DataError(f"{job.name}: no shard {unknown[0]}; it has 0 to {len(specs) - 1}")
+            _run_parts(module, job, list(specs.values()), set(indices))
 
 
 def commit(planned: Planned, store: Store) -> Manifest:
@@ -106,8 +110,13 @@ def commit(planned: Planned, store: Store) -> Manifest:
     if not planned.node.stage.sharded:
         raise DataError(f"{job.stage} commits itself when it ends: use `afterglow run`")
     module = importlib.import_module(planned.node.stage.module)
-    with errors_of_disk(job):
-        return _finish(planned, job, module.commit(job))
+    with errors_of_disk(job), Progress(job.name):
+        manifest = _finish(planned, job, module.commit(job))
+    seconds = float(ledger.cost(job.directory).get("seconds", 0.0))
+    tokens = f", {manifest.totals.tokens / seconds:,.0f} tokens/s" if seconds else ""
+    name, took = job.directory.name, duration(seconds)
+    log.info("%s: committed %s, made in %s of its workers%s", job.name, name, took, tokens)
+    return manifest
 
 
 def _finish(planned: Planned, job: Job[Any], manifest: Manifest) -> Manifest:
@@ -133,18 +142,36 @@ def _check_inputs(job: Job[Any]) -> None:
             check_files(source.directory, source.manifest)
 
 
-def _run_parts(module: Any, job: Job[Any], specs: list[ShardSpec]) -> None:
-    todo = [spec for spec in specs if find_part(job.directory, spec.index) is None]
-    if len(todo) < len(specs):
-        log.info("%s: %d of %d parts exist", job.name, len(specs) - len(todo), len(specs))
+def _run_parts(
+    module: Any, job: Job[Any], specs: list[ShardSpec], wanted: AbstractSet[int]
+) -> None:
+    """Make the `wanted` ones of the parts `specs`; those that exist are left alone."""
+    chosen = [spec for spec in specs if spec.index in wanted]
+    todo = [spec for spec in chosen if find_part(job.directory, spec.index) is None]
+    if len(todo) < len(chosen):
+        log.info("%s: %d of %d parts exist", job.name, len(chosen) - len(todo), len(chosen))
     if not todo:
         return
+    count_of = {spec.index: spec.count for spec in specs}
+    others = count_of.keys() - {spec.index for spec in todo}
+
+    def elsewhere() -> int:
+        names = [path.name for path in job.directory.glob("part-*-*.parquet")]
+        return sum(count_of[index] for index in others & {int(n.split("-")[1]) for n in names})
+
     with module.open_engine(job) as engine:
-        for part in _parts(module, job, todo, engine):
-            log.info("%s: part %d, %s", job.name, part.index, part.file)
+        total = sum(count_of.values())
+        with Progress(job.name, total, "sequences", elsewhere=elsewhere) as progress:
+            finished = 0
+            for part in _make_parts(module, job, todo, engine):
+                finished += count_of[part.index]
+                progress.reach(finished)
+                log.debug("%s: part %d, %s", job.name, part.index, part.file)
 
 
-def _parts(module: Any, job: Job[Any], specs: list[ShardSpec], engine: Any) -> Iterator[Part]:
+def _make_parts(
+    module: Any, job: Job[Any], specs: list[ShardSpec], engine: Any
+) -> Iterator[Part]:
     """The finished parts: of `run_shards` where the stage makes several at a time."""
     if hasattr(module, "run_shards"):
         yield from module.run_shards(job, specs, engine)

@@ -45,6 +45,7 @@ from stages.models.identity import (
     model_identity,
     tokenizer_of,
 )
+from stages.progress import Progress
 from storage.batch import Batch
 from storage.errors import DataError
 from storage.files.place import Place
@@ -205,12 +206,15 @@ def _find(model: LoadedModel, path: Place, manifest: Manifest, settings: Setting
         tolerance = DRAWN_TOLERANCE[model.dtype]
         check = DrawnCheck(model.class_V, settings.level, settings.temperature is None, tolerance)
     sequences = tokens = 0
-    for batch in _sample(path, manifest, settings.tokens):
-        sequences, tokens = sequences + len(batch), tokens + batch.tokens
-        model.check_fits(batch, str(path))
-        for part in batch.microbatches(settings.tokens_per_batch):
-            for chunk, seen in model.observe(part, sampling, settings.rows_per_chunk):
-                check.add(part, chunk, seen)
+    budget = min(settings.tokens, manifest.totals.tokens)
+    with Progress(f"verify {path}", budget, "tokens") as progress:
+        for batch in _sample(path, manifest, settings.tokens):
+            sequences, tokens = sequences + len(batch), tokens + batch.tokens
+            model.check_fits(batch, str(path))
+            for part in batch.microbatches(settings.tokens_per_batch):
+                for chunk, seen in model.observe(part, sampling, settings.rows_per_chunk):
+                    check.add(part, chunk, seen)
+                progress.advance(part.tokens)
     outcome = check.decide()
     digests = Store(path.parent if not isinstance(path, Path) else path.resolve().parent).digests
     cache = DigestCache(digests if digests.exists() else None)

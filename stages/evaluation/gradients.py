@@ -78,6 +78,7 @@ def compare_gradients(
             angles.append(math.degrees(math.acos(max(-1.0, min(1.0, cosine)))))
             ratios.append(sizes[0] / sizes[1])
             positions += batch.tokens
+            advance()
     return {
         "gradient_angle": sum(angles) / len(angles),
         "gradient_norm": sum(ratios) / len(ratios),

@@ -24,6 +24,7 @@ from stages.objectives.likelihood import ForwardKL
 from stages.objectives.objective import WEAKEST_LAST, Guarantee, Objective
 from stages.objectives.reverse_kl import ReverseKL
 from stages.objectives.tensors import TorchRecords
+from stages.progress import advance
 from storage.errors import ConfigError
 from storage.files.place import Place
 from storage.manifest import read_manifest
@@ -106,6 +107,7 @@ def score_held_out(
                 teacher_T = records.weight_of(found.top_T)
                 calibration.add(_numpy(found.confidence_T), _numpy(teacher_T))
             tokens += batch.tokens
+            advance(batch.tokens)
     if not tokens:
         log.info("%s: no held-out sequences; divergence and calibration are left out", directory)
         return {}

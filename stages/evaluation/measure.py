@@ -18,6 +18,8 @@ from stages.models.identity import local_directory
 from stages.models.model import load_model, pick_device
 from stages.objectives.objective import Objective
 from stages.objectives.temper import build_objective
+from stages.progress import Progress
+from storage.files.place import Place
 from storage.manifest import read_manifest
 from storage.sets import position_bytes
 
@@ -39,10 +41,13 @@ def measure(job: Job[Evaluate], directory: Path) -> dict[str, object]:
     out: dict[str, object] = {}
     budget = config.run.tokens_per_batch
     if "records" in inputs:
-        out |= score_held_out(model, inputs["records"].directory, tokens_per_batch=budget)
+        where = inputs["records"].directory
+        with Progress(f"{job.name}, held-out records", _held_out(where), "tokens"):
+            out |= score_held_out(model, where, tokens_per_batch=budget)
     if "text" in inputs and config.text is not None:
         limit, where = config.text.sequences, inputs["text"].directory
-        out |= score_text(model, where, teacher, sequences=limit, tokens_per_batch=budget)
+        with Progress(f"{job.name}, held-out text", _held_out(where), "tokens"):
+            out |= score_text(model, where, teacher, sequences=limit, tokens_per_batch=budget)
     objective = _objective(directory)
     if "data" in inputs and objective is not None:
         if config.gradient is not None and teacher is not None and objective.aims_at_forward_kl:
@@ -51,6 +56,11 @@ def measure(job: Job[Evaluate], directory: Path) -> dict[str, object]:
             one = position_bytes(inputs["data"].directory)
             out |= {"bytes": one.part, "record_bytes": one.record}
     return out
+
+
+def _held_out(directory: Place) -> int:
+    """Tokens of the split `holdout`."""
+    return sum(part.tokens for part in read_manifest(directory).parts if part.split == "holdout")
 
 
 def _objective(directory: Path) -> Objective | None:

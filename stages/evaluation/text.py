@@ -63,6 +63,7 @@ def score_text(
         for name, values_T in found.items():
             sums.setdefault(name, ClusterMean()).add(values_T, sequence_T)
         tokens += batch.tokens
+        advance(batch.tokens)
     if not tokens:
         raise DataError(
             f"{directory}: no held-out sequences to evaluate models on. Set `holdout` of the stage "

@@ -26,6 +26,7 @@ from stages.losses.head_loss import head_statistics
 from stages.losses.position_loss import PositionLoss
 from stages.models.model import lm_head, response_hidden
 from stages.objectives.tensors import TorchRecords
+from stages.progress import Progress
 from stages.training import checkpoint, remote_checkpoint
 from stages.training.distributed import current
 from stages.training.drift import Guard, ratio_sums
@@ -120,7 +121,8 @@ def train(task: Task, work: Path) -> RunOutcome:
         window.add_states([state["window"] for state in left["own"]], model.device)
         guard.add_states([state["guard"] for state in left["own"]], model.device)
         log.info("%s: continuing after step %d of %d", task.name, step, task.steps)
-    with Metrics(task.job.site / METRICS, step, group.first) as metrics:
+    told = Progress(task.name, task.steps, "steps", done=step)
+    with Metrics(task.job.site / METRICS, step, group.first) as metrics, told:
         while step < task.steps and not stopped:
             batch = window.waiting(task.source.__next__)
             rate = rate_at(step, task.steps, config)
@@ -134,6 +136,7 @@ def train(task: Task, work: Path) -> RunOutcome:
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
             step += 1
+            told.advance()
 
             # -------------------------------------------------------------- once in a while
             stopped = guard.must_stop(step, group)
@@ -145,7 +148,7 @@ def train(task: Task, work: Path) -> RunOutcome:
                     "rate": rate,
                 }
                 metrics.write(line)
-                log.info("%s: %s", task.name, describe(line, task.steps))
+                told.say(describe(line, task.steps))
             # A run that is to stop here must not resume behind this point.
             if step % config.run.checkpoint_every == 0 and not stopped:
                 shared = {"step": step, "source": dict(task.source.state_dict())}
