@@ -1,7 +1,8 @@
 """The `afterglow` command.
 
-The last line on stdout is one JSON object for programs; messages for people go to stderr. Exit
-codes: 0 done, 2 usage, 65 bad data, 75 try again, 78 bad configuration.
+With `--json`, and wherever stdout is not a terminal, the last line on stdout is one JSON object for
+programs; messages for people go to stderr. Exit codes: 0 done, 2 usage, 65 bad data, 75 try again,
+78 bad configuration.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import traceback
 from pathlib import Path
 
 from pipeline import logs
-from stages.ranks import here
+from stages.ranks import WORKER, here
 from storage.errors import AfterglowError, RetryError
 
 log = logging.getLogger(__name__)
@@ -32,9 +33,11 @@ def main(argv: list[str] | None = None) -> int:
             logs.configure("error")  # rank 0 logs everything else
         result = getattr(verbs, f"cmd_{options.verb}")(options)
     except AfterglowError as error:
-        _print_result(getattr(error, "result", None))
+        _print_result(options, getattr(error, "result", None))
         return _report(str(error), error.exit_code)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        if getattr(error, "reported", False) or WORKER in os.environ:
+            return RetryError.exit_code
         return _report(
             "interrupted; finished parts and checkpoints are kept, run the same command again",
             RetryError.exit_code,
@@ -44,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
             raise
         return _report(traceback.format_exc(), 1)
     if first:
-        _print_result(result)
+        _print_result(options, result)
     return 0
 
 
@@ -61,9 +64,9 @@ def _report(message: str, code: int) -> int:
     return code
 
 
-def _print_result(result: dict[str, object] | None) -> None:
+def _print_result(options: argparse.Namespace, result: dict[str, object] | None) -> None:
     """The last line, for programs; an error that a program can repair has one too."""
-    if result is not None:
+    if result is not None and (options.json or not sys.stdout.isatty()):
         sys.stdout.write(json.dumps(result) + "\n")
 
 
@@ -82,6 +85,11 @@ def _parser() -> argparse.ArgumentParser:
         name: str, summary: str, targets: int | str | None = None, *, recipe: bool = True
     ) -> argparse.ArgumentParser:
         sub = verbs.add_parser(name, help=summary, description=summary)
+        sub.add_argument(
+            "--json",
+            action="store_true",
+            help="end with one line of JSON, as where stdout is not a terminal",
+        )
         if recipe:
             sub.add_argument("--recipe", help="recipe that comes with the package (default: demo)")
             sub.add_argument(

@@ -48,15 +48,30 @@ def call(arguments: list[str], log: int | None = None) -> dict[str, Any]:
         log: Descriptor for its log; default: stderr of this process.
 
     Returns:
-        The JSON object on the last line of stdout.
+        The JSON object that it printed last.
 
     Raises:
         Failed: the exit code is not 0.
     """
     command = shlex.split(setting("COMMAND", "afterglow"))
     done = subprocess.run(
-        [*command, *arguments], stdout=subprocess.PIPE, stderr=log, text=True, check=False
+        [*command, *arguments, "--json"],
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
+        check=False,
     )
     if done.returncode != 0:
         raise Failed(arguments, done.returncode)
-    return json.loads(done.stdout.splitlines()[-1])
+    return last_object(done.stdout)
+
+
+def last_object(out: str) -> dict[str, Any]:
+    """The JSON object that a command printed last; empty if it printed none.
+
+    Lines that libraries print to stdout while a process ends are passed over.
+    """
+    for line in reversed(out.splitlines()):
+        if line.startswith("{") and line.endswith("}"):
+            return json.loads(line)
+    return {}

@@ -28,10 +28,11 @@ from pipeline.upkeep import publish
 from pipeline.upkeep.adopt import adopt_parts, adopt_set
 from pipeline.upkeep.sweep import find_strays, remove
 from stages.job import Input
+from stages.progress import Progress
 from stages.ranks import here
 from storage.errors import DataError, UsageError
-from storage.files.place import place
-from storage.manifest import FILE_NAME
+from storage.files.place import Place, place
+from storage.manifest import FILE_NAME, read_manifest
 from storage.sets import verify_set
 from storage.store import Store
 
@@ -56,9 +57,11 @@ class Opened:
 
     def check(self, *, elsewhere: bool = False) -> list[Finding]:
         """What the preflight finds; nothing runs."""
-        return preflight(
-            self.planned, self.store, self.later, elsewhere=elsewhere, ready=self.ready
-        )
+        unneeded = {one.node.name for one in runner.missing(self.planned, self.store)}
+        todo = runner.needed(self.targets, self.planned, self.store)
+        unneeded -= {one.node.name for one in todo}
+        planned = [one for one in self.planned if one.node.name not in unneeded]
+        return preflight(planned, self.store, self.later, elsewhere=elsewhere, ready=self.ready)
 
     def check_targets(self, *, elsewhere: bool = False) -> list[Finding]:
         """What the preflight finds of the targets alone."""
@@ -132,8 +135,11 @@ def cmd_run(options: argparse.Namespace) -> Result:
 
             shutdown()
         return {"verb": "run", "done": _names(opened.targets)}
-    repaired = repair.check(opened.planned, store, chain) if options.check else []
-    ran = repair.complete(opened.planned, store, chain)
+    repaired: list[str] = []
+    if options.check:
+        with Progress("check of what is there"):
+            repaired = repair.check(opened.planned, store, chain)
+    ran = repair.complete(opened.targets, opened.planned, store, chain)
     if not ran:
         log.info("%s: up to date", ", ".join(options.targets))
     for chosen in opened.targets:
@@ -259,12 +265,22 @@ def cmd_verify(options: argparse.Namespace) -> Result:
         return _verify_teacher(options)
     problems: list[str] = []
     for directory in options.directories:
-        found = verify_set(directory)
+        found = _verified(directory)
         log.info("%s: %s", directory, f"{len(found)} problems" if found else "sound")
         problems += found
     if problems:
         raise DataError("; ".join(problems))
     return {"verb": "verify", "sound": [str(directory) for directory in options.directories]}
+
+
+def _verified(directory: Place) -> list[str]:
+    """Everything wrong with a set, while a line or a bar says how much of it has been read."""
+    try:
+        size = read_manifest(directory).totals.bytes
+    except DataError as error:
+        return [str(error)]
+    with Progress(f"verify {directory}", size, "bytes") as progress:
+        return verify_set(directory, progress.advance)
 
 
 def _verify_teacher(options: argparse.Namespace) -> Result:
@@ -334,10 +350,11 @@ def cmd_adopt(options: argparse.Namespace) -> Result:
     recipe, store = read_recipe(options)
     sets: dict[str, str] = {}
     for source in options.directories:
-        if (source / FILE_NAME).exists():
-            manifest = adopt_set(source, store)
-        else:
-            manifest = adopt_parts(source, plan.resolve(nodes.build(recipe), store), store)
+        with Progress(f"adopt {source}"):
+            if (source / FILE_NAME).exists():
+                manifest = adopt_set(source, store)
+            else:
+                manifest = adopt_parts(source, plan.resolve(nodes.build(recipe), store), store)
         sets[str(source)] = str(store.path(manifest.stage, manifest.key))
         log.info("%s: adopted as %s", source, sets[str(source)])
     return {"verb": "adopt", "sets": sets}
@@ -350,8 +367,11 @@ def cmd_publish(options: argparse.Namespace) -> Result:
     if options.dry_run:
         into: Path = options.into or Path(options.repo.replace("/", "--"))
         publish.write(content, into)
+        log.info("%s: %d files in %s", options.repo, len(content), into)
         return {**result, "into": str(into), "url": None}
-    url = publish.upload(options.repo, kind, content, private=options.private)
+    with Progress(f"publish {options.repo}"):
+        url = publish.upload(options.repo, kind, content, private=options.private)
+    log.info("%s: %d files at %s", options.repo, len(content), url)
     return {**result, "into": None, "url": url}
 
 

@@ -124,15 +124,16 @@ def _answers(job: Job[Evaluate], model: Path, prompts: Prompts) -> list[Answer]:
     if config.greedy:
         passes.append((config.sampling.greedy, 1))
     with open_verifier(config.verifier) as check:
-        with open_generator(
+        total = len(prompts) * sum(n for _, n in passes)
+        opened = open_generator(
             model,
             dtype=job.inputs["model"].dtype,
             run=config.run,
             max_model_len=needed_context(facts, prompts.longest, longest, config.run),
             seed=job.seed,
-        ) as generator:
-            with Progress(f"{job.name}, answers", len(prompts) * sum(n for _, n in passes), "answers"):
-                drawn = [_draw(generator, prompts, *one, job.seed) for one in passes]
+        )
+        with opened as generator, Progress(f"{job.name}, answers", total, "answers"):
+            drawn = [_draw(generator, prompts, *one, job.seed) for one in passes]
         for completions in drawn:
             for completion in completions:
                 check_finite(completion, model, job.inputs["model"].dtype)

@@ -123,10 +123,7 @@ class Generation:
         """
         if self.job.inputs.get("teacher") == self.writer:
             return self.identity.to_json()
-        manifest = manifest_of_model(self.model)
-        if manifest is None:
-            log.warning("%s: not made by Afterglow, so its teacher is unknown", self.model)
-        return manifest.teacher if manifest else None
+        return _teacher_of(self.model)
 
     @cached_property
     def prompts(self) -> Prompts:
@@ -367,6 +364,15 @@ def commit(job: Job[SftData | Rollouts], files: Iterable[Place] = ()) -> Manifes
             job.name, 100 * share, finish["length"], sampling.max_tokens, generation.writer.called,
         )  # fmt: skip
     return replace(manifest, meta={**manifest.meta, **found})
+
+
+@lru_cache(maxsize=2)
+def _teacher_of(model: Path) -> Mapping[str, Any] | None:
+    """The teacher a model descends from; a process says once where none is known."""
+    manifest = manifest_of_model(model)
+    if manifest is None:
+        log.warning("%s: not made by Afterglow, so its teacher is unknown", model)
+    return manifest.teacher if manifest else None
 
 
 @lru_cache(maxsize=2)

@@ -20,14 +20,12 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
 
-from stages.ranks import here
+from stages.ranks import WORKER, here
 
 log = logging.getLogger(__name__)
 
 SECONDS = 30.0
 """Between two lines."""
-LINES = "AFTERGLOW_PROGRESS"
-"""Environment variable: `lines` asks for lines on a terminal too. Workers side by side have it."""
 
 _opened: list["Progress"] = []
 """From the outermost to the one that speaks."""
@@ -147,7 +145,7 @@ class Progress:
         return f"{self.name}: {', '.join(shown)}"
 
     def _watch(self) -> None:
-        while not self._ended.wait(min(SECONDS, max(self._last + SECONDS - time.monotonic(), 0.01))):
+        while not self._ended.wait(min(SECONDS, 1.0)):
             if _opened[-1:] != [self]:
                 self._last = time.monotonic()
             elif time.monotonic() - self._last >= SECONDS:
@@ -203,7 +201,7 @@ def _on_terminal() -> bool:
     return (
         sys.stderr.isatty()
         and here().first
-        and os.environ.get(LINES) != "lines"
+        and WORKER not in os.environ
         and os.environ.get("AFTERGLOW_LOG") != "json"
         and not os.environ.get("CI")
         and "jobserver" not in os.environ.get("MAKEFLAGS", "")  # make -j

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 from storage.errors import ConfigError
 
+WORKER = "AFTERGLOW_WORKER"
+"""Environment variable of processes that make parts side by side: another one speaks for them."""
+
 _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 

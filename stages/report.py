@@ -22,6 +22,7 @@ from stages.reporting.table import (
     ROWS,
     Row,
     Value,
+    find_baseline,
     format_table,
     legend,
     read_evaluation,
@@ -39,8 +40,10 @@ def run(job: Job[Report]) -> Manifest:
         DataError: an evaluation cannot be read.
     """
     found = {name: read_evaluation(source.directory) for name, source in job.inputs.items()}
-    rows = with_gain([_row(name, one) for name, one in found.items()], job.config.baseline)
-    notes = legend(rows, job.config.baseline)
+    rows = [_row(name, one) for name, one in found.items()]
+    baseline = find_baseline(rows, job.config.baseline)
+    rows = with_gain(rows, baseline)
+    notes = legend(rows, baseline)
     guarantees = {
         name: f"{made['level']}: {made['reason']}"
         + (f" ({made['note']})" if made.get("note") else "")
@@ -60,7 +63,7 @@ def run(job: Job[Report]) -> Manifest:
         (job.directory / name).write_text(content)
     return build_manifest(
         job.directory,
-        job.identity("metrics", meta={"baseline": job.config.baseline, "rows": list(found)}),
+        job.identity("metrics", meta={"baseline": baseline, "rows": list(found)}),
         files=list(files),
     )
 

@@ -59,7 +59,7 @@ class KeyDefault:
     It is the default that the field had before, so that keys do not change.
     """
 
-    value: int
+    value: int | str
 
 
 Named = Annotated[str, BY_CONTENT]

@@ -1,6 +1,6 @@
 """Whole sets of parts: committing one, checking everything it lists, and what a position weighs."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from storage.errors import DataError, RetryError
@@ -82,8 +82,12 @@ def _counts(
     return counted
 
 
-def verify_set(directory: Place) -> list[str]:
+def verify_set(directory: Place, read: Callable[[float], object] = lambda _: None) -> list[str]:
     """Everything wrong with a set: every part and file is hashed again, every row group decoded.
+
+    Args:
+        directory: Of the set.
+        read: Called with the bytes of each part or file that was read.
 
     Returns:
         One line per problem; empty for a sound set.
@@ -92,13 +96,17 @@ def verify_set(directory: Place) -> list[str]:
         manifest = read_manifest(directory)
     except DataError as error:
         return [str(error)]
-    problems = [line for part in manifest.parts for line in verify_part(directory, part)]
+    problems: list[str] = []
+    for part in manifest.parts:
+        problems += verify_part(directory, part)
+        read(part.bytes)
     for file in manifest.files:
         path = directory / file.path
         if not path.is_file():
             problems.append(f"{path}: missing")
         elif (digest := sha256_file(path)) != file.sha256:
             problems.append(f"{path}: sha256 is {digest}, not {file.sha256}")
+        read(file.bytes)
     return problems
 
 

@@ -4,7 +4,6 @@ Engines and trainers do not share a process well (thread settings, allocators, p
 and a killed stage takes nothing else with it.
 """
 
-import json
 import logging
 import os
 import signal
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from types import FrameType
 
+from pipeline.command import last_object
 from pipeline.execution.ray_executor import cluster
 from pipeline.execution.units import Units, complete, format_shards, local
 from pipeline.ledger import to_toml
@@ -36,9 +36,19 @@ class StageFailed(AfterglowError):
     def __init__(self, names: str, exit_code: int, out: str = "") -> None:
         super().__init__(f"{names}: stopped with exit code {exit_code}; see the message above")
         self.exit_code = exit_code
-        last = out.rstrip().rpartition("\n")[2]
-        result: dict[str, str] = json.loads(last) if last.startswith('{"damaged"') else {}
-        self.damaged = result.get("damaged")
+        self.damaged: str | None = last_object(out).get("damaged")
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C while a stage's process ran.
+
+    Attributes:
+        reported: Whether that process has said so.
+    """
+
+    def __init__(self, *, reported: bool) -> None:
+        super().__init__()
+        self.reported = reported
 
 
 @dataclass(frozen=True)
@@ -78,7 +88,7 @@ class Chain:
         def units_left() -> Units:
             count = str(workers.workers)
             out = self._call("units", [name], "--node", "--at-most", count)
-            found: Units = json.loads(out.splitlines()[-1])["units"]
+            found: Units = last_object(out)["units"]
             return [unit[: -len(self.arguments) or None] for unit in found]
 
         on_ray = workers.executor == "ray"
@@ -100,7 +110,7 @@ class Chain:
             settings["TQDM_DISABLE"] = "1"
         module = ["pipeline"] if processes == 1 else ["pipeline.execution.launch", str(processes)]
         process = subprocess.Popen(
-            [sys.executable, "-m", *module, verb, *names, *options, *self.arguments],
+            [sys.executable, "-m", *module, verb, *names, *options, "--json", *self.arguments],
             stdout=subprocess.PIPE,
             text=True,
             env=settings | os.environ,
@@ -112,9 +122,9 @@ class Chain:
         before = signal.signal(signal.SIGTERM, pass_on)
         try:
             out, _ = process.communicate()
-        except KeyboardInterrupt:
-            process.wait()
-            raise
+        except KeyboardInterrupt as error:
+            # Ctrl-C reaches both processes, and the one that was at work has said so.
+            raise Interrupted(reported=process.wait() == RetryError.exit_code) from error
         finally:
             signal.signal(signal.SIGTERM, before)
         if process.returncode != 0:

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterable
 
 from pipeline.execution.chain import Chain, StageFailed
-from pipeline.execution.runner import missing
+from pipeline.execution.runner import missing, needed
 from pipeline.execution.units import format_shards
 from pipeline.planning.plan import Planned
 from storage.copies import check_files
@@ -23,11 +23,14 @@ from storage.store import Store
 log = logging.getLogger(__name__)
 
 
-def complete(planned: list[Planned], store: Store, chain: Chain) -> list[Planned]:
-    """Run what is missing of `planned`; where a stage finds a damaged part, repair it and go on.
+def complete(
+    targets: list[Planned], planned: list[Planned], store: Store, chain: Chain
+) -> list[Planned]:
+    """Make `targets` and what they need; where a stage finds a damaged part, repair it and go on.
 
     Args:
-        planned: The targets and all they need, in order.
+        targets: What is asked for.
+        planned: The targets and all that they descend from, in order.
         store: Where they are.
         chain: Runs the recipe's stages.
 
@@ -38,7 +41,7 @@ def complete(planned: list[Planned], store: Store, chain: Chain) -> list[Planned
         StageFailed: a stage failed for another reason, or found the same damage again.
         DataError: the damage cannot be repaired.
     """
-    todo = left = missing(planned, store)
+    todo = left = needed(targets, planned, store)
     attempted: set[str] = set()
     while True:
         try:

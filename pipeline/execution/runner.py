@@ -40,6 +40,28 @@ def missing(planned: Iterable[Planned], store: Store) -> list[Planned]:
     return [p for p in planned if p.manifest(store) is None]
 
 
+def needed(targets: Iterable[Planned], planned: list[Planned], store: Store) -> list[Planned]:
+    """The sets to be made so that `targets` are there, in order.
+
+    A committed set needs nothing of what it was made from: where one was adopted, its sources are
+    made only if another missing set reads them.
+
+    Args:
+        targets: What is asked for.
+        planned: The targets and all that they descend from, in order.
+        store: Where the sets are.
+    """
+    by_name = {one.node.name: one for one in planned}
+    wanted: set[str] = set()
+    left = list(targets)
+    while left:
+        one = left.pop()
+        if one.node.name not in wanted and one.manifest(store) is None:
+            wanted.add(one.node.name)
+            left += [by_name[source.name] for source in one.node.upstream()]
+    return [one for one in planned if one.node.name in wanted]
+
+
 def run_node(planned: Planned, store: Store) -> Manifest:
     """Make one set, or return the manifest if it is committed.
 
@@ -169,9 +191,7 @@ def _run_parts(
                 log.debug("%s: part %d, %s", job.name, part.index, part.file)
 
 
-def _make_parts(
-    module: Any, job: Job[Any], specs: list[ShardSpec], engine: Any
-) -> Iterator[Part]:
+def _make_parts(module: Any, job: Job[Any], specs: list[ShardSpec], engine: Any) -> Iterator[Part]:
     """The finished parts: of `run_shards` where the stage makes several at a time."""
     if hasattr(module, "run_shards"):
         yield from module.run_shards(job, specs, engine)

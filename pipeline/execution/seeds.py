@@ -14,7 +14,7 @@ from pipeline.planning.nodes import build, select
 from pipeline.planning.plan import resolve
 from pipeline.preflight.finding import log_notes, refuse
 from pipeline.preflight.gate import preflight
-from stages.reporting.table import format_table, legend, read_rows, summarise
+from stages.reporting.table import find_baseline, format_table, legend, read_rows, summarise
 from storage.files.place import Place
 from storage.store import Store
 
@@ -51,15 +51,16 @@ def run_seeds(
         log.info("%s: seed %d", recipe.name, seed)
         seeded = recipe.model_copy(update={"seed": seed})
         planned = resolve(select(build(seeded), ["report"]), store, ready=True)
-        findings = refuse(preflight(planned, store, ready=True))
+        todo = runner.needed(planned[-1:], planned, store)
+        findings = refuse(preflight(todo, store, beside=planned, ready=True))
         if seed == recipe.seed:
             log_notes(findings)
-        Chain(seeded, [*arguments, "--set", f"seed={seed}"]).run(runner.missing(planned, store))
+        Chain(seeded, [*arguments, "--set", f"seed={seed}"]).run(todo)
         sets |= {one.directory(store) for one in planned}
         reports.append(planned[-1].directory(store))
     rows = summarise([read_rows(report) for report in reports])
     headline = f"{seeds} seeds, mean +- standard deviation" if seeds > 1 else "one seed"
-    about = legend(rows, recipe.report.baseline)
+    about = legend(rows, find_baseline(rows, recipe.report.baseline))
     sys.stdout.write("\n".join([headline, "", format_table(rows), "", *about, ""]))
     (store.root / f"{recipe.name}-seeds.jsonl").write_text(
         "".join(json.dumps(row) + "\n" for row in rows)

@@ -25,6 +25,7 @@ from stages.config.execution import Workers
 from stages.config.generation import EngineRun
 from stages.config.records import ScoreRun
 from stages.job import ShardSpec
+from stages.ranks import WORKER
 from storage.errors import ConfigError, RetryError, UsageError
 from storage.shard import find_part
 from storage.store import Store
@@ -161,7 +162,7 @@ class WorkerSlot:
 
     def environment(self) -> dict[str, str]:
         """Environment variables that keep a worker to its slot; what the user has set stays."""
-        out = {"OMP_NUM_THREADS": str(len(self.cores))} | os.environ
+        out = {"OMP_NUM_THREADS": str(len(self.cores)), WORKER: "1"} | os.environ
         return out | ({"CUDA_VISIBLE_DEVICES": ",".join(self.gpus)} if self.gpus else {})
 
 

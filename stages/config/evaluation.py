@@ -7,7 +7,7 @@ from pydantic import AliasChoices, Field
 from stages.config.data import PromptSource, Sampling, Verifier
 from stages.config.generation import EngineRun
 from stages.config.stage import StageTable
-from stages.table import KeyName, Named, Positive, Table
+from stages.table import KeyDefault, KeyName, Named, Positive, Table
 
 
 class EvaluateRun(EngineRun):
@@ -75,5 +75,6 @@ class Report(StageTable):
 
     presence = "implied"
 
-    baseline: str = "sft"
-    """Row that gains are measured against."""
+    baseline: Annotated[str | None, KeyDefault("sft")] = None
+    """Row that gains are measured against. Default: where the students started, which is `sft` or,
+    without `[sft]`, `reference`."""

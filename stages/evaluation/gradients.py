@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from stages import progress
 from stages.losses.full_teacher import FullTeacher, FullTeacherLoss
 from stages.losses.head_loss import RecordLoss
 from stages.losses.position_loss import PositionLoss
@@ -78,7 +79,7 @@ def compare_gradients(
             angles.append(math.degrees(math.acos(max(-1.0, min(1.0, cosine)))))
             ratios.append(sizes[0] / sizes[1])
             positions += batch.tokens
-            advance()
+            progress.advance()
     return {
         "gradient_angle": sum(angles) / len(angles),
         "gradient_norm": sum(ratios) / len(ratios),

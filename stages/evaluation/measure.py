@@ -51,7 +51,8 @@ def measure(job: Job[Evaluate], directory: Path) -> dict[str, object]:
     objective = _objective(directory)
     if "data" in inputs and objective is not None:
         if config.gradient is not None and teacher is not None and objective.aims_at_forward_kl:
-            out |= _gradient(job, directory, teacher, objective)
+            with Progress(f"{job.name}, gradients", config.gradient.batches, "batches"):
+                out |= _gradient(job, directory, teacher, objective)
         if config.record_bytes and objective.reads_teacher:
             one = position_bytes(inputs["data"].directory)
             out |= {"bytes": one.part, "record_bytes": one.record}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from stages import progress
 from stages.evaluation.averages import CalibrationBins, ClusterMean
 from stages.losses.full_teacher import FullTeacher
 from stages.models.model import exact_hidden
@@ -63,7 +64,7 @@ def score_text(
         for name, values_T in found.items():
             sums.setdefault(name, ClusterMean()).add(values_T, sequence_T)
         tokens += batch.tokens
-        advance(batch.tokens)
+        progress.advance(batch.tokens)
     if not tokens:
         raise DataError(
             f"{directory}: no held-out sequences to evaluate models on. Set `holdout` of the stage "

@@ -49,12 +49,14 @@ def curves(title: str, values: Mapping[str, Sequence[tuple[float, float]]]) -> s
     out += [_label(f"{tick:g}", x_of(tick), _HEIGHT - 10, "middle") for tick in x_of.ticks()]
     drawn = [(index, name) for index, (name, points) in enumerate(values.items()) if points]
     for row, (index, name) in enumerate(drawn):  # without points, but not without its colour
-        path = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in values[name])
-        out.append(
-            f'<polyline points="{path}" fill="none" stroke="{_colour(index)}" stroke-width="1.8"/>'
-        )
+        colour, places = _colour(index), [(x_of(x), y_of(y)) for x, y in values[name]]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+        out.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
+        if len(places) == 1:  # a line of one point has no length
+            x, y = places[0]
+            out.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>')
         out += _key(index, name, _WIDTH - _RIGHT + 14, _TOP + 18 * row)
-    return _svg(title, _HEIGHT, out)
+    return _svg(title, max(_HEIGHT, _TOP + 18 * len(drawn)), out)
 
 
 class _Axis:
@@ -90,7 +92,11 @@ def _key(index: int, name: str, x: float, y: float) -> list[str]:
 
 
 def _colour(index: int) -> str:
-    return _COLOURS[index % len(_COLOURS)]
+    """Another one for every index: beyond the chosen ones, hues a golden angle apart."""
+    if index < len(_COLOURS):
+        return _COLOURS[index]
+    later = index - len(_COLOURS)
+    return f"hsl({137.508 * later % 360:.1f}, 55%, {(45, 62, 32)[later % 3]}%)"
 
 
 def _label(text: str, x: float, y: float, anchor: str) -> str:

@@ -28,6 +28,9 @@ ROWS = "rows.jsonl"
 _FORMER = {EVALUATION: "metrics.json", ROWS: "metrics.jsonl"}
 """Names of these files in sets made by version 0.1.0."""
 
+STARTS = ("sft", "reference")
+"""Rows of pi_ref, where students start: the student after SFT, or the model that is given."""
+
 PASS = "pass@"
 """Keys `pass@1`, `pass@2`, ...: chance that one of k responses is right."""
 
@@ -181,13 +184,22 @@ def summarise(runs: Sequence[Sequence[Row]]) -> list[Row]:
     return out
 
 
-def with_gain(rows: Sequence[Row], baseline: str) -> list[Row]:
+def find_baseline(rows: Sequence[Row], asked: str | None) -> str | None:
+    """The row that gains are measured against: the one asked for, or where the students started.
+
+    None where students started from nothing, or from a model that was not evaluated.
+    """
+    names = {str(row["model"]) for row in rows}
+    return asked or next((name for name in STARTS if name in names), None)
+
+
+def with_gain(rows: Sequence[Row], baseline: str | None) -> list[Row]:
     """Rows with `gain`: accuracy above that of the row called `baseline`, in the same units.
 
     Models answer the same prompts, but only the marginal errors are known here, so no error is
     attached; `summarise` gives the spread of the gain over seeds.
     """
-    if not any("accuracy" in row for row in rows):
+    if baseline is None or not any("accuracy" in row for row in rows):
         return list(rows)
     base = next((row.get("accuracy") for row in rows if row["model"] == baseline), None)
     if not isinstance(base, float):
@@ -221,7 +233,7 @@ _LEGEND = {
 }
 
 
-def legend(rows: Sequence[Row], baseline: str) -> list[str]:
+def legend(rows: Sequence[Row], baseline: str | None) -> list[str]:
     """What the columns mean, and how much they rest on: one line each."""
     known = {key for row in rows for key in row}
     first = ["accuracy of sampled and greedy answers"] if "accuracy" in known else []

@@ -73,10 +73,31 @@ def test_files_are_the_same_every_time(tmp_path: Path) -> None:
     assert run(made) == run(made)
 
 
+def test_without_sft_gains_are_measured_against_the_given_start(tmp_path: Path) -> None:
+    made = job(tmp_path, {"reference": evaluation(SFT), "x": evaluation(STUDENT)})
+    manifest = run(made)
+    assert manifest.meta["baseline"] == "reference"
+    reference, student = read_rows(made.directory)
+    assert student["gain"] == pytest.approx(0.41)
+    assert "gain" not in reference
+    assert "gain over reference in points" in (made.directory / "report.txt").read_text()
+
+
+def test_students_that_started_from_nothing_have_no_gain(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = job(tmp_path, {"teacher": evaluation(SFT), "x": evaluation(STUDENT)})
+    with caplog.at_level(logging.WARNING):
+        run(made)
+    assert caplog.text == ""
+    assert "gain" not in format_table(read_rows(made.directory))
+
+
 def test_an_absent_baseline_leaves_gains_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    made = job(tmp_path, {"reference": evaluation(SFT), "x": evaluation(STUDENT)})
+    evaluations = {"reference": evaluation(SFT), "x": evaluation(STUDENT)}
+    made = job(tmp_path, evaluations, baseline="sft")
     with caplog.at_level(logging.WARNING):
         run(made)
     assert "no row `sft`" in caplog.text

@@ -290,8 +290,12 @@ def test_a_batch_larger_than_the_set(tmp_path: Path) -> None:
         assert set(Counter(_ids(_take(stream, 3))).values()) == {8}
 
 
-def test_memory_does_not_grow_with_the_set(tmp_path: Path) -> None:
-    """What NumPy and Arrow hold at most while an epoch is read, at 10 and at 80 row groups."""
+def test_memory_does_not_grow_with_the_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What NumPy and Arrow hold at most while an epoch is read, at 10 and at 80 row groups.
+
+    The footers of open parts, of which there are at most 256, are left out.
+    """
+    monkeypatch.setattr("storage.stream._OPEN_FILES", 4)
     peaks: list[int] = []
     for parts in (5, 40):
         write_set(tmp_path / str(parts), META, [64] * parts, longest=40)
@@ -303,6 +307,18 @@ def test_memory_does_not_grow_with_the_set(tmp_path: Path) -> None:
             tracemalloc.stop()
     # Eight times the data; how many batches wait when a peak is taken is up to the threads.
     assert peaks[1] < 2 * peaks[0]
+
+
+@pytest.mark.parametrize(("files", "groups", "most"), [(3, 99, 3), (99, 5, 2), (1, 1, 1)])
+def test_open_parts_are_limited_by_their_number_and_their_row_groups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: int, groups: int, most: int
+) -> None:
+    monkeypatch.setattr("storage.stream._OPEN_FILES", files)
+    monkeypatch.setattr("storage.stream._OPEN_GROUPS", groups)
+    write_set(tmp_path, META, [64] * 6)  # of two row groups each
+    with Stream(tmp_path, seed=0, batch_size=32) as stream:
+        assert set(Counter(_ids(_take(stream, 12))).values()) == {1}
+        assert len(stream._groups._files) == most
 
 
 def test_a_stream_that_is_dropped_stops_reading(directory: Path) -> None:
