@@ -18,6 +18,7 @@ from pathlib import Path
 
 from pipeline.execution.units import Executor, Units, gpus_of_worker
 from stages.config.execution import Workers
+from stages.ranks import WORKER
 from storage.errors import ConfigError, RetryError
 
 log = logging.getLogger(__name__)
@@ -85,6 +86,7 @@ def work(unit: list[str], recipe: str, directory: str) -> int:
     """
     if Path(directory).is_dir():
         os.chdir(directory)
+    os.environ[WORKER] = "1"
     with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
         file.write(recipe)
         file.flush()

@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import logs
+from pipeline.cli import main
+from pipeline.command import last_object
 from pipeline.execution.runner import needed
 from pipeline.planning.config import load_recipe
 from pipeline.planning.nodes import build
@@ -14,7 +17,6 @@ from stages.models.model import load_model
 from storage.manifest import SetIdentity, SetMeta, build_manifest, write_manifest
 from storage.store import Store
 from tests import world
-from tests.command import afterglow
 from tests.storage.make import write_parts
 
 RECIPE = """
@@ -74,12 +76,20 @@ def test_what_lies_behind_a_committed_set_is_not_made(recipe: Path, tmp_path: Pa
     write_manifest(directory, build_manifest(directory, made))
     assert names("teacher-logits", planned, store) == ["teacher-logits"]
     # A student starts as pi_ref, which is missing.
-    assert names("train", planned, store) == ["sft-data", "sft", "teacher-logits", "train"]
+    assert names("train.lightning", planned, store) == [
+        "sft-data",
+        "sft",
+        "teacher-logits",
+        "train.lightning",
+    ]
     assert names("rollouts", planned, store) == []
 
 
 def test_adopted_rollouts_are_scored_without_the_model_that_wrote_them(
-    recipe: Path, tmp_path: Path
+    recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     store = Store(tmp_path / "store")
     chosen = plan_of(recipe, store)["rollouts"]
@@ -95,12 +105,11 @@ def test_adopted_rollouts_are_scored_without_the_model_that_wrote_them(
     )
     rows = world.rollouts(load_model(tmp_path / "student", "float32", "cpu"), 12)
     write_parts(directory, meta, [(rows, "train")], payload=chosen.payload)
-    options = ("--config", recipe)
-    outcome = afterglow("adopt", directory, *options, store=store.root)
-    assert outcome.code == 0, outcome.err
-    outcome = afterglow("run", "teacher-logits", *options, store=store.root)
-    assert outcome.code == 0, outcome.err
-    assert outcome.result["ran"] == ["teacher-logits"]
+    monkeypatch.setattr(logs, "configure", lambda *_: None)  # of this process, which is pytest
+    options = ["--config", str(recipe), "--set", f"store={store.root}", "--json"]
+    assert main(["adopt", str(directory), *options]) == 0
+    assert main(["run", "teacher-logits", *options]) == 0
+    assert last_object(capsys.readouterr().out)["ran"] == ["teacher-logits"]
     assert {path.name.rpartition("-")[0] for path in store.root.glob("*-*")} == {
         "rollouts",
         "teacher-logits",
