@@ -20,14 +20,15 @@ def test_the_last_line_of_stdout_is_the_result(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_arguments_arrive_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend(monkeypatch, "import json, sys; print('other'); print(json.dumps(sys.argv[1:]))")
-    assert command.call(["a b", '"', "$HOME"]) == ["a b", '"', "$HOME"]
+    said = "print('other'); print(json.dumps({'given': sys.argv[1:]}))"
+    pretend(monkeypatch, f"import json, sys; {said}")
+    assert command.call(["a b", '"', "$HOME"]) == {"given": ["a b", '"', "$HOME", "--json"]}
 
 
 def test_messages_go_where_they_are_sent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    pretend(monkeypatch, "import sys; sys.stderr.write('working'); print('[1]')")
+    pretend(monkeypatch, "import sys; sys.stderr.write('working'); print('{}')")
     with (tmp_path / "log").open("w") as log:
-        assert command.call([], log=log.fileno()) == [1]
+        assert command.call([], log=log.fileno()) == {}
     assert (tmp_path / "log").read_text() == "working"
 
 

@@ -66,7 +66,9 @@ def test_the_last_object_is_found(out: str, found: dict[str, str]) -> None:
 def test_an_interruption_is_told_once(tmp_path: Path) -> None:
     """Ctrl-C reaches the command and the process of its stage."""
     big = ("--set", "corpus.count=300000", "--set", "corpus.sequences_per_part=1000")
-    command = [sys.executable, "-m", "pipeline", "run", "corpus", *big]
+    # A shell's background jobs ignore the signal, and so would what they start.
+    alert = ["env", "--default-signal=INT"]
+    command = [*alert, sys.executable, "-m", "pipeline", "run", "corpus", *big]
     with subprocess.Popen(
         [*command, "--set", f"store={tmp_path}"],
         stdout=subprocess.PIPE,

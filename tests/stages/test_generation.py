@@ -355,6 +355,15 @@ def test_a_model_from_elsewhere_has_no_known_teacher(done: Job[Any]) -> None:
     assert read_manifest(done.directory).teacher is None
 
 
+def test_that_the_teacher_is_unknown_is_said_once(
+    tmp_path: Path, tiny_model: Path, plain_engine: Generator, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = job_of(rollouts, tmp_path, Path(shutil.copytree(tiny_model, tmp_path / "theirs")))
+    assert len(complete(job, plain_engine).parts) == 5
+    said = [line for line in caplog.messages if "not made by Afterglow" in line]
+    assert len(said) == 1
+
+
 # ---------------------------------------------------------------------------------------------
 # Bad input
 
