@@ -44,15 +44,15 @@ def plan_parts(
     Raises:
         DataError: the manifest of a committed set cannot be read.
     """
-    if fixed is not None:
+    if fixed is not None and fixed != former:
         return split_parts(boundary, total, fixed)
     even = split_evenly(boundary, total, tokens)
     earlier = split_parts(boundary, total, former)
-    for index, count in _present(job.directory):
+    for index, count in _present(job.directory) if even != earlier else ():
         lacks_even, lacks_earlier = (_lacking(plan, index, count) for plan in (even, earlier))
         if lacks_even != lacks_earlier:
             return even if lacks_even < lacks_earlier else earlier
-    return even
+    return even if fixed is None else earlier
 
 
 def split_parts(boundary: int, total: int, per_part: int) -> list[ShardSpec]:
