@@ -57,11 +57,10 @@ class Opened:
 
     def check(self, *, elsewhere: bool = False) -> list[Finding]:
         """What the preflight finds; nothing runs."""
-        unneeded = {one.node.name for one in runner.missing(self.planned, self.store)}
         todo = runner.needed(self.targets, self.planned, self.store)
-        unneeded -= {one.node.name for one in todo}
-        planned = [one for one in self.planned if one.node.name not in unneeded]
-        return preflight(planned, self.store, self.later, elsewhere=elsewhere, ready=self.ready)
+        return preflight(
+            todo, self.store, self.later, self.planned, elsewhere=elsewhere, ready=self.ready
+        )
 
     def check_targets(self, *, elsewhere: bool = False) -> list[Finding]:
         """What the preflight finds of the targets alone."""
