@@ -101,7 +101,8 @@ def open_plan(options: argparse.Namespace, *, ready: bool, exact: bool = False) 
     recipe, store = read_recipe(options)
     made = nodes.build(recipe)
     targets = options.targets or [node.name for node in made]
-    planned = plan.resolve(nodes.select(made, targets), store, ready=ready)
+    with Progress("digests of models and files"):
+        planned = plan.resolve(nodes.select(made, targets), store, ready=ready)
     chosen = plan.select(planned, targets, exact=exact)
     readers = nodes.readers(made, [one.node for one in chosen])
     beside = plan.resolve(nodes.select(made, readers), store) if readers else []

@@ -52,6 +52,8 @@ def expanded(value: Any) -> Any:
     if left := re.search(r"\$(\w+|\{\w+\})", found):
         raise ValueError(f"`{value}`: the environment has no variable {left[1].strip('{}')}")
     return found
+
+
 @dataclass(frozen=True)
 class KeyDefault:
     """Marks a field that is chosen for the user where it is None: `value` stands for None in keys.

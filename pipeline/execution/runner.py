@@ -79,7 +79,7 @@ def run_node(planned: Planned, store: Store) -> Manifest:
         from stages.training.distributed import current  # torch
 
         group = current()
-    with errors_of_disk(job), group.fail_if_peer_lost():
+    with errors_of_disk(job), group.fail_if_peer_lost(), told:
         done = group.broadcast(store.manifest(job.stage, job.key) if group.first else None)
         if done is not None:
             return done
@@ -88,7 +88,7 @@ def run_node(planned: Planned, store: Store) -> Manifest:
             job.directory.mkdir(parents=True, exist_ok=True)
         group.broadcast(None)  # the other ranks wait until the inputs are checked
         module = importlib.import_module(planned.node.stage.module)
-        with ledger.timed(job.directory) if group.first else nullcontext(), told:
+        with ledger.timed(job.directory) if group.first else nullcontext():
             if planned.node.stage.sharded:
                 specs: list[ShardSpec] = module.plan(job)
                 _run_parts(module, job, specs, {spec.index for spec in specs})
@@ -112,10 +112,10 @@ def run_shards(planned: Planned, store: Store, indices: list[int]) -> None:
     if not planned.node.stage.sharded:
         raise DataError(f"{job.stage} is not sharded: run it without --shard")
     module = importlib.import_module(planned.node.stage.module)
-    with errors_of_disk(job):
+    with errors_of_disk(job), Progress(job.name):
         _check_inputs(job)
         job.directory.mkdir(parents=True, exist_ok=True)
-        with ledger.timed(job.directory), Progress(job.name):
+        with ledger.timed(job.directory):
             specs: dict[int, ShardSpec] = {spec.index: spec for spec in module.plan(job)}
             unknown = [index for index in indices if index not in specs]
             if unknown:
