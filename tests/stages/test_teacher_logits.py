@@ -16,6 +16,7 @@ from stages import teacher_logits
 from stages.config.records import TeacherLogits
 from stages.job import Input, Job
 from stages.models.identity import model_identity, tokenizer_hash
+from stages.progress import Progress
 from storage.codec import to_batch
 from storage.errors import ConfigError, DataError, RetryError, SequenceError
 from storage.manifest import (
@@ -324,18 +325,31 @@ def test_a_corpus_is_scored_without_candidates_and_reference(tmp_path: Path, tea
     assert len(scored) == 10
 
 
-def test_progress_is_logged(
-    tmp_path: Path, teacher: Path, source: Path,
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
-    monkeypatch.setattr(teacher_logits, "_SECONDS", 0.0)
-    with caplog.at_level(logging.INFO, "stages.teacher_logits"):
-        manifest = run(job_of(tmp_path, teacher, source))
-    lines = [record.getMessage() for record in caplog.records]
-    total = manifest.parts[0].tokens
-    assert any(f"part 0: {total:,} of {total:,} positions" in line for line in lines)
-    assert sum("part 0:" in line for line in lines) > 2
-    assert all("positions/s" in line for line in lines)
+def test_every_forward_pass_counts(
+    tmp_path: Path, teacher: Path, source: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The share done is of the whole set, not of one part."""
+    job = job_of(tmp_path, teacher, source, run={"tokens_per_batch": 64})
+    specs = teacher_logits.plan(job)
+    total = sum(spec.count for spec in specs)
+    counted: list[float] = []
+    with teacher_logits.open_engine(job) as engine, Progress("scoring", total) as progress:
+        advance = progress.advance
+
+        def count(amount: float = 1.0, tokens: int = 0) -> None:
+            counted.append(amount)
+            advance(amount, tokens)
+
+        progress.advance = count
+        for spec in specs:
+            teacher_logits.run_shard(job, spec, engine)
+        assert progress.own == pytest.approx(total)
+    assert len(counted) > 2 * len(specs)
+    with caplog.at_level(logging.INFO, "stages.progress"):
+        manifest = run(job_of(tmp_path / "other", teacher, source))
+    (line,) = [one for one in caplog.messages if one.startswith(f"{job.name}: {total} sequences")]
+    assert line.endswith("tokens/s")
+    assert sum(part.sequences for part in manifest.parts) == total
 
 
 # ---------------------------------------------------------------------------------------------
