@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from stages import progress
@@ -37,11 +38,20 @@ from stages.models.identity import (
     tokenizer_of,
 )
 from stages.models.tokenizer import copy_tokenizer
-from stages.scoring.calibrate import FILE, FoundTau, calibrate, calibrated, sample, stored_tau
+from stages.scoring.calibrate import (
+    FILE,
+    MIN_TAU,
+    FoundTau,
+    calibrate,
+    calibrated,
+    sample,
+    stored_tau,
+)
+from stages.scoring.memory import rehearsal
 from stages.scoring.scorer import Scorer, UsableScorer, open_scorer
 from stages.scoring.teacher_prompt import PrivilegedScorer, TeacherPrompts
 from stages.skipping import Skipped, skipped_of_set
-from storage.errors import DataError
+from storage.errors import DataError, SequenceError
 from storage.manifest import Manifest, Part, SetMeta, read_manifest
 from storage.packed.frequencies import write_ranks
 from storage.rows import Rows
@@ -89,7 +99,8 @@ def open_engine(job: Job[TeacherLogits]) -> Iterator[Teacher]:
     Raises:
         DataError: another teacher or tokenizer than the sequences descend from, a vocabulary that
             does not fit, or a model that cannot be loaded.
-        EngineError: an architecture whose head is not understood.
+        EngineError: an architecture whose head is not understood, or the largest forward pass of
+            the set does not fit into the memory of the GPU.
     """
     source = _source(job)
     directory, identity = _identity(job)
@@ -100,6 +111,7 @@ def open_engine(job: Job[TeacherLogits]) -> Iterator[Teacher]:
     prompts = _teacher_prompts(job, source, directory, identity)
     with open_scorer(directory, job.inputs["teacher"].dtype, job.config.run) as plain:
         _check_vocabulary(source, where, plain.vocab_size, plain.logits)
+        _rehearse(job, plain)
         scorer = PrivilegedScorer(plain, prompts) if prompts else plain
         ranks = _ranks(job, plain.vocab_size)
         yield Teacher(scorer, identity, _calibrated(job, scorer), prompts, ranks)
@@ -209,6 +221,25 @@ def _scored(job: Job[TeacherLogits]) -> list[tuple[Part, int]]:
         if count or not part.sequences:
             out.append((part, count))
     return out
+
+
+def _rehearse(job: Job[TeacherLogits], scorer: Scorer) -> None:
+    """Score the largest forward pass of the set once, where a GPU's memory is the limit.
+
+    Raises:
+        EngineError: it does not fit.
+    """
+    run, record = job.config.run, job.config.record
+    groups = [group for part, _ in _scored(job) for group in part.row_groups]
+    longest = max((group.max_tokens for group in groups), default=0)
+    if longest < 2 or run.device == "cpu" or not torch.cuda.is_available():
+        return
+    if isinstance(record, HeadTail) and record.tau is None:
+        record = record.calibrated(MIN_TAU)  # keeps the most
+    try:
+        scorer.score(rehearsal(longest, run, record), record, job.seed)
+    except SequenceError as error:  # the made-up tokens may be impossible; that is no matter
+        log.debug("%s: rehearsal: %s", job.name, error)
 
 
 def _total(job: Job[TeacherLogits]) -> int:

@@ -78,7 +78,9 @@ def _about(title: str, manifest: Manifest) -> str:
     if (guarantee := meta.get("guarantee")) is not None:
         rows["guarantee of the objective"] = f"{guarantee['level']}: {guarantee['reason']}"
     if outcomes := meta.get("outcomes"):
-        rows["verified responses"] = ", ".join(f"{n:,} {name}" for name, n in outcomes.items())
+        rows["outcomes of responses"] = ", ".join(f"{n:,} {name}" for name, n in outcomes.items())
+    if skipped := meta.get("skipped"):
+        rows["sequences that could not be used, left out"] = f"{skipped:,}"
     if (full := meta.get("full_support")) is not None:
         truncated = "truncated: importance weights would be biased"
         rows["sampling of the responses"] = "full support" if full else truncated

@@ -129,9 +129,9 @@ class Sampling(Table):
 
     def unused(self) -> frozenset[str]:
         """Options of which the keys of older sets know nothing, where they have their defaults."""
-        added = ("min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "stop")
-        fields = type(self).model_fields
-        return frozenset(name for name in added if getattr(self, name) == fields[name].default)
+        return at_default(
+            self, "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "stop"
+        )
 
     @property
     def full_support(self) -> bool:

@@ -18,6 +18,7 @@ from stages.reporting import charts
 from stages.reporting.table import Row, cells
 from storage.files.place import Place
 from storage.manifest import FILE_NAME, Manifest, read_manifest
+from storage.schema import OUTCOME
 
 FILE = "report.html"
 PROVENANCE = "provenance.json"
@@ -91,6 +92,7 @@ def page(
         *_section("Training", _curves(found)),
         *_section("What each objective guarantees on its records", [_list(promised)]),
         *_section("Prompts, and rows that were dropped", [_prompts(found)]),
+        *_section("Responses, and what the verifier said of them", [_responses(found)]),
         *_section("What it cost", [_ledger(found)]),
     ]
     body = "\n".join(part for part in parts if part)
@@ -178,6 +180,25 @@ def _prompts(found: Sequence[Ancestor]) -> str:
     lines = [
         [name, *("" if columns[shown] is None else f"{columns[shown]:,}" for shown in used)]
         for (name, _), columns in counts.items()
+    ]
+    return _table([["set", *used], *lines]) if lines else ""
+
+
+def _responses(found: Sequence[Ancestor]) -> str:
+    """Counts of outcomes and of skipped sequences, for sets of sequences that have any."""
+    counts: dict[str, dict[str, int]] = {}
+    for one in found:
+        meta = one.manifest.meta
+        told: dict[str, int] = dict(meta.get("outcomes") or {})
+        if "skipped" in meta:
+            told["skipped"] = meta["skipped"]
+        if told:
+            counts[one.manifest.name] = {"sequences": one.manifest.totals.sequences, **told}
+    shown = ["sequences", *OUTCOME, "skipped"]
+    used = [name for name in shown if any(name in values for values in counts.values())]
+    lines = [
+        [name, *(f"{values.get(column, 0):,}" for column in used)]
+        for name, values in counts.items()
     ]
     return _table([["set", *used], *lines]) if lines else ""
 

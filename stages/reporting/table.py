@@ -219,7 +219,8 @@ _LEGEND = {
     "cut, the limit came before the right answer",
     "pass": "pass@k: chance that one of k sampled answers is right",
     "kl": "KL: nats per token to the teacher on held-out rollouts, reverse KL(model, teacher) "
-    "and forward KL(teacher, model); {levels}",
+    "and forward KL(teacher, model); {levels}; estimated from drawn tokens, so a small KL may come "
+    "out below 0",
     "ece": "ECE: model's confidence against the teacher's probability of the same token",
     "text_loss": "loss: cross-entropy on held-out text, nats per token",
     "text_kl": "text KL: KL(teacher, model) on held-out text, whole distributions, nats per token",

@@ -14,6 +14,7 @@ from stages.config.record_kinds import Record
 from stages.config.records import ScoreRun
 from stages.models.environment import prepare_environment
 from stages.models.model import Head, load_model, load_tokenizer, pick_device, real_vocab_size
+from stages.scoring.memory import memory_errors
 from stages.scoring.score import score_rows, scoring_head
 from stages.skipping import Skipped
 from storage.errors import ConfigError, SequenceError
@@ -122,18 +123,31 @@ class TransformersScorer:
         seed: int,
         advance: Callable[[int], None] | None = None,
     ) -> Rows:
-        """As `Scorer.score`."""
-        return score_rows(
-            self.model,
-            self.head,
-            rows,
-            record,
-            seed,
-            vocab_size=self.vocab_size,
-            tokens_per_batch=self.run.tokens_per_batch,
-            rows_per_chunk=self.run.rows_per_chunk,
-            advance=advance,
-        )
+        """As `Scorer.score`.
+
+        Raises:
+            EngineError: memory ran out.
+        """
+        weight = self.head.weight
+        lengths = rows.lengths("prompt") + rows.lengths("position")
+        with memory_errors(
+            self.run,
+            int(lengths.max(initial=0)),
+            hidden_size=weight.shape[1],
+            vocabulary=weight.shape[0],
+            element_bytes=self.model.dtype.itemsize,
+        ):
+            return score_rows(
+                self.model,
+                self.head,
+                rows,
+                record,
+                seed,
+                vocab_size=self.vocab_size,
+                tokens_per_batch=self.run.tokens_per_batch,
+                rows_per_chunk=self.run.rows_per_chunk,
+                advance=advance,
+            )
 
 
 @contextmanager

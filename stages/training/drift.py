@@ -9,6 +9,9 @@ between the live and the offline gradient is bounded by the square root of chi2(
     ess     (sum w)^2 / (n sum w^2)   effective share of the sample
     chi2    E[w^2] - 1       token-level chi-square divergence
 
+chi2 is an estimate and may come out below 0: when the mean of w over the sample is below 1, because
+the few tokens with large w did not occur in it, or because pi_ref lacked full support.
+
 Here pi is the student at the objective's temperature and pi_ref the distribution the token was
 really drawn from, so chi2 measures the very weights the corrected objective works with.
 """

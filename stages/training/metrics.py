@@ -169,8 +169,16 @@ def read(path: Place) -> list[Line]:
     return [json.loads(text) for text in whole]
 
 
+_ESTIMATES = ("loss", "drift_chi2")
+"""Figures of which people know that they are not negative, and whose estimates may be."""
+
+
 def describe(line: Mapping[str, float | int | str | None], steps: int) -> str:
-    """A log line for people: `step 10/40, loss 1.234, ..., 61,000 tok/s, 1 % waiting`."""
+    """A log line for people: `step 10/40, loss 1.234, ..., 61,000 tok/s, 1 % waiting`.
+
+    Loss and chi2 are estimates and may be below 0 (docs/tour.md, "Numbers below zero"); the line
+    then says so.
+    """
     shown = [f"step {line['step']}/{steps}"]
     for name, value in line.items():
         if name == "tokens_per_second":
@@ -178,7 +186,9 @@ def describe(line: Mapping[str, float | int | str | None], steps: int) -> str:
         elif name == "waiting":
             shown.append(f"{value:.0%} waiting")
         elif name != "step":
-            shown.append(f"{name.replace('_', ' ')} {value:.4g}")
+            below = name in _ESTIMATES and isinstance(value, float) and value < 0
+            note = " (an estimate, which may be below 0)" if below else ""
+            shown.append(f"{name.replace('_', ' ')} {value:.4g}{note}")
     return ", ".join(shown)
 
 

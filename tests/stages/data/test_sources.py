@@ -5,11 +5,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from stages.config.corpus import Corpus, Tokenizer
 from stages.config.data import PromptSource
-from stages.data.sources import corpus_files, corpus_identity, prompts_identity
+from stages.config.generation import SftData
+from stages.data.sources import (
+    content_identity,
+    corpus_files,
+    corpus_identity,
+    prompts_identity,
+)
+from stages.models.identity import DigestCache
 from stages.models.tokenizer import make_tokenizer
 from storage.errors import ConfigError, DataError
 
@@ -34,6 +43,25 @@ def test_a_data_set_directory_is_its_arrow_files(tmp_path: Path) -> None:
         datasets.Dataset.from_list([{"prompt": text}]).save_to_disk(str(tmp_path / name))
     assert prompts(tmp_path / "a") == prompts(tmp_path / "b")
     assert prompts(tmp_path / "a") != prompts(tmp_path / "c")
+
+
+def test_the_rules_of_a_verifier_count_where_there_are_answers(tmp_path: Path) -> None:
+    """Sets of prompts without answers keep their keys whatever becomes of the rules."""
+    rows = {"with": {"prompt": "1+1", "answer": "2"}, "without": {"prompt": "1+1"}}
+    for name, row in rows.items():
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row))
+        pq.write_table(pa.Table.from_pylist([row]), tmp_path / f"{name}.parquet")
+
+    def named(file: str, **fields: object) -> bool:
+        table = SftData.model_validate({"prompts": {"path": str(tmp_path / file)}, **fields})
+        return "verifier" in content_identity(table, DigestCache())
+
+    assert named("with.jsonl")
+    assert named("with.parquet")
+    assert not named("without.jsonl")
+    assert not named("without.parquet")
+    assert not named("missing.jsonl")
+    assert not named("with.jsonl", verifier={"kind": "exact_match"})
 
 
 def test_a_task_is_its_name_and_version() -> None:

@@ -222,6 +222,20 @@ def test_candidates_are_the_likeliest_ids_whatever_was_drawn(
     assert drawn_elsewhere > 10
 
 
+def test_eight_samples_of_one_prompt_have_the_log_probs_of_the_model(
+    engine: Generator, tiny_model: Path
+) -> None:
+    """Twice, so that a prefix cache, where an engine has one, is read by all of them."""
+    ids = np.concatenate([[1], np.random.default_rng(5).integers(3, 17, 39)]).astype(np.uint32)
+    for attempt in range(2):
+        asked = [Request(i, ids, sequence_seed(attempt, i)) for i in range(8)]
+        for seq_id, completion in run(engine, asked, candidates=2).items():
+            logp_TV = logits(tiny_model, asked[seq_id], completion).log_softmax(1)
+            tok_T = torch.from_numpy(completion.tok.astype(np.int64))
+            expected = logp_TV.gather(1, tok_T[:, None])[:, 0].numpy()
+            np.testing.assert_allclose(completion.logprob, expected, atol=1e-4)
+
+
 def test_without_candidates_none_are_kept(engine: Generator) -> None:
     assert all(len(c.cand) == 0 for c in run(engine, requests(2)).values())
 

@@ -48,7 +48,8 @@ def job(tmp_path: Path) -> Job[Report]:
         directory = tmp_path / store.path(stage, key(name)).name
         directory.mkdir()
         inputs = {role: {"key": key(source)} for role, source in reads.items()}
-        identity = SetIdentity(stage, 1, key(name), name, "metrics", {"inputs": inputs})
+        meta = {"outcomes": {"right": 1234, "cut": 5}, "skipped": 7} if name == "corpus" else {}
+        identity = SetIdentity(stage, 1, key(name), name, "metrics", {"inputs": inputs}, meta=meta)
         manifest = build_manifest(directory, identity)
         write_manifest(directory, manifest)
         (directory / "provenance.json").write_text(
@@ -112,6 +113,13 @@ def test_the_page_holds_everything_and_needs_nothing(job: Job[Report]) -> None:
     for svg in re.findall(r"<svg.*?</svg>", text, re.DOTALL):
         ElementTree.fromstring(svg)
     assert text.count("<svg") == 3  # accuracy, loss, gradient; nothing has drifted
+
+
+def test_outcomes_and_skipped_sequences_are_counted(job: Job[Report]) -> None:
+    reader = Reader()
+    reader.feed(page(job, [{"model": "<b>"}], [], {}))
+    text = " ".join(reader.text)
+    assert "set sequences right cut skipped corpus 0 1,234 5 7" in " ".join(text.split())
 
 
 def test_every_set_comes_once_and_after_what_it_reads(job: Job[Report]) -> None:

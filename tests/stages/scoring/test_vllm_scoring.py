@@ -8,6 +8,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from stages.config.record_kinds import Counts, HeadTail, Record, Sampled, TopK
 from stages.config.records import ScoreRun
 from stages.engines.base import Request
 from stages.models.model import load_model
+from stages.scoring import vllm_scorer
 from stages.scoring.drawn import REST_BITS
 from stages.scoring.scorer import Scorer, open_scorer
 from storage.errors import ConfigError, DataError, EngineError
@@ -264,6 +266,30 @@ def test_prompts_are_shared_and_no_position_is_lost(
     assert sum(n >= 3 * BLOCK for n in cached) >= 5  # the first prompt was computed once
     again = [args for args, _ in asked if args[2].skip_reading_prefix_cache]
     assert 3 <= len(again) == len(asked) - len(rows) <= 7  # responses that begin alike
+
+
+def test_records_are_the_same_with_and_without_the_prefix_cache(
+    vllm_slot: EngineSlot, teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight responses to a prompt: cold, from a cache that has all of it, and without reading it.
+
+    On a GPU this is the other model runner of vLLM.
+    """
+    rng = np.random.default_rng(4)
+    prompt = rng.integers(0, REAL, 3 * BLOCK + 7)
+    responses = [rng.integers(0, REAL, 2 * BLOCK) for _ in range(8)]
+    rows = Rows.from_sequences([sequence(i, prompt, tok, rng) for i, tok in enumerate(responses)])
+    scorer, record = vllm_slot.open_scorer(teacher, **WHOLE), RECORDS["head_tail"]
+    cold = scorer.score(rows, record, SEED)
+    with spied(scorer, "step") as steps:
+        warm = scorer.score(rows, record, SEED)
+    assert sum(output.num_cached_tokens >= BLOCK for _, found in steps for output in found) >= 7
+    monkeypatch.setattr(vllm_scorer, "_Ask", partial(vllm_scorer._Ask, cached=False))
+    with spied(scorer, "step") as steps:
+        without = scorer.score(rows, record, SEED)
+    assert not any(output.num_cached_tokens for _, found in steps for output in found)
+    assert_same(warm, cold)
+    assert_same(without, cold)
 
 
 def test_a_sequence_that_is_preempted_starts_over(vllm: Any, transformers: Scorer) -> None:

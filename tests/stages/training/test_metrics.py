@@ -37,3 +37,11 @@ def test_lines_are_strict_json(tmp_path: Path) -> None:
 def test_a_line_for_people() -> None:
     line = {"step": 3, "loss": 1.23456, "tokens_per_second": 61234.5, "waiting": 0.014}
     assert describe(line, 9) == "step 3/9, loss 1.235, 61,234 tok/s, 1% waiting"
+
+
+def test_negative_estimates_say_what_they_are() -> None:
+    line = {"step": 3, "loss": -0.002, "drift_mean": 0.6, "drift_chi2": -0.42}
+    shown = describe(line, 9)
+    assert "loss -0.002 (an estimate, which may be below 0)" in shown
+    assert "drift chi2 -0.42 (an estimate, which may be below 0)" in shown
+    assert "(" not in describe({"step": 3, "loss": 0.002, "drift_chi2": 0.42}, 9)
