@@ -8,6 +8,7 @@ from pipeline.preflight.finding import Finding
 from pipeline.preflight.known import KnownModel
 from pipeline.preflight.scope import Scope
 from stages.config.derive import Derive
+from stages.models.facts import model_outline
 from stages.models.hub import cached_directory
 from stages.models.identity import tokenizer_of
 from stages.models.packaged import packaged_file
@@ -52,7 +53,12 @@ def _found(source: External, model: KnownModel | None) -> Finding:
         ids = f", {model.rows:,} logits" if model.rows else ""
         context = f", context {model.context:,}" if model.context else ""
         facts = ids + context
-    if Path(source.path).is_dir():
+    directory = Path(source.path)
+    if directory.is_dir():
+        try:
+            model_outline(directory)
+        except DataError as error:
+            return Finding("refused", source.path, str(error), error=DataError)
         return Finding("ok", source.path, f"model directory{facts}")
     if cached_directory(source.path, source.revision) is not None:
         return Finding("ok", source.path, f"Hub model, in the cache of this machine{facts}")

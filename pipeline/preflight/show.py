@@ -1,14 +1,15 @@
 """`afterglow check --show`: the first prompt of every source, as text and as tokens."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from pipeline.planning.nodes import Node
 from pipeline.preflight.known import KnownModel
 from pipeline.preflight.prompts import Rendering, rendered, renderings
 from pipeline.preflight.scope import Scope
-from stages.config.records import TeacherLogits
+from stages.config.records import TeacherLogits, TeacherPrompt
 from stages.data.preview import Preview
+from stages.scoring.teacher_prompt import TeacherPrompts
 from storage.errors import AfterglowError
 
 _WIDTH = 100
@@ -29,7 +30,9 @@ def shown_prompts(scope: Scope) -> list[str]:
         except AfterglowError as error:
             lines += ["", f"{heading}: {error}"]
             continue
-        lines += _prompt(f"{heading}, row {found.number}, as {one.model.called} reads it", found)
+        lines += _tokens(
+            f"{heading}, row {found.number}, as {one.model.called} reads it", found.ids, one.model
+        )
         if found.answer is not None:
             lines.append(f"  reference answer: {found.answer!r}")
         for scorer in _scorers(scope, one.node):
@@ -52,8 +55,7 @@ def _as_scored(
     if teacher.words is None:
         return [f"  as {teacher.called} scores it: known once that is there"]
     if config.teacher_prompt is not None:
-        text = f"  as {teacher.called} scores it: through its own template, from"
-        return [f"{text} {config.teacher_prompt.template!r}"]
+        return _of_teacher_prompt(found, config.teacher_prompt, teacher)
     lines = [f"  as {teacher.called} scores it: the same tokens"]
     try:
         own = rendered(replace(one, model=teacher))
@@ -61,15 +63,32 @@ def _as_scored(
         return [*lines, f"  its own template would not take it: {error}"]
     if own.ids == found.ids:
         return lines
-    return [*lines, *_prompt(f"  its own template would give row {own.number} as", own)]
+    return [
+        *lines,
+        *_tokens(f"  its own template would give row {own.number} as", own.ids, teacher),
+    ]
 
 
-def _prompt(title: str, found: Preview) -> list[str]:
+def _of_teacher_prompt(found: Preview, table: TeacherPrompt, teacher: KnownModel) -> list[str]:
+    """The prompt that the teacher reads in place of the student's."""
+    assert table.prompts is not None
+    prompts = TeacherPrompts(table.template, table.prompts, teacher.tokenizer, compare=False)
+    try:
+        prompts.hold([found.number])
+    except AfterglowError as error:
+        return [f"  as {teacher.called} scores it: {error}"]
+    return _tokens(f"  as {teacher.called} scores it", prompts[found.number].tolist(), teacher)
+
+
+def _tokens(title: str, ids: Iterable[int], model: KnownModel) -> list[str]:
     """Text, then tokens: id and piece."""
-    lines = ["", f"{title} ({len(found.ids)} tokens)"]
-    lines += [f"  | {line}" for line in found.text.split("\n")]
+    words, ids = model.tokenizer, list(ids)
+    lines = ["", f"{title} ({len(ids)} tokens)"]
+    lines += [
+        f"  | {line}" for line in words.decode(ids, clean_up_tokenization_spaces=False).split("\n")
+    ]
     line = "  "
-    for number, piece in zip(found.ids, found.tokens, strict=True):
+    for number, piece in zip(ids, words.convert_ids_to_tokens(ids), strict=True):
         token = f"{number} {piece!r}  "
         if len(line) + len(token) > _WIDTH and line.strip():
             lines.append(line.rstrip())

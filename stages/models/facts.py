@@ -29,7 +29,8 @@ def model_facts(directory: Path) -> ModelFacts:
     """The facts of the model in `directory`.
 
     Raises:
-        DataError: transformers does not know its configuration, or it has no tokenizer.
+        DataError: transformers does not know its configuration, a file is not JSON, or it has no
+            tokenizer.
     """
     from transformers import AutoConfig  # imports torch
 
@@ -67,17 +68,13 @@ def model_outline(directory: Path) -> ModelOutline:
     """The outline of the model in `directory`.
 
     Raises:
-        DataError: there is no `config.json`, or it is not JSON.
+        DataError: there is no `config.json`, or one of the files is not JSON.
     """
-    file = directory / "config.json"
-    try:
-        config: dict[str, Any] = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{file}: cannot be read ({error}). Give a directory written by `save_pretrained`."
-        ) from error
+    config = _read(directory / "config.json")
     nested = config.get("text_config")
-    text = config | cast("dict[str, Any]", nested) if isinstance(nested, dict) else config
+    text = config | (cast("dict[str, Any]", nested) if isinstance(nested, dict) else {})
+    # Versions of transformers have called the same table by either name.
+    text["rope_parameters"] = text.get("rope_parameters") or text.get("rope_scaling")
     rows = text.get("vocab_size")
     ends = {*_ids(text.get("eos_token_id")), *_generation_ends(directory)}
     return ModelOutline(
@@ -89,7 +86,16 @@ def model_outline(directory: Path) -> ModelOutline:
 
 def _generation_ends(directory: Path) -> set[int]:
     file = directory / "generation_config.json"
-    return _ids(json.loads(file.read_text()).get("eos_token_id")) if file.exists() else set()
+    return _ids(_read(file).get("eos_token_id")) if file.exists() else set()
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{file}: cannot be read ({error}). Give a directory written by `save_pretrained`."
+        ) from error
 
 
 def _ids(found: Any) -> set[int]:

@@ -7,13 +7,15 @@ response is scored given the teacher's prompt and the response before i, and the
 student's prompt.
 
 A wrong file would go unnoticed, since any text makes a prompt. So where student and teacher share a
-chat template, the row must also give the very prompt the student has read.
+chat template, the row must also give the very prompt the student has read. Imports no torch.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,9 +28,11 @@ from stages.data.prompt_files import Row
 from stages.data.prompts import numbered_rows, wanted_fields
 from stages.data.render import Dialogue, Renderer
 from stages.models.tokenizer import load_tokenizer
-from stages.scoring.scorer import Scorer
 from storage.errors import ConfigError, DataError
 from storage.rows import Rows, offsets_of
+
+if TYPE_CHECKING:
+    from stages.scoring.scorer import Scorer
 
 Ids = NDArray[np.uint32]
 
@@ -49,7 +53,7 @@ class TeacherPrompts:
     _held: dict[int, tuple[Ids, Ids | None]] = field(default_factory=dict[int, Any])
 
     @classmethod
-    def of(cls, config: TeacherPrompt, teacher: Path, compare: bool) -> "TeacherPrompts":
+    def of(cls, config: TeacherPrompt, teacher: Path, compare: bool) -> TeacherPrompts:
         """As configured, for the teacher in directory `teacher`.
 
         Raises:

@@ -39,6 +39,11 @@ def test_a_model_with_further_ids_is_accepted_with_a_note(case: Case) -> None:
     assert case.find("shares the ids of") == ["note"]
 
 
+def test_a_model_whose_configuration_cannot_be_read_is_refused(case: Case) -> None:
+    (case.root / "student" / "config.json").write_text("{")
+    assert case.find("config.json: cannot be read") == ["refused"]
+
+
 # Templates.
 
 CHAT = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
@@ -150,6 +155,12 @@ def test_the_first_prompt_is_shown_as_text_and_as_tokens(case: Case) -> None:
     assert "  reference answer: 'a'" in shown
     assert any(line.endswith("scores it: the same tokens") for line in shown)
     assert "  2 'a'  2 'a'  3 'b'" in shown  # what the teacher's own template would give
+
+
+def test_a_prompt_of_the_teachers_own_is_shown_as_the_teacher_reads_it(case: Case) -> None:
+    table = 'teacher-logits.teacher_prompt={template="{answer}{prompt}"}'
+    _, out, _ = case.call("check", "--show", "--set", table)
+    assert "scores it (3 tokens)\n  | aab\n  2 'a'  2 'a'  3 'b'" in out
 
 
 # End tokens.
