@@ -30,7 +30,9 @@ def check_ends(scope: Scope) -> Iterator[Finding]:
 
 def _compared(subject: str, policy: KnownModel, teacher: KnownModel) -> Finding:
     end, own = teacher.end, policy.end
-    if end is None or end in policy.stops:
+    if end is None:
+        return Finding("ok", subject, f"{teacher.called} has no end token to compare with")
+    if end in policy.stops:
         also = f", and at {_ids(policy, policy.stops - {end})}" if policy.stops - {end} else ""
         return Finding("ok", subject, f"stops at the teacher's end token{also}")
     message = (

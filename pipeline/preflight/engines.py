@@ -61,5 +61,8 @@ def _has_vision(source: External) -> bool:
     config = directory / "config.json" if directory else None
     if config is None or not config.exists():
         return False
-    content = json.loads(config.read_text())
+    try:
+        content = json.loads(config.read_text())
+    except ValueError:  # refused where the presence of models is checked
+        return False
     return "vision_config" in content or content.get("model_type") in _TEXT_OF_VISION

@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -179,13 +180,11 @@ def tokenizer_hash(directory: Place) -> str:
         DataError: the directory has no tokenizer files.
     """
     fast = directory / "tokenizer.json"
+    if isinstance(fast, Path) and fast.exists():
+        stat = fast.stat()
+        return _hash_of_file(fast, (stat.st_size, stat.st_mtime_ns))
     if fast.exists():
-        content = json.loads(fast.read_text())
-        kept = {
-            name: content.get(name)
-            for name in ("added_tokens", "normalizer", "pre_tokenizer", "model", "decoder")
-        }
-        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+        return _hash_of_content(fast.read_text())
     found = [directory / name for name in _TOKENIZER_FILES if (directory / name).exists()]
     if not found:
         raise DataError(
@@ -196,6 +195,21 @@ def tokenizer_hash(directory: Place) -> str:
     for file in found:
         digest.update(file.name.encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()
+
+
+@lru_cache(maxsize=16)
+def _hash_of_file(file: Path, _stamp: tuple[int, int]) -> str:
+    """A tokenizer of 150 thousand ids takes half a second, and every node asks for it."""
+    return _hash_of_content(file.read_text())
+
+
+def _hash_of_content(text: str) -> str:
+    content = json.loads(text)
+    kept = {
+        name: content.get(name)
+        for name in ("added_tokens", "normalizer", "pre_tokenizer", "model", "decoder")
+    }
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def chat_template_hash(directory: Place) -> str:
