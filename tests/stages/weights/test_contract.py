@@ -32,6 +32,7 @@ from stages.weights.pass_rate import PassRate
 from stages.weights.random_share import Random
 from storage.batch import Batch
 from storage.errors import ConfigError
+from storage.schema import NOT_RIGHT
 from tests.stages.objectives.full_losses import FULL
 from tests.stages.objectives.test_proofs import CELLS, Z_P, Z_Q, B, Cell, evaluate
 from tests.stages.objectives.toy_records import enumerate_positions, multinomial_counts, softmax
@@ -192,7 +193,10 @@ def test_a_routed_term_reads_sequences_of_its_outcome(on: str, chosen: set[int])
         )
         found = guarantee(mixture, cell.meta)
         _, records, chance_T = cell.outcomes()[0]
-        records = replace(records, outcome_T=torch.from_numpy(outcome_of(records)))
+        right_T = outcome_of(records)
+        not_right_T = np.resize(np.array(NOT_RIGHT, np.int8), len(right_T))  # unparsed, cut: wrong
+        outcome_T = torch.from_numpy(np.where(right_T == 1, right_T, not_right_T))
+        records = replace(records, outcome_T=outcome_T)
         value, grad_V = evaluate(mixture, records, chance_T, logits_V)
         share = B[sorted(chosen)].sum()
         expected, expected_V = full(cell, logits_V, B)
