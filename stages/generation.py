@@ -164,7 +164,8 @@ class Generation:
     @property
     def tokenizer(self) -> dict[str, Any]:
         """Digests of the tokenizer and of the chat template that rendered the prompts."""
-        own = {name: getattr(self.identity, name) for name in TOKENIZER_FIELDS}
+        identity = self.identity.to_json()
+        own = {name: identity[name] for name in TOKENIZER_FIELDS}
         return own | template_digests(self.job.config.prompts.template)
 
     def sequences(self, spec: ShardSpec) -> list["_DrawnSequences"]:
@@ -338,6 +339,7 @@ def commit(job: Job[SftData | Rollouts], files: Iterable[Place] = ()) -> Manifes
                 "full_support": sampling.full_support,
                 "candidates": generation.candidates,
                 "vocab_size": generation.facts.vocab_size,
+                "logits": generation.facts.rows,
                 "stop_ids": list(generation.facts.stop_ids),
                 "generator": generation.identity.to_json(),
                 "prompts": generation.prompts.report.to_json(),

@@ -48,6 +48,7 @@ from stages.scoring.calibrate import (
     stored_tau,
 )
 from stages.scoring.memory import rehearsal
+from stages.scoring.score import within_vocabulary
 from stages.scoring.scorer import Scorer, UsableScorer, open_scorer
 from stages.scoring.teacher_prompt import PrivilegedScorer, TeacherPrompts
 from stages.skipping import Skipped, skipped_of_set
@@ -151,6 +152,7 @@ def run_shard(job: Job[TeacherLogits], spec: ShardSpec, engine: Teacher) -> Part
     scorer = UsableScorer(engine.scorer, skipped)
     with PartWriter(job.directory, spec.index, meta, spec.split) as writer:
         for rows in _windows(_sequences(job, part, spec.count), _BATCHES * run.tokens_per_batch):
+            rows = within_vocabulary(rows, engine.scorer.vocab_size)
             writer.write(scorer.score(rows, record, job.seed, scored))
     return writer.part
 
@@ -266,6 +268,7 @@ def _calibrated(job: Job[TeacherLogits], scorer: Scorer) -> Record:
         if not rows.tokens:
             where = job.inputs["sequences"].directory
             raise DataError(f"{where}: holds no positions to calibrate tau on")
+        rows = within_vocabulary(rows, scorer.vocab_size)
         log.info("%s: calibrating tau on %s positions", job.name, f"{rows.tokens:,}")
         skipped = Skipped(f"{job.name}, calibration", job.config, _total(job))
         return calibrate(UsableScorer(scorer, skipped), rows, record, job.seed)
@@ -310,15 +313,25 @@ def _tokenizer(identity: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_vocabulary(source: Manifest, where: str, vocab_size: int, rows: int) -> None:
-    """The sequences' vocabulary may be padded otherwise than the teacher's, but no more than that.
+    """The model that wrote the sequences must be able to learn from records with the teacher's ids.
 
-    A smaller one belongs to a model that could not learn from records with the teacher's ids.
+    It may have further ids of its own (tokenizers were compared before), as long as no sequence
+    holds one, and fewer tokens if its head has rows for all of the teacher's.
     """
-    found = source.meta.get("vocab_size")
-    if found is not None and not vocab_size <= int(found) <= max(rows, vocab_size):
+    found, logits = source.meta.get("vocab_size"), source.meta.get("logits")
+    if found is None:
+        return
+    if int(found) > max(rows, vocab_size):
+        log.info(
+            "%s: written with a vocabulary of %s ids, of which the teacher knows %s; a sequence "
+            "with one of the others cannot be scored",
+            where, f"{int(found):,}", f"{vocab_size:,}",
+        )  # fmt: skip
+    if max(int(found), int(logits or 0)) < vocab_size:
         raise DataError(
             f"{where}: its vocabulary has {found} ids, the teacher's {vocab_size} (with padding "
-            f"{rows}). Student and teacher must share a vocabulary; only padding may differ."
+            f"{rows}), and a student of {logits or found} logits cannot learn the others. Use a "
+            "student whose head has a row for each id of the teacher."
         )
 
 

@@ -7,6 +7,7 @@
     models      models that are not there, or do not share their token ids
     engines     what the engine of a stage cannot run
     resources   memory and disk of this machine
+    weights     quantised weights, and what a checkpoint holds beside a text model
     prompts     prompt files: that they open, hold the field, and answers where these are needed
     templates   chat templates of the student and of the teacher
     endings     tokens that end a response

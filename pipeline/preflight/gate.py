@@ -13,6 +13,7 @@ from pipeline.preflight import (
     resources,
     sampling,
     templates,
+    weights,
 )
 from pipeline.preflight.finding import Finding
 from pipeline.preflight.scope import Scope
@@ -22,6 +23,7 @@ CHECKS: tuple[Callable[[Scope], Iterator[Finding]], ...] = (
     models.check_presence,
     models.check_gguf,
     models.check_tokenizers,
+    weights.check_weights_usable,
     prompts.check_files,
     engines.check_vision_classes,
     prompts.check_rendering,

@@ -1,10 +1,24 @@
 """Models of the Hugging Face Hub: what their names look like, and what of them is on this machine.
 
-Reads the local cache alone; asks nobody.
+`download` asks the Hub; all else reads the local cache alone.
 """
 
+import os
 import re
 from pathlib import Path
+
+ALLOW_PICKLED = "AFTERGLOW_PICKLED_WEIGHTS"
+"""Environment variable that lets pickled weights be loaded."""
+
+_WEIGHTS = ("*.safetensors",)
+_PICKLED = ("pytorch_model*.bin",)
+_BESIDE = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
+"""Configuration and tokenizer, whatever its family."""
+_IGNORED = (
+    "consolidated*.safetensors",
+    *(f"*/*{suffix}" for suffix in (".safetensors", ".bin", ".json", ".model", ".txt")),
+)
+"""Second copies of the weights, and whatever lies in sub-directories (`original/`, `onnx/`)."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -27,6 +41,24 @@ def cached_directory(name: str, revision: str) -> Path | None:
     commit = known_commit(name, revision) or revision
     directory = _cache(name) / "snapshots" / commit
     return directory if directory.is_dir() else None
+
+
+def download(name: str, revision: str) -> Path:
+    """Directory of the files of a model that are loaded, fetched where they are not here yet.
+
+    Repositories hold weights in several formats: of these the ones in safetensors are taken, and
+    pickled ones only where there are no others and they are allowed (`ALLOW_PICKLED`).
+
+    Raises:
+        HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError: it is unavailable.
+    """
+    from huggingface_hub import snapshot_download
+
+    asked = {"revision": revision, "ignore_patterns": list(_IGNORED)}
+    found = Path(snapshot_download(name, allow_patterns=[*_WEIGHTS, *_BESIDE], **asked))
+    if not any(found.glob("*.safetensors")) and os.environ.get(ALLOW_PICKLED) == "1":
+        found = Path(snapshot_download(name, allow_patterns=[*_PICKLED, *_BESIDE], **asked))
+    return found
 
 
 def _cache(name: str, kind: str = "model") -> Path:

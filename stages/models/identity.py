@@ -10,20 +10,23 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from stages.job import Input
 from stages.models.chat_template import same_template, template_digest
+from stages.models.hub import ALLOW_PICKLED, download
 from stages.models.tokenizer_identity import (
     Compatible,
     Different,
     TokenizerIdentity,
     compare,
     identify_tokenizer,
+    loaded_probes,
 )
 from storage.copies import local_copy
 from storage.errors import DataError
@@ -33,10 +36,9 @@ from storage.files.write import replace_file
 log = logging.getLogger(__name__)
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+_COPIES = ("pytorch_model*.bin", "consolidated*.safetensors")
+"""Weights that are not loaded where others are there."""
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
-
-ALLOW_PICKLED = "AFTERGLOW_PICKLED_WEIGHTS"
-"""Environment variable that lets pickled weights be loaded."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,8 @@ class ModelIdentity:
     """sha256 of the chat template; empty without one."""
     dtype: str = ""
     """Numeric type the model is run in."""
-    fingerprint: Mapping[str, object] = field(default_factory=dict[str, object])
-    """What the tokenizer does (`tokenizer_identity.TokenizerIdentity.to_json`)."""
-    template: str = ""
-    """sha256 of the text of the chat template, wherever it is kept."""
+    directory: Path | None = field(default=None, compare=False, repr=False)
+    """Where the files are; not part of the identity."""
 
     @property
     def weights(self) -> str:
@@ -65,8 +65,14 @@ class ModelIdentity:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def to_json(self) -> dict[str, object]:
-        """A JSON-ready dictionary, with the digest over all weights."""
-        return asdict(self) | {"files": dict(self.files), "weights": self.weights}
+        """A JSON-ready dictionary: with the digest over all weights, and what the tokenizer does.
+
+        Loads the tokenizer.
+        """
+        known = {one.name: getattr(self, one.name) for one in fields(self)}
+        known |= {"files": dict(self.files), "weights": self.weights}
+        directory = known.pop("directory")
+        return known if directory is None else known | described_tokenizer(directory)
 
 
 class DigestCache:
@@ -127,15 +133,13 @@ def model_identity(
             "directory written by `save_pretrained`, or a Hub id."
         )
     files = {file.name: cache.sha256(file) for file in [*weights, directory / "config.json"]}
-    tokenizer = described_tokenizer(directory)
     return ModelIdentity(
         path=called or str(directory),
         files=files,
-        tokenizer=str(tokenizer["tokenizer"]),
-        chat_template=str(tokenizer["chat_template"]),
+        tokenizer=tokenizer_hash(directory),
+        chat_template=chat_template_hash(directory),
         dtype=dtype,
-        fingerprint=tokenizer["fingerprint"],
-        template=str(tokenizer["template"]),
+        directory=directory,
     )
 
 
@@ -146,14 +150,16 @@ TOKENIZER_FIELDS = ("tokenizer", "chat_template", "fingerprint", "template")
 def described_tokenizer(directory: Place) -> dict[str, Any]:
     """What manifests say of the tokenizer in `directory`: its digests, by bytes and by meaning.
 
+    Loads the tokenizer.
+
     Raises:
         DataError: the directory has no tokenizer files.
     """
-    digest = tokenizer_hash(directory)
+    found = replace(tokenizer_of(directory), loaded=loaded_probes(directory))
     return {
-        "tokenizer": digest,
+        "tokenizer": found.hash,
         "chat_template": chat_template_hash(directory),
-        "fingerprint": identify_tokenizer(directory, digest).to_json(),
+        "fingerprint": found.to_json(),
         "template": template_digest(directory),
     }
 
@@ -171,6 +177,16 @@ def recorded_tokenizer(described: Mapping[str, Any]) -> TokenizerIdentity:
     """What a manifest says of a tokenizer, in the field of a model or of its own."""
     fingerprint = described.get("fingerprint")
     return TokenizerIdentity.of_json(fingerprint, str(described.get("tokenizer") or ""))
+
+
+def loaded_files(names: Iterable[str]) -> set[str]:
+    """Those of a model's files that are loaded: no second copy of the weights in another format."""
+    kept = set(names)
+    for copy in _COPIES:
+        others = {name for name in kept if not fnmatch(name, copy)}
+        if any(name.endswith(".safetensors") for name in others):
+            kept = others
+    return kept
 
 
 def tokenizer_hash(directory: Place) -> str:
@@ -236,16 +252,20 @@ def local_directory(source: Input) -> Path:
     if path.is_dir():
         check_weights(path)
         return path
-    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        found = Path(snapshot_download(source.path, revision=source.revision))
+        found = download(source.path, source.revision)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise DataError(
             f"{source.path}: no such directory, and it could not be downloaded from the Hub "
             f"({error}). Check the path, or download the model first."
         ) from error
+    if not any(file for pattern in _WEIGHTS for file in found.glob(pattern)):
+        raise DataError(
+            f"{source.path}: the repository has no *.safetensors. If its weights are pickled and "
+            f"you trust their origin, set {ALLOW_PICKLED}=1; else give another model."
+        )
     check_weights(found)
     return found
 
@@ -308,7 +328,7 @@ def check_teacher(
     ours, theirs = expected["files"], found["files"]
     assert isinstance(ours, Mapping)
     assert isinstance(theirs, Mapping)
-    names = sorted({*ours, *theirs})
+    names = sorted(loaded_files(ours) | loaded_files(theirs))
     differing = [name for name in names if ours.get(name) != theirs.get(name)]
     result = compare(recorded_tokenizer(expected), recorded_tokenizer(found))
     if isinstance(result, Different):

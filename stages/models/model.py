@@ -28,6 +28,7 @@ from transformers import (
 
 from stages.models.facts import context_limit
 from stages.models.identity import check_weights
+from stages.models.quantization import quantization
 from stages.models.text_model import left_out, tensor_names
 from stages.models.tokenizer import load_tokenizer as load_tokenizer  # where one looks for it
 from storage.errors import ConfigError, DataError, EngineError
@@ -72,9 +73,16 @@ def load_model(directory: Path, dtype: str, device: torch.device | str) -> PreTr
             ignore_mismatched_sizes=True,  # reported below, with the missing ones
         )
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        method = quantization(directory)
+        advice = (
+            "Give a directory written by `save_pretrained` of an architecture that transformers "
+            "knows."
+            if method is None
+            else f"Its weights are quantised ({method}): install what transformers asks for, run "
+            "it in vLLM, or give the checkpoint in 16 bits that it was made from."
+        )
         raise DataError(
-            f"{directory}: cannot be loaded as a causal language model ({error}). Give a directory "
-            "written by `save_pretrained` of an architecture that transformers knows."
+            f"{directory}: cannot be loaded as a causal language model ({error}). {advice}"
         ) from error
     model, report = loaded
     lacking = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]

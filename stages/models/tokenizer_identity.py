@@ -14,6 +14,8 @@ small enough to travel in manifests and footers:
     sections      normalizer, pre-tokenizer, decoder and options of the model, one digest each
     added         how added tokens are matched: `special`, `lstrip`, ...
     probes        what a fixed list of texts is encoded to and decoded from
+    loaded        the same through the class of transformers that loads it here, which may rebuild
+                  normalizer and pre-tokenizer in its own way
     begin, end    ids that the post-processor puts around a text
 
 `compare` gives the answer. Keys do not depend on any of this: they hold the digest over the files
@@ -28,6 +30,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from storage.files.place import Place
@@ -104,6 +107,8 @@ class TokenizerIdentity:
     sections: Mapping[str, str] = field(default_factory=dict[str, str])
     added: str = ""
     probes: str = ""
+    loaded: str = ""
+    """Empty where it was not loaded."""
     begin: tuple[int, ...] = ()
     end: tuple[int, ...] = ()
     directory: Place | None = field(default=None, compare=False)
@@ -157,7 +162,7 @@ def compare(a: TokenizerIdentity, b: TokenizerIdentity) -> Comparison:
         way; `Different` with what differs, an example included where the files of both are there.
     """
     if a.hash and a.hash == b.hash:
-        return Same()
+        return Same() if a.ids is None or b.ids is None else _accepted(a, b, [])
     found = _by_digests(a, b)
     if a.directory is None or b.directory is None or not isinstance(found, Different | _Unknown):
         return Different(found.reason) if isinstance(found, _Unknown) else found
@@ -190,10 +195,12 @@ def _by_digests(a: TokenizerIdentity, b: TokenizerIdentity) -> Comparison | _Unk
         return Different("their merges or scores differ")
     notes: list[str] = []
     rewritten = [name for name in _SECTIONS if a.sections.get(name) != b.sections.get(name)]
-    if rewritten:
-        if a.probes != b.probes:
-            return Different(f"{_named(rewritten)} differ, and texts are encoded differently")
-        notes.append(_rewritten(rewritten))
+    if rewritten and a.probes != b.probes:
+        if not _loaded_alike(a, b):
+            return Different(f"{_named(rewritten)} differ, and so does what texts are encoded to")
+        notes.append(_LOADED_ALIKE.format(_named(rewritten)))
+    elif rewritten:
+        notes.append(_WRITTEN.format(_named(rewritten)))
     return _accepted(a, b, notes)
 
 
@@ -203,9 +210,14 @@ def _accepted(a: TokenizerIdentity, b: TokenizerIdentity, notes: list[str]) -> S
     if a.ids != b.ids:
         more, least = abs(a.ids - b.ids), min(a.ids, b.ids)
         which = "the second" if b.ids > a.ids else "the first"
-        notes.append(f"{which} has {more:,} ids more, from {least} on")
+        notes.append(f"{which} has {more:,} more id{'s' * (more > 1)}, from {least} on")
     elif a.added != b.added:
         notes.append("they match added tokens otherwise (special, lstrip, rstrip, ...)")
+    if a.loaded and b.loaded and a.loaded != b.loaded:
+        notes.append(
+            "transformers makes them encode texts differently all the same (see `tokenizer_class` "
+            "in tokenizer_config.json)"
+        )
     if (a.begin, a.end) != (b.begin, b.end):
         notes.append(
             f"the ids put around a text are {_around(a)} in one and {_around(b)} in the other"
@@ -213,12 +225,25 @@ def _accepted(a: TokenizerIdentity, b: TokenizerIdentity, notes: list[str]) -> S
     return Compatible("; ".join(notes)) if notes else Same()
 
 
+def _loaded_alike(a: TokenizerIdentity, b: TokenizerIdentity) -> bool:
+    """Whether transformers is known to load both so that they encode the test texts alike."""
+    first, second = (
+        one.loaded or (loaded_probes(one.directory) if one.directory is not None else "")
+        for one in (a, b)
+    )
+    return bool(first) and first == second
+
+
 def _named(sections: list[str]) -> str:
-    return " and ".join(name.replace("_", "-") for name in sections)
+    names = {"model": "options of the model", "pre_tokenizer": "pre-tokenizer"}
+    return " and ".join(names.get(name, name) for name in sections)
 
 
-def _rewritten(sections: list[str]) -> str:
-    return f"{_named(sections)} are written otherwise and encode {len(PROBES)} test texts alike"
+_WRITTEN = "{} written in another way, which encodes " + f"{len(PROBES)} test texts alike"
+_LOADED_ALIKE = (
+    "{} written in another way, but the installed transformers loads both to encode "
+    f"{len(PROBES)} test texts alike"
+)
 
 
 def _around(one: TokenizerIdentity) -> str:
@@ -268,7 +293,9 @@ class _Parsed:
         section = self.content.get(name)
         if name != "model" or not isinstance(section, dict):
             return section
-        return {key: value for key, value in section.items() if key not in ("vocab", "merges")}
+        return {  # None, "" and False all stand for the default
+            key: value for key, value in section.items() if value and key not in ("vocab", "merges")
+        }
 
 
 @lru_cache(maxsize=4)
@@ -281,27 +308,55 @@ def _read(directory: Place, hash: str) -> _Parsed | None:
     except Exception as error:  # noqa: BLE001 - the library raises no narrower type
         log.debug("%s: tokenizer.json cannot be parsed: %s", directory, error)
         return None
-    return _parse(tokenizer)
+    return _parse(tokenizer, directory)
+
+
+def loaded_probes(directory: Place) -> str:
+    """Digest of what transformers makes of the test texts; empty if it cannot load the tokenizer.
+
+    Imports transformers.
+    """
+    loaded = _load(directory)
+    if loaded is None:
+        return ""
+    made: list[object] = []
+    for text in PROBES:
+        try:
+            ids = loaded(text, add_special_tokens=False, verbose=False)["input_ids"]
+        except Exception as error:  # noqa: BLE001 - as in `_encoded`
+            log.debug("%r: cannot be encoded: %s", text, error)
+            made.append(None)
+            continue
+        made.append([ids, loaded.decode(ids, clean_up_tokenization_spaces=False)])
+    return _digest(made)
 
 
 def _parsed(directory: Place, hash: str) -> _Parsed | None:
     """The tokenizer in `directory`, through transformers where there is no `tokenizer.json`."""
     if (directory / "tokenizer.json").exists():
         return _read(directory, hash)
+    backend = getattr(_load(directory), "backend_tokenizer", None)
+    return None if backend is None else _parse(type(backend).from_str(backend.to_str()), directory)
+
+
+def _load(directory: Place) -> Any:
+    """The tokenizer in `directory` as transformers loads it, or None."""
     from stages.models.tokenizer import load_tokenizer
     from storage.copies import local_copy
     from storage.errors import DataError
 
     try:
-        loaded = load_tokenizer(local_copy(directory))
+        return load_tokenizer(
+            directory
+            if isinstance(directory, Path)
+            else local_copy(directory.parent, directory.name)
+        )
     except DataError as error:
         log.warning("%s", error)
         return None
-    backend = getattr(loaded, "backend_tokenizer", None)
-    return None if backend is None else _parse(type(backend).from_str(backend.to_str()))
 
 
-def _parse(tokenizer: "Tokenizer") -> _Parsed:
+def _parse(tokenizer: "Tokenizer", directory: Place) -> _Parsed:
     """Everything about a tokenizer; padding and truncation are switched off in it."""
     tokenizer.no_padding()
     tokenizer.no_truncation()
@@ -322,6 +377,7 @@ def _parse(tokenizer: "Tokenizer") -> _Parsed:
         probes=_digest([_probe(tokenizer, text) for text in PROBES]),
         begin=begin,
         end=end,
+        directory=directory,
     )
     return _Parsed(tokenizer, tokens, content, added, identity)
 
@@ -420,18 +476,24 @@ def _by_content(a: _Parsed, b: _Parsed) -> Comparison:
             )
         notes.append("its merges go on where those of the other end")
     rewritten = [name for name in _SECTIONS if a.section(name) != b.section(name)]
-    if rewritten:
-        for text in PROBES:
-            (first, _), (second, _) = _probe(a.tokenizer, text), _probe(b.tokenizer, text)
-            if first != second:
-                return Different(
-                    f"{_named(rewritten)} differ: {text!r:.40} is {_few(first)} to one and "
-                    f"{_few(second)} to the other"
-                )
-        if a.identity.probes != b.identity.probes:
-            return Different(f"{_named(rewritten)} differ, and ids are decoded differently")
-        notes.append(_rewritten(rewritten))
+    if rewritten and a.identity.probes != b.identity.probes:
+        if not _loaded_alike(a.identity, b.identity):
+            return Different(f"{_named(rewritten)} differ: {_example(a, b)}")
+        notes.append(_LOADED_ALIKE.format(_named(rewritten)))
+    elif rewritten:
+        notes.append(_WRITTEN.format(_named(rewritten)))
     return _accepted(a.identity, b.identity, notes)
+
+
+def _example(a: _Parsed, b: _Parsed) -> str:
+    """The first text that two tokenizers treat differently."""
+    for text in PROBES:
+        (ours, back), (theirs, other) = _probe(a.tokenizer, text), _probe(b.tokenizer, text)
+        if ours != theirs:
+            return f"{text[:32]!r} is {_few(ours)} to one and {_few(theirs)} to the other"
+        if back != other:
+            return f"{_few(ours)} is {_cut(back)} to one and {_cut(other)} to the other"
+    return "texts are encoded differently"
 
 
 def _shown(one: _Parsed, index: int) -> str:
@@ -441,6 +503,10 @@ def _shown(one: _Parsed, index: int) -> str:
 
 def _at(ranked: list[object], index: int) -> str:
     return json.dumps(ranked[index], ensure_ascii=False) if index < len(ranked) else "missing"
+
+
+def _cut(text: str | None) -> str:
+    return repr(text and text[:32])
 
 
 def _few(ids: list[int] | None) -> str:

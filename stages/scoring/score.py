@@ -258,6 +258,24 @@ def check_sequences(rows: Rows, record: Record, vocab_size: int, context: int | 
     return cand_TC
 
 
+def within_vocabulary(rows: Rows, vocab_size: int) -> Rows:
+    """The rows with candidates that the teacher knows.
+
+    A student whose tokenizer has added tokens may keep their ids among its candidates. They give
+    way to the lowest ids that are no candidates of their position. What replaces them depends on
+    the candidates alone and not on the realised token, so records stay unbiased.
+    """
+    if "cand" not in rows or not rows.tokens:
+        return rows
+    cand_TC = rows["cand"].reshape(rows.tokens, -1).copy()
+    C = cand_TC.shape[1]
+    for t in np.flatnonzero((cand_TC >= vocab_size).any(1)).tolist():
+        kept = cand_TC[t][cand_TC[t] < vocab_size]
+        spare = np.setdiff1d(np.arange(min(vocab_size, 2 * C)), kept)
+        cand_TC[t] = np.concatenate([kept, spare[: C - len(kept)]])
+    return Rows(rows.columns | {"cand": cand_TC.ravel()}, rows.offsets)
+
+
 def forced_candidates(rows: Rows, record: Record) -> Array:
     """[T, C] ids to force into the head: the first that the sequences keep.
 
@@ -279,8 +297,9 @@ def _check_ids(rows: Rows, column: str, level: Any, limit: int) -> None:
         raise SequenceError(
             rows["seq_id"][np.unique(found)],
             f"sequence {rows['seq_id'][found[0]]}: id {rows[column][bad[0]]} in column {column!r}, "
-            f"but the teacher's vocabulary has {limit}. The sequences have another tokenizer, or "
-            "were sampled from padding rows of the vocabulary.",
+            f"but the teacher's vocabulary has {limit}. The sequences have another tokenizer, hold "
+            "a token that the student's tokenizer has added, or were sampled from padding rows of "
+            "the vocabulary.",
         )
 
 

@@ -40,6 +40,7 @@ from tests.stages.scoring.cases import (
     sequences,
     write_teacher,
 )
+from tests.storage.make import rows_of
 from tests.world import commit, identity, make_job, run
 
 KEY = "5e" * 32
@@ -392,10 +393,8 @@ def test_another_tokenizer_is_refused_even_under_warn(tmp_path: Path, source: Pa
         open_and_close(job_of(tmp_path, other, source, consistency="warn"))
 
 
-@pytest.mark.parametrize("vocab_size", [REAL - 1, ROWS + 1])
-def test_another_vocabulary_is_refused(
-    tmp_path: Path, teacher: Path, vocab_size: int, parts: list[Rows]
-) -> None:
+def test_a_smaller_vocabulary_is_refused(tmp_path: Path, teacher: Path, parts: list[Rows]) -> None:
+    vocab_size = REAL - 1
     rows = parts[2]
     columns = {name: np.minimum(rows[name], REAL - 2) for name in ("prompt", "tok", "cand")}
     small = Rows(rows.columns | columns, rows.offsets)
@@ -410,6 +409,29 @@ def test_a_vocabulary_that_differs_by_padding_is_fine(
     write_sequences(tmp_path / "set", parts[:1], teacher, vocab_size=ROWS)
     manifest = run(job_of(tmp_path, teacher, tmp_path / "set"))
     assert manifest.meta["vocab_size"] == REAL
+
+
+def test_candidates_the_teacher_lacks_give_way_to_others(
+    tmp_path: Path, teacher: Path, parts: list[Rows]
+) -> None:
+    """Of a student whose tokenizer has added tokens; the realised tokens are all the teacher's."""
+    rows = parts[2]
+    cand_TC = rows["cand"].reshape(rows.tokens, -1).copy()
+    cand_TC[:, 1], cand_TC[::2, 2] = ROWS, ROWS + 1
+    altered = Rows(rows.columns | {"cand": cand_TC.ravel()}, rows.offsets)
+    write_sequences(tmp_path / "set", [altered], teacher, vocab_size=ROWS + 2)
+    job = job_of(tmp_path, teacher, tmp_path / "set")
+    manifest = run(job)
+    assert manifest.meta["vocab_size"] == REAL
+    assert verify_set(job.directory) == []
+    heads = rows_of(job.directory)
+    start = 0
+    for cand_C, nh, nu in zip(cand_TC, heads["nh"].tolist(), heads["nu"].tolist(), strict=True):
+        kept = set(cand_C[cand_C < REAL].tolist())
+        head = set(heads["ids"][start : start + nh].tolist())
+        assert kept <= head
+        assert len(head) >= cand_TC.shape[1]
+        start += nu
 
 
 def test_more_candidates_than_the_set_keeps_are_refused(
