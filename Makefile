@@ -30,7 +30,7 @@ export PYTHONPYCACHEPREFIX := $(CURDIR)/.pycache
 .NOTPARALLEL:
 .SUFFIXES:
 .DEFAULT_GOAL := help
-.PHONY: help env lock clean distclean test test-schedulers test-faults test-real soak lint types $(STAGES) demo demo-live repro-rskd status explain bench
+.PHONY: help env lock clean distclean test test-schedulers test-faults test-models test-real soak lint types $(STAGES) demo demo-live repro-rskd status explain bench
 
 ## Stages (each first completes what it depends on and is not yet done; `train` prints the report too)
 $(STAGES): env
@@ -62,6 +62,7 @@ explain: env
 # test            lint, types and pytest
 # test-schedulers the chain in a real Airflow, Dagster and Ray cluster
 # test-faults     every stage killed, raced and starved FAULT_KILLS=50 times; FUZZ_MINUTES=10 of fuzz
+# test-models     tiny models of every family through every stage; writes docs/models.md
 # test-real       the recipe smollm2, shortened: a real language model through the chain, 10 minutes
 # soak            score and train for SOAK_MINUTES=30: nothing may pile up
 # lint            ruff: rules and format
@@ -81,6 +82,10 @@ test-schedulers: env
 test-faults: env
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -m faults $(TESTS)
 	@$(BIN)/python tools/reliability_page.py
+
+test-models: env
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -m models tests/models $(TESTS)
+	@$(BIN)/python tools/models_page.py
 
 test-real: env
 	@$(PYTHON) tools/setup_env.py --venv "$(VENV)" --device $(DEVICE) --also smollm2

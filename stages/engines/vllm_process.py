@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from stages.engines.vllm_support import why_unsupported
+from stages.engines.vllm_support import text_only, why_unsupported
 from storage.errors import AfterglowError, EngineError
 
 _SLOT = threading.Lock()
@@ -97,6 +97,7 @@ def _start(directory: Path, options: Callable[[bool], dict[str, Any]]) -> Any:
                 skip_tokenizer_init=True,
                 disable_log_stats=True,
                 use_tqdm_on_load=False,
+                **text_only(directory),
                 **options(current_platform.is_cpu()),
             )
             return LLMEngine.from_engine_args(arguments, UsageContext.LLM_CLASS)

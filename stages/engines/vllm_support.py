@@ -16,6 +16,16 @@ from stages.models.environment import cpu_build
 log = logging.getLogger(__name__)
 
 
+def text_only(directory: Path) -> dict[str, Any]:
+    """Fields of `EngineArgs` that make vLLM serve the text of a model with a vision part.
+
+    Without them vLLM starts the image processor, for which it wants the tokenizer that the engines
+    here do without, and files that a text model need not have.
+    """
+    config = json.loads((directory / "config.json").read_text())
+    return {"language_model_only": True} if "vision_config" in config else {}
+
+
 def why_unsupported(directory: Path) -> str | None:
     """Why vLLM's class for the model in `directory` cannot be imported; None where it can.
 

@@ -13,7 +13,7 @@ from stages.config.generation import EngineRun, Rollouts
 from stages.config.records import ScoreRun
 from stages.engines.open import open_generator
 from stages.engines.vllm_process import _class_restored
-from stages.engines.vllm_support import why_unsupported
+from stages.engines.vllm_support import text_only, why_unsupported
 from stages.job import Input
 from stages.models.model import load_model
 from stages.scoring.scorer import open_scorer
@@ -98,3 +98,8 @@ def test_a_class_that_vllm_wraps_can_be_loaded_afterwards(tmp_path: Path) -> Non
     assert Olmo2Model.__init__ is before
     model = load_model(directory, "float32", "cpu")
     assert model(input_ids=torch.arange(2, 20)[None]).logits.isfinite().all()
+
+
+def test_models_with_a_vision_part_are_served_as_text(qwen3_5: Path, tiny_model: Path) -> None:
+    assert text_only(qwen3_5) == {"language_model_only": True}
+    assert text_only(tiny_model) == {}
