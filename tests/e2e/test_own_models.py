@@ -1,4 +1,4 @@
-"""The README's recipe for a user's own teacher, student and prompts, on other shapes than ours."""
+"""A user's own teacher, student and prompts, shaped unlike ours, from `afterglow init` on."""
 
 from pathlib import Path
 
@@ -9,39 +9,8 @@ from storage.stream import read_split
 from tests.command import Outcome, afterglow
 from tests.e2e.own_models import large_byte_bpe, write_prompts, write_student, write_teacher
 
-CONFIG = """
-[teacher]
-path = "{folder}/teacher"
-dtype = "float32"
-
-[student]
-path = "{folder}/student"
-dtype = "float32"
-
-[sft-data]
-prompts = {{ path = "{folder}/sft.jsonl", field = "question" }}
-sampling = {{ max_tokens = 6 }}
-
-[sft]
-epochs = 1
-batch_size = 4
-learning_rate = 1e-3
-
-[rollouts]
-prompts = {{ path = "{folder}/opd.jsonl", field = "question" }}
-sampling = {{ max_tokens = 6 }}
-n = 2
-holdout = 0.2
-
-[train]
-epochs = 1
-batch_size = 4
-learning_rate = 1e-3
-
-[evaluate]
-prompts = {{ path = "{folder}/eval.jsonl", field = "question" }}
-sampling = {{ max_tokens = 6 }}
-"""
+SMALL = ("sft.batch_size=4", "rollouts.n=2", "rollouts.holdout=0.2", "train.batch_size=4")
+RATES = ("sft.learning_rate=1e-3", "train.learning_rate=1e-3")
 
 
 @pytest.fixture(scope="module")
@@ -54,15 +23,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_prompts(folder / "sft.jsonl", 8)
     write_prompts(folder / "opd.jsonl", 10, first=100)
     write_prompts(folder / "eval.jsonl", 4, first=200)
-    (folder / "my.toml").write_text(CONFIG.format(folder=folder))
+    models = ("--teacher", folder / "teacher", "--student", folder / "student")
+    prompts = ("--sft-prompts", folder / "sft.jsonl", "--prompts", folder / "opd.jsonl")
+    more = ("--eval-prompts", folder / "eval.jsonl", "--max-tokens", "6", "--dtype", "float32")
+    made = afterglow("init", *models, *prompts, *more, "--into", folder / "my.toml")
+    assert made.code == 0, made.err
     return folder
 
 
 @pytest.fixture(scope="module")
 def chain(folder: Path) -> Outcome:
-    done = afterglow(
-        "run", "train", "report", "--config", folder / "my.toml", store=folder / "store"
-    )
+    small = [part for override in (*SMALL, *RATES) for part in ("--set", override)]
+    recipe = ("--config", folder / "my.toml", *small)
+    done = afterglow("run", "train", "report", *recipe, store=folder / "store")
     assert done.code == 0, done.err
     return done
 
@@ -83,6 +56,23 @@ def test_records_hold_ids_beyond_17_bits_and_sum_to_one(chain: Outcome, folder: 
         ]
         assert totals == pytest.approx([1.0] * len(totals), abs=1e-5)
     assert 1 << 17 < largest < vocabulary
+
+
+def test_no_text_comes_between_the_stages(chain: Outcome, folder: Path) -> None:
+    """The teacher scores the ids that were drawn, also where the text has another encoding."""
+    drawn, scored = (
+        {
+            int(batch.seq_id[i]): batch.tok[batch.tok_off[i] : batch.tok_off[i + 1]].tolist()
+            for directory in (folder / "store").glob(f"{stage}-*")
+            for batch in read_split(directory, "train")
+            for i in range(len(batch))
+        }
+        for stage in ("rollouts", "teacher-logits")
+    )
+    assert drawn
+    assert scored == drawn
+    words = large_byte_bpe()
+    assert any(words(words.decode(ids))["input_ids"] != ids for ids in drawn.values())
 
 
 def test_the_students_prompts_were_rendered_with_the_chat_template(
