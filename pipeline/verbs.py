@@ -56,8 +56,10 @@ class Opened:
     """Whether the plan is about to be run."""
 
     def check(self, *, elsewhere: bool = False) -> list[Finding]:
-        """What the preflight finds; nothing runs."""
+        """What the preflight finds; nothing runs, and nothing is found of what is up to date."""
         todo = runner.needed(self.targets, self.planned, self.store)
+        if not todo:
+            return []
         return preflight(
             todo, self.store, self.later, self.planned, elsewhere=elsewhere, ready=self.ready
         )

@@ -1,7 +1,7 @@
 """Where sets live: one directory per set under a root, named by stage and key."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
@@ -18,6 +18,10 @@ class Store:
     """A directory of sets, or a prefix of an object store."""
 
     root: Place
+    _found: dict[Place, Manifest] = field(
+        default_factory=dict[Place, Manifest], init=False, repr=False, compare=False
+    )
+    """Manifests read so far: a committed set never changes."""
 
     @property
     def local(self) -> Path:
@@ -54,9 +58,11 @@ class Store:
             DataError: the manifest is unreadable, or the directory holds another set.
         """
         directory = self.path(stage, key)
-        if not (directory / FILE_NAME).exists():
-            return None
-        manifest = read_manifest(directory)
+        if directory not in self._found:
+            if not (directory / FILE_NAME).exists():
+                return None
+            self._found[directory] = read_manifest(directory)
+        manifest = self._found[directory]
         if manifest.key != key:
             raise DataError(
                 f"{directory}: holds set {manifest.key}, but {key} was asked for; the first "

@@ -7,7 +7,7 @@ of `pipeline.planning.duration`.
 """
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -142,20 +142,24 @@ class Estimator:
             longest=data.longest if data else None,
         )
 
-    def of(self, chosen: Planned) -> Estimate:
-        """Everything about one node."""
-        node, config, shape = chosen.node, chosen.node.config, self.shape(chosen)
+    def room(self, chosen: Planned) -> Estimate:
+        """What one node will write; the rest is left out."""
+        config, shape = chosen.node.config, self.shape(chosen)
         model, checkpoints = None, 0
         if isinstance(config, Training) and shape is not None:
-            model = _SAVED[_dtype(node)] * shape.parameters
-            if (self._steps(node) or 0) > config.run.checkpoint_every:
+            model = _SAVED[_dtype(chosen.node)] * shape.parameters
+            if (self._steps(chosen.node) or 0) > config.run.checkpoint_every:
                 checkpoints = 2 * _CHECKPOINT * shape.parameters
-        duration = None
+        return Estimate(self.size(chosen.node), model, checkpoints)
+
+    def of(self, chosen: Planned) -> Estimate:
+        """Everything about one node; reads the manifests of the whole store."""
+        shape, duration = self.shape(chosen), None
         if shape is not None and (work := self._work(chosen, shape)):
             if self._rates is None:
                 self._rates = Rates.of(self._store, self.machine, self._shapes_by_payload())
-            duration = self._rates.duration(chosen, work, shape, _dtype(node))
-        return Estimate(self.size(node), model, checkpoints, self.memory(chosen), duration)
+            duration = self._rates.duration(chosen, work, shape, _dtype(chosen.node))
+        return replace(self.room(chosen), memory=self.memory(chosen), duration=duration)
 
     def unknown(self) -> list[str]:
         """Models from elsewhere, or still to be made, whose shape is not known."""

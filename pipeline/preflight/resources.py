@@ -48,7 +48,7 @@ def check_disk(scope: Scope, machine: Machine | None = None) -> Iterator[Finding
     if free is None:
         return
     estimator = Estimator(list(scope.known.values()), scope.store, machine)
-    found = [estimator.of(chosen) for chosen in scope.todo]
+    found = [estimator.room(chosen) for chosen in scope.todo]
     sets = sum(one.size.bytes for one in found if one.size)
     models = sum(one.model or 0 for one in found)
     checkpoints = max((one.checkpoints for one in found), default=0)
@@ -57,6 +57,8 @@ def check_disk(scope: Scope, machine: Machine | None = None) -> Iterator[Finding
         return
     parts = f"sets {gib(sets)} + models {gib(models)} + checkpoints {gib(checkpoints)}"
     message = f"about {gib(need)} of {gib(free)} free at {scope.store.root} ({parts})"
+    if unknown := estimator.unknown():
+        message += f", not counting {', '.join(unknown)}, whose size is not known yet"
     mend = "Free some space, or set `store` to a directory on a larger disk."
     if need <= free:
         yield Finding("ok", "disk", message)

@@ -11,6 +11,7 @@ from stages.config.stage import StageTable
 from stages.config.training import Training
 from stages.models.hub import cached_directory
 from stages.models.quantization import Use, other_parts, quantization, quantization_problem
+from storage.errors import DataError
 
 
 def check_weights_usable(scope: Scope) -> Iterator[Finding]:
@@ -40,7 +41,10 @@ def _use(config: StageTable, role: str) -> Use:
 
 
 def _findings(path: str, directory: Path, use: Use, elsewhere: bool) -> Iterator[Finding]:
-    method = quantization(directory)
+    try:
+        method, beside = quantization(directory), other_parts(directory)
+    except DataError:  # `models.check_presence` refuses it
+        return
     problem = quantization_problem(method, use) if method else None
     if problem is not None:
         certain = use == "training" or not elsewhere
@@ -52,7 +56,6 @@ def _findings(path: str, directory: Path, use: Use, elsewhere: bool) -> Iterator
             f"its weights are quantised ({method}); records will hold what they say, not what the "
             "original would",
         )
-    beside = other_parts(directory)
     if beside:
         yield Finding(
             "note",

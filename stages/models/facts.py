@@ -70,7 +70,7 @@ def model_outline(directory: Path) -> ModelOutline:
     Raises:
         DataError: there is no `config.json`, or one of the files is not JSON.
     """
-    config = _read(directory / "config.json")
+    config = read_json(directory / "config.json")
     nested = config.get("text_config")
     text = config | (cast("dict[str, Any]", nested) if isinstance(nested, dict) else {})
     # Versions of transformers have called the same table by either name.
@@ -86,10 +86,15 @@ def model_outline(directory: Path) -> ModelOutline:
 
 def _generation_ends(directory: Path) -> set[int]:
     file = directory / "generation_config.json"
-    return _ids(_read(file).get("eos_token_id")) if file.exists() else set()
+    return _ids(read_json(file).get("eos_token_id")) if file.exists() else set()
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_json(file: Place) -> dict[str, Any]:
+    """The object in a JSON file of a model.
+
+    Raises:
+        DataError: there is no such file, or it is not JSON.
+    """
     try:
         return json.loads(file.read_text())
     except (OSError, ValueError) as error:

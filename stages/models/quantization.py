@@ -5,11 +5,11 @@ runs integer formats alone.
 """
 
 import importlib.util
-import json
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from stages.models.environment import cpu_build
+from stages.models.facts import read_json
 from storage.files.place import Place
 
 _PACKAGES = {
@@ -30,9 +30,13 @@ Use = Literal["transformers", "vllm", "training"]
 
 
 def quantization(directory: Place) -> str | None:
-    """How the weights in `directory` are quantised (`fp8`, `awq`, ...); None: they are not."""
+    """How the weights in `directory` are quantised (`fp8`, `awq`, ...); None: they are not.
+
+    Raises:
+        DataError: `config.json` cannot be read.
+    """
     file = directory / "config.json"
-    config: Any = json.loads(file.read_text()) if file.exists() else {}
+    config = read_json(file) if file.exists() else {}
     text = config.get("text_config")
     settings = config.get("quantization_config") or (
         cast(dict[str, Any], text).get("quantization_config") if isinstance(text, dict) else None
@@ -72,9 +76,13 @@ def quantization_problem(method: str, use: Use) -> tuple[str, str] | None:
 
 
 def other_parts(directory: Path) -> list[str]:
-    """What a checkpoint has beside a text model: `vision`, `audio`, `multi-token prediction`."""
+    """What a checkpoint has beside a text model: `vision`, `audio`, `multi-token prediction`.
+
+    Raises:
+        DataError: `config.json` cannot be read.
+    """
     file = directory / "config.json"
-    config: Any = json.loads(file.read_text()) if file.exists() else {}
+    config = read_json(file) if file.exists() else {}
     found = [name for name in ("vision", "audio") if config.get(f"{name}_config")]
     text = config.get("text_config") or config
     if text.get("num_nextn_predict_layers") or text.get("mtp_num_hidden_layers"):

@@ -13,6 +13,7 @@ from pipeline.planning.nodes import build, select
 from pipeline.planning.plan import Planned, resolve
 from stages.config.record_kinds import HeadTail, Record, Sampled
 from stages.config.records import TeacherLogits
+from stages.data.verifiers import MATH_RULES_VERSION
 from storage.errors import ConfigError
 from storage.store import Store
 
@@ -339,7 +340,7 @@ def test_an_upgrade_of_the_verifier_changes_what_it_decided(
     after = planned(tmp_path, checked)
     content = after["sft-data"].payload["content"]
     assert isinstance(content, dict)
-    assert content["verifier"] == "math-verify 99.1"
+    assert content["verifier"] == f"math-verify 99.1, rules {MATH_RULES_VERSION}"
     changed = {name for name in before if before[name].key != after[name].key}
     assert changed >= {"sft-data", "sft", "rollouts"}
     assert not changed & {"corpus", "pretrain.teacher", "pretrain.base"}
