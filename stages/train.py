@@ -272,6 +272,7 @@ def _agreement(known: _Checked, model: PreTrainedModel) -> Agreement | None:
         model,
         known.directory,
         known.data.meta,
+        vocab_size=model_facts(known.init).vocab_size,
         dtype=known.dtype,
         rows_per_chunk=known.job.config.run.rows_per_chunk,
         group=current(),

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from stages.models.tokenizer import load_tokenizer
 from storage.errors import DataError
+from storage.files.place import Place
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ batch, R rows, D hidden size, V vocabulary.
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -181,6 +181,11 @@ class Head:
     def accumulate(self) -> torch.dtype:
         """Type of the logits, and of what is summed over positions."""
         return torch.promote_types(self.weight.dtype, torch.float32)
+
+    def without_padding(self, vocab_size: int) -> "Head":
+        """The same head over the first `vocab_size` ids: engines never draw those that pad it."""
+        bias = None if self.bias is None else self.bias[:vocab_size]
+        return replace(self, weight=self.weight[:vocab_size], bias=bias)
 
     def in_float32(self) -> "Head":
         """The same head with detached float32 weights; a copy where they are of another type."""

@@ -11,6 +11,7 @@ cache) vanishes among thousands.
 import logging
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -66,6 +67,7 @@ def log_probs(
     model: PreTrainedModel,
     batch: Batch,
     *,
+    vocab_size: int,
     temperature: float,
     dtype: torch.dtype,
     rows_per_chunk: int,
@@ -85,7 +87,7 @@ def log_probs(
             hidden_TD = response_hidden(model, part)
             return head_statistics(
                 hidden_TD,
-                lm_head(model),
+                lm_head(model).without_padding(vocab_size),
                 records,
                 rows_per_chunk=rows_per_chunk,
                 temperature=temperature,
@@ -97,6 +99,8 @@ def log_probs(
         for part in parts:
             records = TorchRecords.from_batch(part, device)
             assert records.ref_lp_T is not None, "the caller looks first"
+            # Realised tokens alone are compared; the teacher may know ids that this model lacks.
+            records = replace(records, ids_E=records.ids_E.clamp(max=vocab_size - 1))
             logq_T = group.unsharded(model, partial(forward, part, records))
             length_N = np.diff(part.tok_off)
             position_T = np.arange(part.tokens) - np.repeat(part.tok_off[:-1], length_N)
@@ -119,6 +123,7 @@ def check_agreement(
     directory: Place,
     meta: Mapping[str, object],
     *,
+    vocab_size: int,
     dtype: torch.dtype,
     rows_per_chunk: int,
     group: Group = ALONE,
@@ -129,6 +134,7 @@ def check_agreement(
         model: The policy that wrote the set, as the trainer runs it.
         directory: The set.
         meta: Its manifest's `meta`: `sampling` and `full_support`.
+        vocab_size: Number of the model's ids that mean something, as the engine takes it.
         dtype: bfloat16 runs under autocast and is allowed a wider tolerance.
         rows_per_chunk: Positions whose logits exist at the same time.
         group: The processes that hold the model; they share the sequences.
@@ -153,6 +159,7 @@ def check_agreement(
     compared = log_probs(
         model,
         batch.select(range(min(_SEQUENCES, len(batch)))),
+        vocab_size=vocab_size,
         temperature=float(sampling["temperature"]),
         dtype=dtype,
         rows_per_chunk=rows_per_chunk,

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from stages.models.facts import model_facts
 from stages.models.model import load_model
 from stages.training.agreement import Agreement, check_agreement
 from storage.errors import EngineError
 from storage.rows import Rows
-from tests.world import commit, identity, rollouts, write_model
+from tests.world import VOCABULARY, commit, identity, rollouts, write_model
 
 Check = Callable[..., Agreement | None]
 
@@ -31,6 +32,7 @@ def check(reference: Path, tmp_path: Path) -> Check:
             load_model(reference, "float32", "cpu"),
             tmp_path / "set",
             dict(manifest.meta) | meta,
+            vocab_size=model_facts(reference).vocab_size,
             dtype=dtype,
             rows_per_chunk=16,
         )
@@ -51,6 +53,25 @@ def test_its_own_rollouts_agree(check: Check, rows: Rows) -> None:
     found = check(rows)
     assert found is not None
     assert found.mean <= found.quantile <= found.largest < 1e-4
+
+
+def test_rows_that_pad_the_vocabulary_are_left_out_as_engines_do(tmp_path: Path) -> None:
+    padded = write_model(tmp_path / "padded", 2, vocab_size=VOCABULARY + 40)
+    model = load_model(padded, "float32", "cpu")
+    manifest = commit(
+        tmp_path / "set", rollouts(model, 24), key="ab" * 32, generator=identity(padded)
+    )
+    options = {"dtype": torch.float32, "rows_per_chunk": 16}
+    vocab_size = model_facts(padded).vocab_size
+    found = check_agreement(
+        model, tmp_path / "set", manifest.meta, vocab_size=vocab_size, **options
+    )
+    assert found is not None
+    assert found.largest < 1e-4
+    with pytest.raises(EngineError, match="nats on average"):
+        check_agreement(
+            model, tmp_path / "set", manifest.meta, vocab_size=VOCABULARY + 40, **options
+        )
 
 
 def test_bfloat16_agrees_within_its_tolerance(check: Check, rows: Rows) -> None:
