@@ -21,9 +21,7 @@ STAGES := $(shell awk -F'"' '/^    Stage.$$/ { getline; print $$2 }' pipeline/gr
 
 # A dozen short processes import large libraries: without cached bytecode each pays seconds to compile
 # them. One folder holds the cache, so that the sources stay clean.
-export PYTHONDONTWRITEBYTE# A recipe may need packages of its own: then requirements/ has a file of its name.
-EXTRA = $(if $(CONFIG),,$(if $(wildcard requirements/$(RECIPE).txt),$(RECIPE)))
-CODE :=
+export PYTHONDONTWRITEBYTECODE :=
 export PYTHONPYCACHEPREFIX := $(CURDIR)/.pycache
 
 # Goals run in the order in which they are named: a later stage reads what an earlier one made.
