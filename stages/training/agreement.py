@@ -98,7 +98,8 @@ def log_probs(
         parts = [part for part, _ in cut(share, _BUDGET)]
         for part in parts:
             records = TorchRecords.from_batch(part, device)
-            assert records.ref_lp_T is not None, "the caller looks first"
+            stored_T = records.ref_lp_T
+            assert stored_T is not None, "the caller looks first"
             # Realised tokens alone are compared; the teacher may know ids that this model lacks.
             records = replace(records, ids_E=records.ids_E.clamp(max=vocab_size - 1))
             logq_T = group.unsharded(model, partial(forward, part, records))
@@ -109,7 +110,7 @@ def log_probs(
                     torch.from_numpy(np.repeat(part.seq_id, length_N).astype(np.int64)),
                     torch.from_numpy(position_T.astype(np.int64)),
                     logq_T.float().cpu(),
-                    records.ref_lp_T.float().cpu(),
+                    stored_T.float().cpu(),
                 )
             )
         for _ in range(max(group.all_gather(len(parts))) - len(parts)):
