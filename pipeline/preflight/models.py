@@ -12,7 +12,7 @@ from stages.models.facts import model_outline
 from stages.models.hub import cached_directory
 from stages.models.identity import tokenizer_of
 from stages.models.packaged import packaged_file
-from stages.models.tokenizer_identity import Compatible, Different, compare
+from stages.models.tokenizer_comparison import Compatible, Different, compare
 from storage.errors import AfterglowError, ConfigError, DataError
 
 

@@ -20,14 +20,8 @@ from typing import Any
 from stages.job import Input
 from stages.models.chat_template import same_template, template_digest
 from stages.models.hub import ALLOW_PICKLED, download
-from stages.models.tokenizer_identity import (
-    Compatible,
-    Different,
-    TokenizerIdentity,
-    compare,
-    identify_tokenizer,
-    loaded_probes,
-)
+from stages.models.tokenizer_comparison import Compatible, Different, compare
+from stages.models.tokenizer_identity import TokenizerIdentity, identify_tokenizer, loaded_probes
 from storage.copies import local_copy
 from storage.errors import DataError
 from storage.files.place import Place

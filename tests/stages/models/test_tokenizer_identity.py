@@ -20,14 +20,8 @@ from stages.models.identity import (
     tokenizer_of,
 )
 from stages.models.tokenizer import load_tokenizer
-from stages.models.tokenizer_identity import (
-    Comparison,
-    Compatible,
-    Different,
-    Same,
-    TokenizerIdentity,
-    compare,
-)
+from stages.models.tokenizer_comparison import Comparison, Compatible, Different, Same, compare
+from stages.models.tokenizer_identity import TokenizerIdentity
 from storage.errors import DataError
 
 SAVED = Path(__file__).parent / "saved"
