@@ -15,6 +15,7 @@
     gradient_error, size, packed          error and bytes of records
     decode, containers, memory            reading records
     sampler, extraction, vllm_scoring     making records
+    drawing                               what options of sampling cost
     train_step, reader_share              training on records
 
 What is compared is measured in the same run, in turn, as CPU time of the process: other load

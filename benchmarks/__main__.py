@@ -42,13 +42,14 @@ BENCHMARKS = (
     "decode",
     "extraction",
     "vllm_scoring",
+    "drawing",
     "sampler",
     "train_step",
     "reader_share",
     "memory",
     "containers",
 )
-"""In the order of the table of targets; `vllm_scoring` and `containers` have no target there."""
+"""In the order of the table of targets; `vllm_scoring`, `drawing`, `containers` have none."""
 
 LIBRARIES = (
     "numpy",

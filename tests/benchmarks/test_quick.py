@@ -10,7 +10,7 @@ from benchmarks.__main__ import BENCHMARKS, machine, page, raw_lines
 from benchmarks.harness import Options, Report
 
 WITHOUT_A_LINE = {"containers"}
-WITH_AN_ENGINE = {"vllm_scoring"}
+WITH_AN_ENGINE = {"vllm_scoring", "drawing"}
 """Run by themselves: a minute long, and a process holds one vLLM engine."""
 
 
