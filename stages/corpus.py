@@ -32,7 +32,7 @@ from stages.data.tasks import task
 from stages.generation import held_out_count
 from stages.job import Job, ShardSpec
 from stages.models.descent import TOKENIZER
-from stages.models.identity import described_tokenizer
+from stages.models.identity import described_tokenizer, in_footer
 from stages.models.tokenizer import copy_tokenizer, load_tokenizer, make_tokenizer
 from stages.parts import check_split, plan_parts
 from stages.progress import Progress, advance
@@ -120,7 +120,7 @@ def run_shard(job: Job[Corpus], spec: ShardSpec, engine: Prepared) -> Part:
         key=job.key,
         kind="sequences",
         vocab_size=engine.vocab_size,
-        tokenizer=engine.tokenizer,
+        tokenizer=in_footer(engine.tokenizer),
     )
     with PartWriter(job.directory, spec.index, meta, spec.split) as writer:
         for start in range(0, spec.count, _BLOCK):

@@ -43,6 +43,7 @@ from stages.models.identity import (
     TOKENIZER_FIELDS,
     DigestCache,
     ModelIdentity,
+    in_footer,
     local_directory,
     model_identity,
 )
@@ -303,8 +304,8 @@ def _write_part(
         kind="sequences",
         vocab_size=generation.facts.vocab_size,
         candidates=generation.candidates,
-        tokenizer=generation.tokenizer,
-        teacher=generation.teacher,
+        tokenizer=in_footer(generation.tokenizer),
+        teacher=in_footer(generation.teacher) if generation.teacher else None,
     )
     order = generation.order
     skipped = Skipped(f"{job.name}, part {spec.index}", job.config, order.prompts * order.n)

@@ -35,6 +35,7 @@ from stages.models.identity import (
     check_teacher,
     check_tokenizer,
     identify,
+    in_footer,
     tokenizer_of,
 )
 from stages.models.tokenizer import copy_tokenizer
@@ -140,8 +141,8 @@ def run_shard(job: Job[TeacherLogits], spec: ShardSpec, engine: Teacher) -> Part
         vocab_size=engine.scorer.vocab_size,
         candidates=record.forced,
         record=record.described(),
-        tokenizer=_tokenizer(engine.identity),
-        teacher=engine.identity,
+        tokenizer=in_footer(_tokenizer(engine.identity)),
+        teacher=in_footer(engine.identity),
         layout="open" if engine.ranks is None else "packed",
         ranks=engine.ranks,
     )

@@ -167,6 +167,15 @@ def tokenizer_of(directory: Place) -> TokenizerIdentity:
     return identify_tokenizer(directory, tokenizer_hash(directory))
 
 
+def in_footer(described: Mapping[str, Any]) -> dict[str, Any]:
+    """What the footer of a part says of a model or tokenizer: its digests over bytes.
+
+    What the tokenizer does is in the manifest alone: it would be repeated in every part, and parts
+    of sets from before it was recorded could not be made again byte for byte.
+    """
+    return {name: one for name, one in described.items() if name not in ("fingerprint", "template")}
+
+
 def recorded_tokenizer(described: Mapping[str, Any]) -> TokenizerIdentity:
     """What a manifest says of a tokenizer, in the field of a model or of its own."""
     fingerprint = described.get("fingerprint")

@@ -104,5 +104,5 @@ def test_every_flip_and_every_cut_is_detected_and_named(made: Path, tmp_path: Pa
             groups += any("row group" in problem for problem in problems)
         finally:
             path.write_bytes(whole)
-    assert groups > FLIPS // 5  # the other bytes of parts this small are footer
+    assert groups > FLIPS // 4
     assert sum(len(rows) for part in manifest.parts for rows in read_rows(made / part.file)) == 96
