@@ -4,7 +4,6 @@
 None while it depends on a Hub model whose commit is not known on this machine yet.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from pipeline.planning.nodes import External, Node
 from stages.config.stage import StageTable
 from stages.data.sources import content_identity, content_paths
 from stages.job import Input, Job
-from stages.models.hub import is_hub_id, known_commit
+from stages.models.hub import is_commit, is_hub_id, known_commit
 from stages.models.identity import DigestCache, model_identity
 from storage.errors import AfterglowError, ConfigError, DataError, RetryError
 from storage.files.place import Place, place
@@ -23,7 +22,6 @@ from storage.manifest import Manifest, read_manifest
 from storage.schema import FORMAT_VERSION
 from storage.store import Store
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _SEEN = ". Relative paths start at "
 
 
@@ -203,7 +201,7 @@ def _hub_commit(source: External, ready: bool) -> str | None:
         raise ConfigError(
             f"{name}: no such directory, and not a Hub id (owner/name){_SEEN}{Path.cwd()}"
         )
-    if _COMMIT.fullmatch(source.revision):
+    if is_commit(source.revision):
         return source.revision
     from huggingface_hub import constants
 

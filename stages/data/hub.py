@@ -4,19 +4,16 @@ A data set is its commit: planning resolves a revision once, and stages load tha
 `datasets`, which downloads the files of one configuration. Imports neither torch nor transformers.
 """
 
-import re
 from pathlib import Path
 from typing import Any
 
 from stages.config.data import PromptSource
 from stages.data.prompt_files import known_format, one_split
-from stages.models.hub import is_hub_id, known_commit
+from stages.models.hub import is_commit, is_hub_id, known_commit
 from storage.errors import ConfigError, DataError, RetryError
 
 PREFIX = "hub:"
 """Marks a Hub id where a directory of that name exists as well."""
-
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def hub_dataset(path: str | None) -> str | None:
@@ -45,7 +42,7 @@ def commit_of(name: str, revision: str, *, ask: bool) -> str | None:
         ConfigError: the Hub has no such data set or revision.
         RetryError: the Hub cannot be reached.
     """
-    if _COMMIT.fullmatch(revision):
+    if is_commit(revision):
         return revision
     if not ask:
         return known_commit(name, revision, "dataset")

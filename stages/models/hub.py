@@ -20,12 +20,18 @@ _IGNORED = (
 )
 """Second copies of the weights, and whatever lies in sub-directories (`original/`, `onnx/`)."""
 
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def is_hub_id(name: str) -> bool:
     """Whether a model of the Hub could be called so (owner/name)."""
     return _HUB_ID.fullmatch(name) is not None
+
+
+def is_commit(revision: str) -> bool:
+    """Whether a revision is a commit itself, so that there is nothing to resolve."""
+    return _COMMIT.fullmatch(revision) is not None
 
 
 def known_commit(name: str, revision: str, kind: str = "model") -> str | None:
