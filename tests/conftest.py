@@ -1,5 +1,6 @@
 """Real models shared by all tests: made once per session, the engine started once."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -34,6 +35,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         shared = "chain" in getattr(item, "fixturenames", ())
         item.add_marker(pytest.mark.xdist_group("chain" if shared else str(item.path)))
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """Undo what the command, called in this process, did to logging.
+
+    Its handler writes to the stderr of one test, which is closed when the next one runs.
+    """
+    names = (None, "pipeline", "stages", "storage")
+    loggers = [logging.getLogger(name) for name in names]
+    before = [(one, list(one.handlers), one.level) for one in loggers]
+    yield
+    for one, handlers, level in before:
+        one.handlers[:] = handlers
+        one.setLevel(level)
 
 
 CONTEXT = 64

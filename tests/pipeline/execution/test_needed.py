@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import logs
 from pipeline.cli import main
 from pipeline.command import last_object
 from pipeline.execution.runner import needed
@@ -86,10 +85,7 @@ def test_what_lies_behind_a_committed_set_is_not_made(recipe: Path, tmp_path: Pa
 
 
 def test_adopted_rollouts_are_scored_without_the_model_that_wrote_them(
-    recipe: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = Store(tmp_path / "store")
     chosen = plan_of(recipe, store)["rollouts"]
@@ -105,7 +101,6 @@ def test_adopted_rollouts_are_scored_without_the_model_that_wrote_them(
     )
     rows = world.rollouts(load_model(tmp_path / "student", "float32", "cpu"), 12)
     write_parts(directory, meta, [(rows, "train")], payload=chosen.payload)
-    monkeypatch.setattr(logs, "configure", lambda *_: None)  # of this process, which is pytest
     options = ["--config", str(recipe), "--set", f"store={store.root}", "--json"]
     assert main(["adopt", str(directory), *options]) == 0
     assert main(["run", "teacher-logits", *options]) == 0

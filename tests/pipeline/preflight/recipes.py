@@ -1,7 +1,6 @@
 """Tiny recipes of a user's own models and prompts, checked through the command in this process."""
 
 import json
-import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,13 +64,7 @@ class Case:
     def call(self, verb: str, *arguments: str) -> tuple[int, str, str]:
         """Exit code, standard output and log of a verb on the recipe."""
         recipe = ("--config", f"{self.root}/recipe.toml", "--set", f"store={self.root}/store")
-        root = logging.getLogger()
-        handlers, level = root.handlers[:], root.level
-        try:
-            code = main([verb, *arguments, *recipe])
-        finally:  # the command logs to what stands for stderr in this test alone
-            root.handlers[:] = handlers
-            root.setLevel(level)
+        code = main([verb, *arguments, *recipe])
         out, err = self.capture.readouterr()
         return code, out, err
 
