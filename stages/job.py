@@ -1,7 +1,7 @@
 """One node of the plan, resolved: what a stage module gets to do its work."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -25,6 +25,8 @@ class Input:
     """Hub revision of a model from outside the store."""
     dtype: str = "float32"
     """Numeric type a model is loaded in."""
+    store: Store | None = field(default=None, compare=False, repr=False)
+    """Where a set made by the plan is; it may have read the manifest."""
 
     @property
     def called(self) -> str:
@@ -39,7 +41,8 @@ class Input:
     @cached_property
     def manifest(self) -> Manifest:
         """Of a set; read once, since sets never change."""
-        return read_manifest(self.directory)
+        directory = self.directory
+        return self.store.read(directory) if self.store else read_manifest(directory)
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,20 @@ class Store:
         for path in self.root.glob(f"*-{key[:_SHOWN]}/{FILE_NAME}"):
             yield path.parent
 
+    def holds(self, stage: str, key: str) -> bool:
+        """Whether there is a committed set of this key; its manifest is not read."""
+        return (self.path(stage, key) / FILE_NAME).exists()
+
+    def read(self, directory: Place) -> Manifest:
+        """The manifest of the set in `directory`, read once.
+
+        Raises:
+            DataError: as `storage.manifest.read_manifest`.
+        """
+        if directory not in self._found:
+            self._found[directory] = read_manifest(directory)
+        return self._found[directory]
+
     def manifest(self, stage: str, key: str) -> Manifest | None:
         """The manifest of a committed set, or None where there is none yet.
 
@@ -58,11 +72,9 @@ class Store:
             DataError: the manifest is unreadable, or the directory holds another set.
         """
         directory = self.path(stage, key)
-        if directory not in self._found:
-            if not (directory / FILE_NAME).exists():
-                return None
-            self._found[directory] = read_manifest(directory)
-        manifest = self._found[directory]
+        if directory not in self._found and not (directory / FILE_NAME).exists():
+            return None
+        manifest = self.read(directory)
         if manifest.key != key:
             raise DataError(
                 f"{directory}: holds set {manifest.key}, but {key} was asked for; the first "

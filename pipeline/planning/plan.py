@@ -46,6 +46,10 @@ class Planned:
         """The manifest of the committed set, or None."""
         return store.manifest(self.node.stage.name, self.key) if self.key else None
 
+    def is_made(self, store: Store) -> bool:
+        """Whether the set is committed; its manifest is not read."""
+        return self.key is not None and store.holds(self.node.stage.name, self.key)
+
     def waits_for(self, store: Store) -> list[str]:
         """Names of the nodes it reads that are not committed yet."""
         return [
@@ -139,7 +143,7 @@ def _resolve(
             key = done[ref.source.name].key
             path = str(store.path(ref.source.stage.name, key)) if key else ""
             identities[role] = {"key": key, "dtype": ref.dtype}
-            inputs[role] = Input(path, key, dtype=ref.dtype)
+            inputs[role] = Input(path, key, dtype=ref.dtype, store=store)
         else:
             try:
                 identities[role], inputs[role] = _external(ref.source, ref.dtype, cache, ready)

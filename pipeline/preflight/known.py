@@ -98,7 +98,7 @@ class Models:
     def _made(self, node: Node) -> Path | None:
         """Directory of the committed set of a node, if it is on this machine."""
         planned = self._planned.get(node.name)
-        if planned is None or planned.manifest(self._store) is None:
+        if planned is None or not planned.is_made(self._store):
             return None
         directory = planned.directory(self._store)
         return directory if isinstance(directory, Path) else None

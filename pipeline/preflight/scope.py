@@ -51,7 +51,7 @@ class Scope:
     @cached_property
     def todo(self) -> list[Planned]:
         """Nodes without a committed set, in order."""
-        return [one for one in self.planned if one.manifest(self.store) is None]
+        return [one for one in self.planned if not one.is_made(self.store)]
 
     def nodes(self, *stages: str) -> Iterator[Node]:
         """The nodes of some stages that are to be made."""

@@ -61,10 +61,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_few_calls_lead_to_the_stage_and_to_the_loss(store: Path) -> None:
-    """Manifests are read by the preflight, to check the files they list, and by the stream."""
+    """Manifests are read before the work, to check the files they list, and by the stream."""
     found = watched("run", "pretrain.teacher", "--here", *RECIPE, store=store)
     (corpus,) = store.glob("corpus-*")
-    assert found["reads"] == {corpus.name: 3}
+    assert found["reads"] == {corpus.name: 2}
     calls = found["calls"]
     assert calls["stages.pretrain.run"] == ["main", "cmd_run", "run_node", "run"]
     to_loss = calls["stages.losses.head_loss.head_loss"]
