@@ -10,6 +10,7 @@ from pipeline.planning.machine import Machine
 from pipeline.planning.memory import gib
 from pipeline.planning.nodes import Node
 from pipeline.planning.plan import Planned
+from stages.progress import duration
 from storage.store import Store
 
 Lines = tuple[list[str], list[dict[str, object]]]
@@ -39,7 +40,7 @@ def plan_lines(store: Store, planned: Iterable[Planned]) -> Lines:
         names = [source.name if isinstance(source, Node) else source.path for source in sources]
         if chosen.node.stage.name == "report":
             names = [f"{len(sources)} evaluations"]
-        size, memory, duration = found.size, found.memory, found.duration
+        size, memory, time = found.size, found.memory, found.duration
         cells = [_count(size.tokens) if size else "-", "-", "-", "-"]
         if manifest is not None:
             cells[1] = _bytes(manifest.totals.bytes)
@@ -47,10 +48,10 @@ def plan_lines(store: Store, planned: Iterable[Planned]) -> Lines:
             cells[1] = _bytes(found.disk)
         if not done and memory:
             cells[2] = gib(memory.bytes)
-        if not done and duration:
-            cells[3] = ("" if duration.basis == "measured" else "~") + spoken(duration.seconds)
-            bases.setdefault(duration.basis, []).append(duration.source)
-            seconds += duration.seconds
+        if not done and time:
+            cells[3] = ("" if time.basis == "measured" else "~") + duration(time.seconds)
+            bases.setdefault(time.basis, []).append(time.source)
+            seconds += time.seconds
         reads = ", ".join(names) or "-"
         rows.append([name, _short(chosen.key), "done" if done else "to do", *cells, reads])
         result.append({"node": name, "key": chosen.key, "done": done, **_figures(found)})
@@ -60,9 +61,8 @@ def plan_lines(store: Store, planned: Iterable[Planned]) -> Lines:
     if unknown := estimator.unknown():
         lines.append(f"memory and time not known: {', '.join(unknown)} not here yet"[:WIDTH])
     if seconds:
-        lines.append(
-            f"time: {spoken(seconds)} for what is to do, if every response is as long as it may be"
-        )
+        took = duration(seconds)
+        lines.append(f"time: {took} for what is to do, if every response is as long as it may be")
     if "measured" in bases:
         sets = ", ".join(dict.fromkeys(bases["measured"]))
         lines.append(f"  measured on this machine: {sets}"[:WIDTH])
@@ -73,7 +73,7 @@ def plan_lines(store: Store, planned: Iterable[Planned]) -> Lines:
 
 def _figures(found: Estimate) -> dict[str, object]:
     """Everything that is estimated of a node, for programs."""
-    size, memory, duration = found.size, found.memory, found.duration
+    size, memory, time = found.size, found.memory, found.duration
     return {
         "tokens": size and size.tokens,
         "bytes": size and size.bytes,
@@ -90,7 +90,7 @@ def _figures(found: Estimate) -> dict[str, object]:
             "processes": memory.processes,
             "items": [asdict(item) for item in memory.items],
         },
-        "time": duration and asdict(duration),
+        "time": time and asdict(time),
     }
 
 
@@ -102,14 +102,6 @@ def _devices(machine: Machine, free: int | None) -> list[str]:
         parts.append(f"{machine.gpus.count(gpu)} x {gpu.name}, {gib(gpu.memory)}")
     disk = f"; {_bytes(free)} free on disk" if free is not None else ""
     return [f"for this machine: {'; '.join(parts)}{disk}"]
-
-
-def spoken(seconds: float) -> str:
-    """A time as people say it."""
-    for size, unit in ((86400 * 2, "d"), (3600 * 2, "h"), (120, "min")):
-        if seconds >= size:
-            return f"{seconds / {'d': 86400, 'h': 3600, 'min': 60}[unit]:.1f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def status_lines(store: Store, planned: Iterable[Planned]) -> Lines:

@@ -187,13 +187,16 @@ def advance(amount: float = 1.0, tokens: int = 0) -> None:
 
 
 def duration(seconds: float) -> str:
-    """`12.3 s`, `4 min 5 s` or `3 h 12 min`."""
+    """`12.3 s`, `4 min 5 s`, `3 h 12 min` or `2 d 7 h`."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
         return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min"
+    return f"{hours // 24} d {hours % 24} h"
 
 
 def _on_terminal() -> bool:

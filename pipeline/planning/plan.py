@@ -14,7 +14,7 @@ from pipeline.planning.nodes import External, Node
 from stages.config.stage import StageTable
 from stages.data.sources import content_identity, content_paths
 from stages.job import Input, Job
-from stages.models.hub import is_commit, is_hub_id, known_commit
+from stages.models.hub import asking, is_commit, is_hub_id, known_commit
 from stages.models.identity import DigestCache, model_identity
 from storage.errors import AfterglowError, ConfigError, DataError, RetryError
 from storage.files.place import Place, place
@@ -220,17 +220,6 @@ def _hub_commit(source: External, ready: bool) -> str | None:
             )
         return remembered
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    try:
+    with asking(name, source.revision, "model", f"Relative paths start at {Path.cwd()}"):
         return HfApi().model_info(name, revision=source.revision).sha
-    except (HfHubHTTPError, HFValidationError) as error:
-        raise ConfigError(
-            f"{name}: no such directory, and the Hub has no such model, or not for you "
-            f"({str(error).splitlines()[0]}){_SEEN}{Path.cwd()}"
-        ) from error
-    except Exception as error:  # the errors of its HTTP library, which differs between versions
-        raise RetryError(
-            f"{name}: no such directory, and not a Hub id known here; the Hub cannot be reached "
-            f"({error}){_SEEN}{Path.cwd()}"
-        ) from error

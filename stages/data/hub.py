@@ -9,8 +9,8 @@ from typing import Any
 
 from stages.config.data import PromptSource
 from stages.data.prompt_files import known_format, one_split
-from stages.models.hub import is_commit, is_hub_id, known_commit
-from storage.errors import ConfigError, DataError, RetryError
+from stages.models.hub import asking, is_commit, is_hub_id, known_commit
+from storage.errors import DataError
 
 PREFIX = "hub:"
 """Marks a Hub id where a directory of that name exists as well."""
@@ -47,22 +47,11 @@ def commit_of(name: str, revision: str, *, ask: bool) -> str | None:
     if not ask:
         return known_commit(name, revision, "dataset")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    try:  # the smallest download that remembers the commit of a revision
-        made = snapshot_download(
+    with asking(name, revision, "data set", "Check `prompts.path`."):
+        made = snapshot_download(  # the smallest that remembers the commit of a revision
             name, repo_type="dataset", revision=revision, allow_patterns=["README.md"]
         )
-    except (HfHubHTTPError, HFValidationError) as error:
-        raise ConfigError(
-            f"{name}: no such file or directory, and the Hub has no such data set at revision "
-            f"`{revision}`, or not for you ({str(error).splitlines()[0]}). Check `prompts.path`."
-        ) from error
-    except Exception as error:  # the errors of its HTTP library, which differs between versions
-        raise RetryError(
-            f"{name}: no such file or directory, and not a data set of the Hub known here; the Hub "
-            f"cannot be reached ({str(error).splitlines()[0]})"
-        ) from error
     return Path(made).name
 
 

@@ -1,11 +1,15 @@
-"""Models of the Hugging Face Hub: what their names look like, and what of them is on this machine.
+"""The Hugging Face Hub: what names of models look like, and what of them is on this machine.
 
 `download` asks the Hub; all else reads the local cache alone.
 """
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from storage.errors import ConfigError, RetryError
 
 ALLOW_PICKLED = "AFTERGLOW_PICKLED_WEIGHTS"
 """Environment variable that lets pickled weights be loaded."""
@@ -38,6 +42,36 @@ def known_commit(name: str, revision: str, kind: str = "model") -> str | None:
     """The commit that a revision stood for when it was last downloaded; None: never."""
     remembered = _cache(name, kind) / "refs" / revision
     return remembered.read_text().strip() if remembered.exists() else None
+
+
+@contextmanager
+def asking(name: str, revision: str, kind: str, mend: str) -> Iterator[None]:
+    """Tell the errors of a question to the Hub apart.
+
+    Args:
+        name: Hub id.
+        revision: Branch, tag or commit.
+        kind: "model" or "data set".
+        mend: What to look at when there is none, a sentence.
+
+    Raises:
+        ConfigError: the Hub has no such thing, or not for this user.
+        RetryError: the Hub cannot be reached.
+    """
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        yield
+    except (HfHubHTTPError, HFValidationError) as error:
+        raise ConfigError(
+            f"{name}: no such path, and the Hub has no such {kind} at revision `{revision}`, or "
+            f"not for you ({str(error).splitlines()[0]}). {mend}"
+        ) from error
+    except Exception as error:  # the errors of its HTTP library, which differs between versions
+        raise RetryError(
+            f"{name}: no such path, and not a {kind} of the Hub known here; it cannot be reached "
+            f"({str(error).splitlines()[0]}). {mend}"
+        ) from error
 
 
 def cached_directory(name: str, revision: str) -> Path | None:

@@ -166,6 +166,7 @@ def test_where_nobody_looks_there_is_no_bar(
         (61, "1 min 1 s"),
         (3599, "59 min 59 s"),
         (7384, "2 h 3 min"),
+        (200000, "2 d 7 h"),
     ],
 )
 def test_durations(seconds: float, text: str) -> None:

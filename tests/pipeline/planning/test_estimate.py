@@ -9,7 +9,7 @@ from pipeline.planning.config import load_recipe, recipe_names
 from pipeline.planning.duration import Rates, Work
 from pipeline.planning.estimate import Estimate, Estimator
 from pipeline.planning.machine import GPU, Machine
-from pipeline.show import WIDTH, plan_lines, spoken
+from pipeline.show import WIDTH, plan_lines
 from stages.models.shape import shape_of
 from storage.store import Store
 from tests.world import write_model
@@ -102,16 +102,6 @@ def test_reading_costs_two_operations_a_weight(tmp_path: Path) -> None:
 
     per_token = (seconds(2_000_000) - seconds(1_000_000)) / 1e6
     assert per_token == pytest.approx(2 * shape.multiplied / (2 * 20e9))
-
-
-def test_times_are_spoken_in_the_unit_they_fit() -> None:
-    assert [spoken(x) for x in (9, 119, 120, 7200, 200000)] == [
-        "9 s",
-        "119 s",
-        "2.0 min",
-        "2.0 h",
-        "2.3 d",
-    ]
 
 
 def test_a_pruned_model_has_the_size_of_its_layers(tmp_path: Path) -> None:
