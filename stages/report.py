@@ -42,8 +42,8 @@ def run(job: Job[Report]) -> Manifest:
     found = {name: read_evaluation(source.directory) for name, source in job.inputs.items()}
     rows = [_row(name, one) for name, one in found.items()]
     baseline = find_baseline(rows, job.config.baseline)
-    rows = with_gain(rows, baseline)
-    notes = legend(rows, baseline)
+    rows = with_gain(rows, baseline, job.config.baselines)
+    notes = legend(rows, baseline, job.config.baselines)
     guarantees = {
         name: f"{made['level']}: {made['reason']}"
         + (f" ({made['note']})" if made.get("note") else "")

@@ -11,9 +11,10 @@ from pipeline.execution.chain import Chain
 from pipeline.planning.config import Recipe
 from pipeline.planning.document import replace_block, surroundings
 from pipeline.planning.nodes import build, select
-from pipeline.planning.plan import resolve
+from pipeline.planning.plan import Planned, resolve
 from pipeline.preflight.finding import log_notes, refuse
 from pipeline.preflight.gate import preflight
+from stages.config.evaluation import Report
 from stages.reporting.table import find_baseline, format_table, legend, read_rows, summarise
 from storage.files.place import Place
 from storage.store import Store
@@ -45,6 +46,7 @@ def run_seeds(
     """
     if into is not None:
         surroundings(into)  # an error now, not after the work
+    planned: list[Planned] = []
     reports: list[Place] = []
     sets: set[Place] = set()
     for seed in range(recipe.seed, recipe.seed + seeds):
@@ -60,7 +62,9 @@ def run_seeds(
         reports.append(planned[-1].directory(store))
     rows = summarise([read_rows(report) for report in reports])
     headline = f"{seeds} seeds, mean +- standard deviation" if seeds > 1 else "one seed"
-    about = legend(rows, find_baseline(rows, recipe.report.baseline))
+    table = planned[-1].node.config
+    assert isinstance(table, Report), "the report is the last node"
+    about = legend(rows, find_baseline(rows, table.baseline), table.baselines)
     sys.stdout.write("\n".join([headline, "", format_table(rows), "", *about, ""]))
     (store.root / f"{recipe.name}-seeds.jsonl").write_text(
         "".join(json.dumps(row) + "\n" for row in rows)

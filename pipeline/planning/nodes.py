@@ -15,13 +15,17 @@ from typing import Literal
 from pipeline.graph import BY_NAME, MODELS, STAGES, Stage, downstream
 from pipeline.planning.config import Recipe
 from stages.config.data import ModelRef
-from stages.config.evaluation import Evaluate
+from stages.config.evaluation import Evaluate, Report
 from stages.config.stage import StageTable
 from stages.config.training import Student
+from stages.reporting.table import STARTS
 from storage.errors import ConfigError
 
 _ROUND_SEEDS = 1_000_000
 """Between the seeds of two rounds, so that the rounds of neighbouring seeds share none."""
+
+_MAIN = "[train]"
+"""Heading of the table whose student the others are compared with."""
 
 
 @dataclass(frozen=True)
@@ -94,12 +98,14 @@ class _Builder:
         self.made: dict[str, Node] = {}
         self.tables: dict[str, StageTable] = {}
         """The table of each node as the recipe has it; `Node.config` is the completed one."""
+        self.started: dict[str, str] = {}
+        """By student, the row of the model it started from."""
 
     def nodes(self) -> list[Node]:
         for stage, variant, heading, table in self.asked:
             if isinstance(table, Evaluate):
                 self._evaluate(stage, heading, table)
-            elif stage.name == "report":
+            elif isinstance(table, Report):
                 self._report(stage, heading, table)
             elif stage.refines:
                 for node in self._all(stage.refines):
@@ -295,6 +301,9 @@ class _Builder:
     def _evaluate(self, stage: Stage, heading: str, table: Evaluate) -> None:
         """One evaluation for each model."""
         rows = {name: ref for name, (_, ref) in self._starting_points().items()}
+        if not table.teacher:
+            rows.pop("teacher", None)
+        self._add_starts(rows)
         for node in self._all("train"):
             rows[node.variant] = Ref(
                 self._latest("train", node.variant) or node, self.student_dtype
@@ -315,19 +324,51 @@ class _Builder:
                 )
             shared["at"] = rows[at]
         for name, model in rows.items():
-            if name == "teacher" and not table.teacher:
-                continue
             inputs = {"model": model, **shared}
             if (table.gradient or table.record_bytes) and (data := _records_of(model, stage)):
                 inputs["data"] = data
             self._add(stage, name, heading, table, inputs)
 
-    def _report(self, stage: Stage, heading: str, table: StageTable) -> None:
+    def _add_starts(self, rows: dict[str, Ref]) -> None:
+        """Find the row each student started from; a model that has none yet gets one.
+
+        `start` is where the student of `[train]` started; where others started on their own, it is
+        `start-` and the name of the first of them.
+        """
+        students = self._all("train")
+        names = {student.variant for student in students}
+        for student in sorted(students, key=lambda student: student.heading != _MAIN):
+            if (start := _start_of(student)) is None:
+                continue
+            row = next((name for name, ref in rows.items() if ref.source == start.source), None)
+            if row is None:
+                row = "start" if student.heading == _MAIN else f"start-{student.variant}"
+                if row in names:
+                    raise ConfigError(
+                        f"[train.compare.{row}] has the name of a row of the report, the model "
+                        f"that {student.name} starts from: rename the table"
+                    )
+                rows[row] = start
+            self.started[student.variant] = row
+
+    def _report(self, stage: Stage, heading: str, table: Report) -> None:
         """One table over all evaluations; there is none without."""
         names = [node.variant for node in self._all("evaluate")]
         rows = {name: Ref(node) for name in names if (node := self._latest("evaluate", name))}
-        if rows:
-            self._add(stage, "", heading, table, rows)
+        if not rows:
+            return
+        main = next(node.variant for node in self._all("train") if node.heading == _MAIN)
+        policy = next((name for name in STARTS if name in names), None)
+        shared = self.started.get(main, policy)
+        own = {name: row for name, row in self.started.items() if row != shared}
+        self._add(
+            stage,
+            "",
+            heading,
+            # The policy is the default, which keys from before do not name.
+            table.measured_from(None if shared == policy else shared, own),
+            rows,
+        )
 
 
 def _name(stage: str, variant: str) -> str:
@@ -345,6 +386,14 @@ def _origin(inputs: Mapping[str, Ref]) -> StageTable | None:
     while isinstance(source, Node) and (before := source.data):
         source = before
     return source.config if isinstance(source, Node) else None
+
+
+def _start_of(student: Node) -> Ref | None:
+    """The model a student started its first round from; None for one from scratch."""
+    start = student.inputs.get("init")
+    while start and isinstance(start.source, Node) and start.source.stage is student.stage:
+        start = start.source.inputs.get("init")
+    return start
 
 
 def _is_policy(node: Node, role: str) -> bool:

@@ -1,13 +1,14 @@
 """Tables of `evaluate` and `report`."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Self
 
 from pydantic import AliasChoices, Field
 
 from stages.config.data import PromptSource, Sampling, Verifier
 from stages.config.generation import EngineRun
 from stages.config.stage import StageTable
-from stages.table import KeyDefault, KeyName, Named, Positive, Table
+from stages.table import KeyDefault, KeyName, Named, Positive, Table, at_default
 
 
 class EvaluateRun(EngineRun):
@@ -76,5 +77,23 @@ class Report(StageTable):
     presence = "implied"
 
     baseline: Annotated[str | None, KeyDefault("sft")] = None
-    """Row that gains are measured against. Default: where the students started, which is `sft` or,
-    without `[sft]`, `reference`."""
+    """Row that gains are measured against. Default: where each student started in its first round.
+    That is `sft` or, without `[sft]`, `reference`; a start of their own (`train.init`) is evaluated
+    too, in a row `start`."""
+    baselines: dict[str, str] = Field(default_factory=dict)
+    """By student, another row in the place of `baseline`."""
+
+    def measured_from(self, shared: str | None, own: Mapping[str, str]) -> Self:
+        """The table with what it leaves open filled in: the rows that students started from.
+
+        Args:
+            shared: That of the student of `[train]`; None for the default.
+            own: Those of students that started elsewhere, by student.
+        """
+        if self.baseline is not None:
+            return self
+        return self.model_copy(update={"baseline": shared, "baselines": {**own, **self.baselines}})
+
+    def unused(self) -> frozenset[str]:
+        """Rows of single students, where there are none."""
+        return at_default(self, "baselines")

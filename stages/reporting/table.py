@@ -11,6 +11,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 from storage.errors import DataError
@@ -193,24 +194,34 @@ def find_baseline(rows: Sequence[Row], asked: str | None) -> str | None:
     return asked or next((name for name in STARTS if name in names), None)
 
 
-def with_gain(rows: Sequence[Row], baseline: str | None) -> list[Row]:
-    """Rows with `gain`: accuracy above that of the row called `baseline`, in the same units.
+def with_gain(
+    rows: Sequence[Row], baseline: str | None, baselines: Mapping[str, str] = MappingProxyType({})
+) -> list[Row]:
+    """Rows with `gain`: accuracy above that of another row, in the same units.
 
     Models answer the same prompts, but only the marginal errors are known here, so no error is
     attached; `summarise` gives the spread of the gain over seeds.
+
+    Args:
+        rows: One for each model.
+        baseline: The row that gains are measured against; it has none itself.
+        baselines: Other rows in its place, by model; they have none either.
     """
-    if baseline is None or not any("accuracy" in row for row in rows):
+    if not any("accuracy" in row for row in rows):
         return list(rows)
-    base = next((row.get("accuracy") for row in rows if row["model"] == baseline), None)
-    if not isinstance(base, float):
-        log.warning("report: no row `%s` with an accuracy; gains are left out", baseline)
-        return list(rows)
-    return [
-        {**row, "gain": own - base}
-        if row["model"] != baseline and isinstance(own := row.get("accuracy"), float)
-        else row
-        for row in rows
-    ]
+    accuracy = {str(row["model"]): row.get("accuracy") for row in rows}
+    bases = {base for base in (baseline, *baselines.values()) if base is not None}
+    for base in sorted(bases):
+        if not isinstance(accuracy.get(base), float):
+            log.warning("report: no row `%s` with an accuracy; gains over it are left out", base)
+    out: list[Row] = []
+    for row in rows:
+        name = str(row["model"])
+        own, base = accuracy[name], accuracy.get(baselines.get(name, baseline or ""))
+        if name not in bases and isinstance(own, float) and isinstance(base, float):
+            row = {**row, "gain": own - base}
+        out.append(row)
+    return out
 
 
 _LEGEND = {
@@ -234,8 +245,10 @@ _LEGEND = {
 }
 
 
-def legend(rows: Sequence[Row], baseline: str | None) -> list[str]:
-    """What the columns mean, and how much they rest on: one line each."""
+def legend(
+    rows: Sequence[Row], baseline: str | None, baselines: Mapping[str, str] = MappingProxyType({})
+) -> list[str]:
+    """What the columns mean, and how much they rest on: one line each; arguments as above."""
     known = {key for row in rows for key in row}
     first = ["accuracy of sampled and greedy answers"] if "accuracy" in known else []
     if any(key.endswith("_sd") for key in known):
@@ -243,7 +256,8 @@ def legend(rows: Sequence[Row], baseline: str | None) -> list[str]:
     elif any(key.endswith("_se") for key in known):
         first.append("+- standard error over prompts")
     if "gain" in known:
-        first.append(f"gain over {baseline} in points")
+        others = "".join(f", of {name} over {base}" for name, base in baselines.items())
+        first.append(f"gain over {baseline} in points{others}")
     levels = {
         f"{word} KL is {row[key]}"
         for word, key in (("reverse", "reverse_kl_level"), ("forward", "forward_kl_level"))

@@ -83,6 +83,23 @@ def test_without_sft_gains_are_measured_against_the_given_start(tmp_path: Path) 
     assert "gain over reference in points" in (made.directory / "report.txt").read_text()
 
 
+def test_students_with_a_start_of_their_own_are_measured_from_it(tmp_path: Path) -> None:
+    evaluations = {
+        "sft": evaluation(SFT),
+        "start": evaluation({"accuracy": 0.7}),
+        "x": evaluation(STUDENT),
+        "again": evaluation(STUDENT),
+    }
+    made = job(tmp_path, evaluations, baselines={"x": "start"})
+    run(made)
+    sft, start, student, again = read_rows(made.directory)
+    assert student["gain"] == pytest.approx(0.21)
+    assert again["gain"] == pytest.approx(0.41)
+    assert "gain" not in sft
+    assert "gain" not in start
+    assert "gain over sft in points, of x over start" in (made.directory / "report.md").read_text()
+
+
 def test_students_that_started_from_nothing_have_no_gain(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -11,6 +11,7 @@ from pipeline.planning.config import load_recipe
 from pipeline.planning.estimate import bytes_per_position
 from pipeline.planning.nodes import build, select
 from pipeline.planning.plan import Planned, resolve
+from stages.config.evaluation import Report
 from stages.config.record_kinds import HeadTail, Record, Sampled
 from stages.config.records import TeacherLogits
 from stages.data.verifiers import MATH_RULES_VERSION
@@ -344,3 +345,59 @@ def test_an_upgrade_of_the_verifier_changes_what_it_decided(
     changed = {name for name in before if before[name].key != after[name].key}
     assert changed >= {"sft-data", "sft", "rollouts"}
     assert not changed & {"corpus", "pretrain.teacher", "pretrain.base"}
+
+
+def starts(tmp_path: Path, *overrides: str) -> tuple[dict[str, Planned], Report]:
+    """The demo with models of the user's own beside it, and the table its report is made with."""
+    for name in ("mine", "other"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "model.safetensors").write_bytes(name.encode())
+        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "tokenizer.json").write_text("{}")
+    nodes = planned(tmp_path / "store", *overrides)
+    report = nodes["report"].node.config
+    assert isinstance(report, Report)
+    return nodes, report
+
+
+def test_a_start_of_their_own_is_evaluated_and_gains_are_measured_from_it(tmp_path: Path) -> None:
+    nodes, report = starts(tmp_path, f"train.init={tmp_path}/mine")
+    assert nodes["evaluate.start"].inputs["model"] == nodes["train.reverse_kl"].inputs["init"]
+    assert "evaluate.sft" in nodes
+    assert report.baseline == "start"
+    assert report.baselines == {}
+    assert starts(tmp_path)[1].baseline is None
+
+
+def test_a_comparison_with_a_start_of_its_own_is_measured_from_that(tmp_path: Path) -> None:
+    nodes, report = starts(tmp_path, f"train.compare.lightning.init={tmp_path}/other")
+    assert nodes["evaluate.start-lightning"].inputs["model"].path == f"{tmp_path}/other"
+    assert report.baseline is None
+    assert report.baselines == {"lightning": "start-lightning"}
+    both = (f"train.init={tmp_path}/mine", "train.compare.lightning.init=sft")
+    nodes, report = starts(tmp_path, *both)
+    assert "evaluate.start-lightning" not in nodes
+    assert (report.baseline, report.baselines) == ("start", {"lightning": "sft"})
+
+
+def test_a_model_that_has_a_row_gets_no_second(tmp_path: Path) -> None:
+    nodes, report = starts(tmp_path, "train.compare.x.init=pretrain:teacher")
+    assert not any(name.startswith("evaluate.start") for name in nodes)
+    assert report.baselines == {"x": "teacher"}
+
+
+def test_later_rounds_are_measured_from_the_start_of_the_first(tmp_path: Path) -> None:
+    nodes, report = starts(tmp_path, f"train.init={tmp_path}/mine", "train.rounds=3")
+    evaluated = {name for name in nodes if name.startswith("evaluate.")}
+    assert evaluated >= {"evaluate.start", "evaluate.reverse_kl-3"}
+    assert (report.baseline, report.baselines) == ("start", {})
+
+
+def test_a_baseline_that_is_asked_for_stands(tmp_path: Path) -> None:
+    _, report = starts(tmp_path, f"train.init={tmp_path}/mine", "report.baseline=sft")
+    assert (report.baseline, report.baselines) == ("sft", {})
+
+
+def test_no_student_may_be_called_like_the_row_of_a_start(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"\[train.compare.start\] has the name of a row"):
+        starts(tmp_path, f"train.init={tmp_path}/mine", "train.compare.start.learning_rate=0.1")
