@@ -43,7 +43,7 @@ from stages.engines.base import (
 )
 from stages.engines.open import open_generator
 from stages.engines.stop_strings import text_before
-from stages.evaluation.answers import Answer, accuracy, read_answers, write_answers
+from stages.evaluation.answers import ANSWERS, Answer, accuracy, read_answers, write_answers
 from stages.job import Job
 from stages.models.descent import data_tokenizer, manifest_of_model
 from stages.models.environment import prepare_environment
@@ -60,8 +60,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
-
-ANSWERS = "answers.jsonl.zst"
 
 
 def run(job: Job[Evaluate]) -> Manifest:

@@ -18,6 +18,8 @@ from storage.files.place import Place
 from storage.files.write import create_once
 from storage.schema import OUTCOME
 
+ANSWERS = "answers.jsonl.zst"
+"""In an `evaluate` set: every generated answer with its outcome."""
 RIGHT, UNKNOWN = OUTCOME["right"], OUTCOME["unknown"]
 
 

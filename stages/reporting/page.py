@@ -1,13 +1,13 @@
 """`report.html`: everything a run found on one page that needs no other file.
 
-The table and its legend, accuracy as bars, the training curves of every student, what each
-objective guarantees on its records, and the cost of every set. Curves and costs are read from the
-sets that the evaluations descend from, as far as they are in the store.
+What to beware of, the table and its legend, figures with their intervals, the training curves of
+every student, what each objective guarantees on its records, and the cost of every set. Curves and
+costs are read from the sets that the evaluations descend from, as far as they are in the store.
+`stages.report` adds what is read from answers and records.
 
 No external script, style sheet, font or image. Imports no torch.
 """
 
-import html
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +15,9 @@ from typing import Any
 
 from stages.job import Job
 from stages.reporting import charts
+from stages.reporting.cautions import cautions
+from stages.reporting.diagrams import Point, intervals
+from stages.reporting.html import document, listed, section, table, text
 from stages.reporting.table import Row, cells
 from storage.files.place import Place
 from storage.manifest import FILE_NAME, Manifest, read_manifest
@@ -46,22 +49,6 @@ _PROMPTS = {
 """Counts of a `stages.data.prompts.PromptReport` that are shown, where any set has them."""
 _ALWAYS = ("rows", "kept", "answers")
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
-       color: #1b1f24; background: #fff }
-h1 { font-size: 1.6rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; display: block;
-        overflow-x: auto }
-th, td { padding: .3rem .7rem; text-align: right; white-space: nowrap;
-         border-bottom: 1px solid #d9dee4 }
-th:first-child, td:first-child { text-align: left }
-ul { padding-left: 1.2rem; color: #4a5560 } svg { max-width: 100%; height: auto; margin: .4rem 0 }
-code { background: #f2f4f7; padding: 0 .25rem; border-radius: 3px }
-@media (prefers-color-scheme: dark) {
-  body { color: #e6e9ed; background: #14171b } th, td { border-color: #333a42 }
-  ul { color: #a9b3bd } code { background: #22272e } svg text { fill: #c9d1d9 } }
-"""
-
 
 @dataclass(frozen=True)
 class Ancestor:
@@ -71,8 +58,23 @@ class Ancestor:
     manifest: Manifest
 
 
+@dataclass(frozen=True)
+class Section:
+    """A part of the page that its caller makes."""
+
+    title: str
+    parts: Sequence[str]
+    """HTML; without any, there is no section."""
+    assets: tuple[str, ...] = ()
+    """Style sheets and scripts it needs, by name in `assets/`."""
+
+
 def page(
-    job: Job[Any], rows: Sequence[Row], notes: Sequence[str], guarantees: Mapping[str, str]
+    job: Job[Any],
+    rows: Sequence[Row],
+    notes: Sequence[str],
+    guarantees: Mapping[str, str],
+    sections: Sequence[Section] = (),
 ) -> str:
     """The whole page.
 
@@ -81,26 +83,30 @@ def page(
         rows: Of the table, by model.
         notes: What its columns mean.
         guarantees: By student, what its objective guarantees on its records.
+        sections: Further parts, between the table and the training curves.
     """
     found = list(ancestors(job))
-    promised = [f"<code>{_text(name)}</code>: {_text(said)}" for name, said in guarantees.items()]
-    parts = [
-        "<h1>Report</h1>",
-        _table(cells(rows)),
-        _list([_text(note) for note in notes]),
-        charts.bars("accuracy, %", _accuracies(rows)),
-        *_section("Training", _curves(found)),
-        *_section("What each objective guarantees on its records", [_list(promised)]),
-        *_section("Prompts, and rows that were dropped", [_prompts(found)]),
-        *_section("Responses, and what the verifier said of them", [_responses(found)]),
-        *_section("What it cost", [_ledger(found)]),
+    promised = [f"<code>{text(name)}</code>: {text(said)}" for name, said in guarantees.items()]
+    beware = cautions(rows, guarantees, [one.manifest for one in found])
+    body = [
+        listed([text(one) for one in beware], "warnings"),
+        table(cells(rows)),
+        listed([text(note) for note in notes]),
+        '<div class="charts">',
+        *_intervals(rows),
+        "</div>",
     ]
-    body = "\n".join(part for part in parts if part)
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Report</title><style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
-    )
+    for one in sections:
+        body += section(one.title, one.parts)
+    body += [
+        *section("Training", _curves(found)),
+        *section("What each objective guarantees on its records", [listed(promised)]),
+        *section("Prompts, and rows that were dropped", [_prompts(found)]),
+        *section("Responses, and what the verifier said of them", [_responses(found)]),
+        *section("What it cost", [_ledger(found)]),
+    ]
+    assets = [name for one in sections if one.parts for name in one.assets]
+    return document("Report", body, list(dict.fromkeys(assets)))
 
 
 def ancestors(job: Job[Any]) -> Iterator[Ancestor]:
@@ -123,17 +129,30 @@ def ancestors(job: Job[Any]) -> Iterator[Ancestor]:
         yield from visit(source.directory)
 
 
-def _accuracies(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
-    named = {"accuracy": "sampled", "greedy": "greedy"}
-    found = {
-        str(row["model"]): {
-            shown: 100 * float(value)
-            for key, shown in named.items()
-            if isinstance(value := row.get(key), int | float)
-        }
-        for row in rows
-    }
-    return {name: values for name, values in found.items() if values}
+_FIGURES = {
+    "accuracy, %": {"accuracy": ("sampled", 100.0), "greedy": ("greedy", 100.0)},
+    "divergence from the teacher, nats per token": {
+        "reverse_kl": ("reverse KL", 1.0),
+        "forward_kl": ("forward KL", 1.0),
+    },
+    "held-out text, nats per token": {"text_loss": ("loss", 1.0), "text_kl": ("KL", 1.0)},
+}
+"""Figures that are drawn with their intervals: name and scale, by key and by title of the chart."""
+
+
+def _intervals(rows: Sequence[Row]) -> list[str]:
+    out: list[str] = []
+    for title, figures in _FIGURES.items():
+        values: dict[str, dict[str, Point]] = {}
+        for row in rows:
+            for key, (shown, scale) in figures.items():
+                value, error = row.get(key), row.get(f"{key}_se")
+                if isinstance(value, int | float):
+                    spread = scale * error if isinstance(error, int | float) else None
+                    point = Point(scale * value, spread)
+                    values.setdefault(str(row["model"]), {})[shown] = point
+        out.append(intervals(title, values))
+    return out
 
 
 def _curves(found: Sequence[Ancestor]) -> list[str]:
@@ -181,7 +200,7 @@ def _prompts(found: Sequence[Ancestor]) -> str:
         [name, *("" if columns[shown] is None else f"{columns[shown]:,}" for shown in used)]
         for (name, _), columns in counts.items()
     ]
-    return _table([["set", *used], *lines]) if lines else ""
+    return table([["set", *used], *lines]) if lines else ""
 
 
 def _responses(found: Sequence[Ancestor]) -> str:
@@ -200,7 +219,7 @@ def _responses(found: Sequence[Ancestor]) -> str:
         [name, *(f"{values.get(column, 0):,}" for column in used)]
         for name, values in counts.items()
     ]
-    return _table([["set", *used], *lines]) if lines else ""
+    return table([["set", *used], *lines]) if lines else ""
 
 
 def _ledger(found: Sequence[Ancestor]) -> str:
@@ -213,24 +232,4 @@ def _ledger(found: Sequence[Ancestor]) -> str:
         amounts = [f"{cost[name]:,}" if cost.get(name) else "" for name in lines[0][2:]]
         seconds = f"{cost['seconds']:,.1f}" if cost else ""
         lines.append([f"{one.manifest.name} ({one.manifest.key[:12]})", seconds, *amounts])
-    return _table([*lines, ["total", f"{total:,.1f}", "", "", ""]]) if found else ""
-
-
-def _section(title: str, parts: Sequence[str]) -> list[str]:
-    kept = [part for part in parts if part]
-    return [f"<h2>{_text(title)}</h2>", *kept] if kept else []
-
-
-def _table(lines: Sequence[Sequence[str]]) -> str:
-    head, *body = lines
-    out = [f"<tr>{''.join(f'<th>{_text(cell)}</th>' for cell in head)}</tr>"]
-    out += [f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in line)}</tr>" for line in body]
-    return "<table>" + "".join(out) + "</table>"
-
-
-def _list(items: Sequence[str]) -> str:
-    return f"<ul>{''.join(f'<li>{item}</li>' for item in items)}</ul>" if items else ""
-
-
-def _text(text: str) -> str:
-    return html.escape(text.replace(" +- ", " ± "))
+    return table([*lines, ["total", f"{total:,.1f}", "", "", ""]]) if found else ""
