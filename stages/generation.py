@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages import progress
+from stages.config.candidates import Candidates, candidates_meta, most_candidates
 from stages.config.data import PromptSource
 from stages.config.generation import FORMER_PART, Rollouts, SftData
 from stages.counter import hash64, shuffled
@@ -30,6 +31,7 @@ from stages.engines.base import (
     Completion,
     Generator,
     Request,
+    candidate_columns,
     check_finite,
     needed_context,
     sequence_seed,
@@ -111,8 +113,8 @@ class Generation:
         return self.job.inputs.get("model") or self.job.inputs["teacher"]
 
     @property
-    def candidates(self) -> int:
-        """Ids of the writer's likeliest tokens that are kept per position."""
+    def candidates(self) -> Candidates:
+        """Which of the writer's likeliest ids are kept at each position."""
         config = self.job.config
         return config.candidates if isinstance(config, Rollouts) else 0
 
@@ -199,9 +201,8 @@ class Generation:
             "prompt": np.concatenate([one.prompt.ids for one in drawn]),
             "tok": np.concatenate([c.tok for c in made]),
             "ref_lp": np.concatenate([c.logprob for c in made]),
+            **candidate_columns(made, self.candidates),
         }
-        if self.candidates:
-            columns["cand"] = np.concatenate([c.cand for c in made])
         offsets = {
             "prompt": np.cumsum([0, *(len(one.prompt.ids) for one in drawn)]),
             "position": np.cumsum([0, *(len(c.tok) for c in made)]),
@@ -303,7 +304,7 @@ def _write_part(
         key=job.key,
         kind="sequences",
         vocab_size=generation.facts.vocab_size,
-        candidates=generation.candidates,
+        candidates=most_candidates(generation.candidates),
         tokenizer=in_footer(generation.tokenizer),
         teacher=in_footer(generation.teacher) if generation.teacher else None,
     )
@@ -338,7 +339,7 @@ def commit(job: Job[SftData | Rollouts], files: Iterable[Place] = ()) -> Manifes
             meta={
                 "sampling": sampling.model_dump(mode="json"),
                 "full_support": sampling.full_support,
-                "candidates": generation.candidates,
+                **candidates_meta(generation.candidates),
                 "vocab_size": generation.facts.vocab_size,
                 "logits": generation.facts.rows,
                 "stop_ids": list(generation.facts.stop_ids),

@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from stages import progress
+from stages.config.candidates import Coverage, stored_candidates
 from stages.config.record_kinds import HeadTail, Record, stored_record
 from stages.config.records import TeacherLogits
 from stages.data.chat_template import template_digests
@@ -114,6 +115,7 @@ def open_engine(job: Job[TeacherLogits]) -> Iterator[Teacher]:
     with open_scorer(directory, job.inputs["teacher"].dtype, job.config.run) as plain:
         _check_vocabulary(source, where, plain.vocab_size, plain.logits)
         _rehearse(job, plain)
+        _warn_of_few(job, source)
         scorer = PrivilegedScorer(plain, prompts) if prompts else plain
         ranks = _ranks(job, plain.vocab_size)
         yield Teacher(scorer, identity, _calibrated(job, scorer), prompts, ranks)
@@ -207,9 +209,20 @@ def _source(job: Job[TeacherLogits]) -> Manifest:
             f"{directory}: holds {manifest.kind}, not sequences. Give teacher-logits.source a set "
             "of rollouts, sft-data or corpus."
         )
-    kept = int(manifest.meta.get("candidates", 0))
+    kept = stored_candidates(manifest.meta)
     job.config.record.check_candidates(kept, f"the sequences of {directory}")
     return manifest
+
+
+def _warn_of_few(job: Job[TeacherLogits], source: Manifest) -> None:
+    """A number of candidates takes the first of those that cover a mass: perhaps much less."""
+    kept, wanted = stored_candidates(source.meta), job.config.record.wanted
+    if isinstance(kept, Coverage) and not isinstance(wanted, Coverage) and wanted:
+        log.warning(
+            "%s: record.candidates = %d takes the first %d of the ids that cover %g of pi_ref's "
+            "mass; record.candidates = { mass = %g, at_most = %d } takes them all",
+            job.name, wanted, wanted, kept.mass, kept.mass, kept.at_most,
+        )  # fmt: skip
 
 
 def _scored(job: Job[TeacherLogits]) -> list[tuple[Part, int]]:

@@ -87,7 +87,13 @@ def check_rows(rows: Rows, meta: SetMeta) -> None:
             _refuse(rows, name, values < -_SLACK, "an entropy is at least 0")
     _refuse(rows, "finish", ~np.isin(rows["finish"], list(FINISH.values())), f"codes: {FINISH}")
     _refuse(rows, "outcome", ~np.isin(rows["outcome"], list(OUTCOME.values())), f"codes: {OUTCOME}")
-    if "cand" in rows:
+    if "nc" in rows:
+        odd = (rows["nc"] == 0) | (rows["nc"] > meta.candidates)
+        _refuse(rows, "nc", odd, f"a position has 1 to {meta.candidates} candidates")
+        kept_T = values_per_position("candidate", rows.columns, rows.tokens)
+        expected = np.diff(offsets_of(kept_T)[rows.offsets["position"]])
+        _refuse_lengths(rows, "cand", rows.lengths("candidate"), expected)
+    elif "cand" in rows:
         expected = rows.lengths("position") * meta.candidates
         _refuse_lengths(rows, "cand", rows.lengths("candidate"), expected)
     if "lz" in rows:
@@ -102,7 +108,9 @@ def check_rows(rows: Rows, meta: SetMeta) -> None:
 
 
 def _check_columns(rows: Rows, meta: SetMeta) -> None:
-    expected = column_names(meta.kind, meta.record, meta.candidates, "ref_lp" in rows)
+    expected = column_names(
+        meta.kind, meta.record, meta.candidates, "ref_lp" in rows, varying="nc" in rows
+    )
     missing = [name for name in expected if name not in rows]
     extra = [name for name in rows.columns if name not in expected]
     if missing or extra:

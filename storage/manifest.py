@@ -148,8 +148,8 @@ class SetMeta:
     kind: Literal["sequences", "records"]
     vocab_size: int
     candidates: int = 0
-    """Candidate ids per position. A record set has forced them into its heads and stores no `cand`
-    column."""
+    """Most candidate ids per position; with a column `nc`, positions may have fewer. A record set
+    has forced them into its heads and stores no `cand` column."""
     record: Json | None = None
     """Record parameters of a record set: `kind`, and `draws`, `tau`, `temperature`, ..."""
     tokenizer: Json | None = None

@@ -53,8 +53,8 @@ class Rows:
         Args:
             columns: By name, as in `schema.COLUMNS`; values are converted to the column's type.
             offsets: `prompt` and `position`, each [N+1]. Offsets of the other levels follow from
-                `nu`, `nh`, the number of candidates and that of draws, and are derived where not
-                given.
+                `nu`, `nh`, `nc` or the number of candidates, and that of draws, and are derived
+                where not given.
 
         Raises:
             DataError: an unknown column, values its type cannot hold, or lengths that disagree.
@@ -262,9 +262,8 @@ def _all_offsets(columns: Mapping[str, Array], given: Mapping[str, Offsets]) -> 
     for level in LEVELS:
         if level in given:
             offsets[level] = given[level]
-        elif level in ("candidate", "draw") and level in used:
-            values = columns[_LENGTH_OF[level]]
-            offsets[level] = position * (len(values) // total if total else 0)
+        elif level == "draw" and level in used:
+            offsets[level] = position * (len(columns["nu"]) // total if total else 0)
         elif level in used:
             offsets[level] = offsets_of(values_per_position(level, columns, total))[position]
     for level, value in offsets.items():
@@ -277,11 +276,13 @@ def _all_offsets(columns: Mapping[str, Array], given: Mapping[str, Offsets]) -> 
 
 
 def values_per_position(level: Level, columns: Mapping[str, Array], total: int) -> Offsets:
-    """How many values each of `total` positions has at level `entry`, `head` or `tail`: [T].
+    """How many values each of `total` positions has at a level below `position`: [T].
 
     Raises:
-        DataError: `nu` or `nh` is missing or of a length that does not fit.
+        DataError: `nu`, `nh` or `nc` is missing or of a length that does not fit.
     """
+    if level == "candidate":
+        return _candidates_per_position(columns, total)
     needed = "nh" if level == "head" else "nu"
     if needed not in columns:
         raise DataError(f"column {needed!r} is missing: it says how many {level} values each has")
@@ -295,6 +296,19 @@ def values_per_position(level: Level, columns: Mapping[str, Array], total: int) 
         return head_T
     drawn_T = nu.reshape(total, copies).sum(axis=1, dtype=np.int64) - copies * head_T
     return drawn_T if level == "tail" else head_T + drawn_T
+
+
+def _candidates_per_position(columns: Mapping[str, Array], total: int) -> Offsets:
+    kept = len(columns["cand"])
+    if "nc" not in columns:
+        return np.full(total, kept // total if total else 0, np.int64)
+    nc_T = columns["nc"].astype(np.int64)
+    if len(nc_T) != total or int(nc_T.sum()) != kept:
+        raise DataError(
+            f"column 'nc': {len(nc_T)} values for {total} positions, which add up to "
+            f"{int(nc_T.sum())} candidates where 'cand' has {kept}"
+        )
+    return nc_T
 
 
 def find_row(offsets: Offsets, flat: int) -> int:

@@ -5,7 +5,7 @@ A part is a table with one row per sequence. The *level* of a column is what it 
     row        one value per sequence
     prompt     one per prompt token
     position   one per response token
-    candidate  k per response token, k constant in the set
+    candidate  k per response token, k constant in the set, or `nc` of them at each position
     draw       one per response token and draw; `copies` draws per position, constant in the set
     entry      one per stored id: at each position `nh` of the head, then `nu - nh` of each draw
     head       one per id of the head, `nh` of them at each position
@@ -87,6 +87,7 @@ COLUMNS: Final[dict[str, Column]] = {
         _column("prompt", "prompt", "uint32", vocabulary=True),
         _column("tok", "position", "uint32", vocabulary=True),
         _column("ref_lp", "position", "float32"),
+        _column("nc", "position", "uint8"),
         _column("cand", "candidate", "uint32", vocabulary=True),
         _column("lp", "position", "float32"),
         _column("ent", "position", "float16"),
@@ -144,21 +145,27 @@ def blob_names(record: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def column_names(
-    kind: SetKind, record: Mapping[str, Any] | None, candidates: int, reference: bool
+    kind: SetKind,
+    record: Mapping[str, Any] | None,
+    candidates: int,
+    reference: bool,
+    varying: bool = False,
 ) -> tuple[str, ...]:
     """Names of the columns of a part, in the order of the file.
 
     Args:
         kind: `sequences` (no teacher) or `records`.
         record: Record parameters of records, None for sequences; `kind` is one of `KINDS`.
-        candidates: Candidate ids per position; stored in sequence sets only.
+        candidates: Most candidate ids per position; stored in sequence sets only.
         reference: Whether `ref_lp` is present; a text corpus was not sampled from anything.
+        varying: Whether `nc` is present: positions differ in their number of candidates.
     """
     present: set[str] = set(_BASE)
     if reference:
         present.add("ref_lp")
     if record is None:
-        present.update(("cand",) if kind == "sequences" and candidates else ())
+        if kind == "sequences" and candidates:
+            present.update(("nc", "cand") if varying else ("cand",))
     else:
         record_kind = KINDS[record["kind"]]
         present.update(("lp", "ent"), record_kind.columns)

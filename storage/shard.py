@@ -88,7 +88,7 @@ class PartWriter:
             return
         rows, names = stored(rows), tuple(rows.columns)
         try:
-            if self._names and names != self._names:  # `ref_lp` is the only choice there is
+            if self._names and names != self._names:  # `ref_lp` and `nc` may be absent
                 odd = sorted(set(names) ^ set(self._names))
                 raise DataError(
                     f"column {odd[0]!r} is in some of the rows only; all rows of a part have the "
@@ -230,7 +230,9 @@ class PartFile:
             if self._reader.rows != rows:
                 raise ValueError(f"row groups of {self._reader.rows} rows, described as {rows}")
             found = self._reader.columns
-            names = column_names(meta.kind, meta.record, meta.candidates, "ref_lp" in found)
+            names = column_names(
+                meta.kind, meta.record, meta.candidates, "ref_lp" in found, varying="nc" in found
+            )
             expected = [*(name for name in names if name not in self._replaced), *blobs]
             if found != expected:
                 raise ValueError(f"columns {', '.join(found)}, described as {', '.join(expected)}")

@@ -32,9 +32,10 @@ from pipeline.graph import BY_NAME
 from pipeline.planning import fingerprint
 from pipeline.planning.nodes import Node
 from pipeline.planning.plan import Planned
+from stages.config.candidates import Candidates, candidates_meta
 from stages.config.data import Sampling
 from stages.config.record_kinds import HeadTail, Record
-from stages.engines.base import Request, sequence_seed
+from stages.engines.base import Request, candidate_columns, sequence_seed
 from stages.engines.transformers_engine import TransformersGenerator
 from stages.job import Input, Job
 from stages.models.facts import ModelFacts
@@ -165,7 +166,11 @@ def weights(directory: Path) -> dict[str, torch.Tensor]:
 
 
 def rollouts(
-    model: PreTrainedModel, count: int, seed: int = 0, temperature: float = 1.0, candidates: int = 0
+    model: PreTrainedModel,
+    count: int,
+    seed: int = 0,
+    temperature: float = 1.0,
+    candidates: Candidates = 0,
 ) -> Rows:
     """`count` responses sampled from `model` to random prompts of one to four letters."""
     random = np.random.default_rng(seed)
@@ -187,9 +192,8 @@ def rollouts(
         "prompt": np.concatenate(prompts),
         "tok": np.concatenate([one.tok for one in made]),
         "ref_lp": np.concatenate([one.logprob for one in made]),
+        **candidate_columns(made, candidates),
     }
-    if candidates:
-        columns["cand"] = np.concatenate([one.cand for one in made])
     offsets = {
         "prompt": offsets_of([len(prompt) for prompt in prompts]),
         "position": offsets_of([len(one.tok) for one in made]),
@@ -353,11 +357,16 @@ class World:
 
 
 def make_world(
-    root: Path, record: Record | None = None, count: int = 64, temperature: float = 1.0
+    root: Path,
+    record: Record | None = None,
+    count: int = 64,
+    temperature: float = 1.0,
+    candidates: Candidates = 2,
 ) -> World:
     """Everything a student needs, made by the real stages' own functions.
 
-    `temperature` is what pi_ref is really sampled at; the sets always say 1.
+    `temperature` is what pi_ref is really sampled at; the sets always say 1. `candidates` are those
+    that the rollouts keep.
     """
     teacher, reference = write_model(root / "teacher", 1), write_model(root / "reference", 2)
     commit_model(reference, identity(teacher))
@@ -369,7 +378,7 @@ def make_world(
         count,
         seed=2,
         temperature=temperature,
-        candidates=2,
+        candidates=candidates,
     )
     record = record or HeadTail(tau=0.1, candidates=2)
     commit(
@@ -379,6 +388,7 @@ def make_world(
         record=record,
         candidates=record.forced if record.kind == "head_tail" else 0,
         generator=identity(reference),
+        meta=candidates_meta(candidates),
         **shared,
     )
     return World.at(root)

@@ -51,7 +51,8 @@ def _sections(
         found = list(_tables(field.annotation, f"{path}.{written}" if path else written))
         inside += [(inner, below, counts or not path) for inner, below in found]
         elsewhere = [shown[inner] for inner, _ in found if inner in shown]
-        rows.append(_row(written, field, counts and not found, elsewhere[:1]))
+        plain = not found or " or " in _type(field.annotation)  # a number, or a table in its place
+        rows.append(_row(written, field, counts and plain, elsewhere[:1]))
     yield f"## {_title(path, table)}\n"
     if path:
         yield f"{_paragraph(table.__doc__ or '')}\n"

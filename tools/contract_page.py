@@ -56,6 +56,16 @@ visited, and about a first pass over them; they hold up to the rounding of what 
 ids is float16).
 """
 
+CANDIDATES = """\
+The head of a `head_tail` record holds ids that pi_ref itself finds likely: a number of them, or as
+many as cover a share of its mass (`record.candidates`). Which ids these are follows from pi_ref's
+distribution at the context and from nothing else, so every statement above holds for every number
+and every mass: at a fixed set, the mean of the residual over the realised token is what the set
+leaves out. `tests/stages/objectives/test_candidates.py` sums over all outcomes for sets of every
+size, and shows that a set which reaches down to the realised token would be biased: it would leave
+no position to the residual.
+"""
+
 TEMPERATURES = """\
 Divergences between the tempered distributions, teacher and student both at `objective.temperature`.
 """
@@ -110,6 +120,8 @@ def page() -> str:
             _listed(f"{cell.level.replace('_', ' ')}: {cell.reason}." for cell in reasons),
             "## Rules\n",
             _listed([*(rule.sentence for rule in RULES), mixed]),
+            "## Candidates\n",
+            CANDIDATES,
             "## How the tokens were drawn\n",
             SAMPLING,
             "## At another temperature\n",

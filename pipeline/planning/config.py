@@ -219,8 +219,10 @@ def _fields(path: list[str], tree: object, *, missing: bool) -> list[str]:
 
     A name that the recipe does not have at its place is such a member, unless a field is missing.
     """
-    if not path or not isinstance(tree, dict):
+    if not path or isinstance(tree, list):
         return path
+    if not isinstance(tree, dict):
+        return []
     first, *rest = path
     table = cast("Tree", tree)
     if first in table:

@@ -17,6 +17,7 @@ from pipeline.planning.machine import Machine, this_machine
 from pipeline.planning.memory import Memory, memory_of
 from pipeline.planning.nodes import External, Node, Ref
 from pipeline.planning.plan import Planned
+from stages.config.candidates import Coverage, mean_candidates
 from stages.config.corpus import Corpus
 from stages.config.data import PromptSource
 from stages.config.derive import Derive
@@ -41,7 +42,7 @@ _LOGP32 = 2.6
 _LOGP16 = 1.9
 _REST = 2.1
 _COUNT = 0.2
-_LENGTH = 0.6  # `nu` or `nh`, where positions differ in it
+_LENGTH = 0.6  # `nu`, `nh` or `nc`, where positions differ in it
 
 _SAVED = {"float32": 4, "bfloat16": 2}
 _CHECKPOINT = 12
@@ -116,7 +117,9 @@ class Estimator:
         if isinstance(expected.record, Record):
             each = bytes_per_position(expected.record, expected.entries)
         else:
-            each = _ID * (1 + expected.candidates) + _LOGP32 * expected.logp
+            kept = expected.candidates
+            each = _ID * (1 + mean_candidates(kept)) + _LOGP32 * expected.logp
+            each += _LENGTH * isinstance(kept, Coverage)
         return Size(expected.tokens, round(expected.tokens * each))
 
     def memory(self, chosen: Planned, run: Table | None = None) -> Memory | None:

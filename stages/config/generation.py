@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field
 
+from stages.config.candidates import Candidates
 from stages.config.data import PromptSource, Sampling, Verifier
 from stages.config.execution import Workers
 from stages.config.stage import Expected, SkipsBad, StageTable
@@ -60,8 +61,8 @@ class Generate(StageTable, SkipsBad):
         prompts = count(self.prompts)
         if prompts is None:
             return None
-        candidates = int(getattr(self, "candidates", 0))
-        return Expected(prompts * self.n * self.sampling.max_tokens, candidates=candidates)
+        kept: Candidates = getattr(self, "candidates", 0)
+        return Expected(prompts * self.n * self.sampling.max_tokens, candidates=kept)
 
 
 class SftData(Generate):
@@ -71,8 +72,9 @@ class SftData(Generate):
 class Rollouts(Generate):
     """pi_ref answers the OPD prompts."""
 
-    candidates: Annotated[int, Field(ge=0, le=64)] = 4
-    """How many of pi_ref's own likeliest ids are kept per position."""
+    candidates: Candidates = 4
+    """How many of pi_ref's own likeliest ids are kept per position: a number up to 64, or
+    `{ mass = 0.95, at_most = 64 }` for as many as cover that share of pi_ref's mass."""
     holdout: Fraction = 0.02
     """Share of the prompts whose rollouts are held out for evaluation."""
 

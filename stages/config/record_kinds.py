@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from stages.config.candidates import Candidates, Coverage, mean_candidates, most_candidates
 from stages.table import Choice, Layers
 from storage.errors import ConfigError
 from storage.kinds import (
     KINDS,
-    MAX_CANDIDATES,
     MAX_COPIES,
     MAX_DRAWS,
     MAX_TOP,
@@ -52,9 +52,14 @@ class Record(Choice):
         return 0
 
     @property
-    def forced(self) -> int:
-        """How many of pi_ref's own top ids are in the head whatever the teacher says."""
+    def wanted(self) -> Candidates:
+        """Which of pi_ref's own top ids are in the head whatever the teacher says."""
         return 0
+
+    @property
+    def forced(self) -> int:
+        """The most of them at one position."""
+        return most_candidates(self.wanted)
 
     def ids_per_position(self, entries: float) -> tuple[float, float]:
         """Expected ids of a position: in the head, and drawn in each copy.
@@ -72,7 +77,7 @@ class Record(Choice):
         """The `record` object of a manifest or a footer: all that a reader needs, and more."""
         return self.model_dump()
 
-    def check_candidates(self, kept: int, sequences: str) -> None:
+    def check_candidates(self, kept: Candidates, sequences: str) -> None:
         """Check that the sequences have the ids to be forced into the head.
 
         Args:
@@ -80,12 +85,27 @@ class Record(Choice):
             sequences: What they are called in the message.
 
         Raises:
-            ConfigError: they keep fewer.
+            ConfigError: they keep fewer, or not those that cover the mass asked for.
         """
-        if self.forced > kept:
+        wanted = self.wanted
+        if isinstance(wanted, Coverage):
+            found = kept.mass if isinstance(kept, Coverage) else None
+            if found != wanted.mass:
+                what = f"{kept} per position" if found is None else f"what covers {found:g}"
+                raise ConfigError(
+                    f"record.candidates.mass is {wanted.mass:g}, but {sequences} keep {what}: give "
+                    "rollouts.candidates and record.candidates the same mass, or let the record "
+                    "take a number"
+                )
+        enough = most_candidates(kept)
+        if self.forced > enough:
+            name, other = (
+                "candidates.at_most" if isinstance(table, Coverage) else "candidates"
+                for table in (wanted, kept)
+            )
             raise ConfigError(
-                f"record.candidates is {self.forced}, but {sequences} keep {kept} per "
-                f"position: set it to {kept}, or raise rollouts.candidates to {self.forced}"
+                f"record.{name} is {self.forced}, but {sequences} keep {enough} per position: set "
+                f"it to {enough}, or raise rollouts.{other} to {self.forced}"
             )
 
 
@@ -143,8 +163,10 @@ class HeadTail(Drawn):
     entries: Annotated[float, Field(ge=1.0)] | None = None
     """`head_tail`, instead of `tau`: the mean number of ids to keep per position. tau is calibrated
     once, on a sample of the positions to be scored, and then holds for all of them."""
-    candidates: Annotated[int, Field(ge=0, le=MAX_CANDIDATES)] = 4
-    """`head_tail`: how many of pi_ref's own top ids are forced into the head; 0 is off."""
+    candidates: Candidates = 4
+    """`head_tail`: how many of pi_ref's own top ids are forced into the head; 0 is off. A number
+    takes the first that the rollouts keep; `{ mass = 0.95, at_most = 64 }` takes those that cover
+    that share of pi_ref's mass, and needs rollouts that keep them by the same mass."""
 
     @model_validator(mode="before")
     @classmethod
@@ -165,7 +187,7 @@ class HeadTail(Drawn):
         return self
 
     @property
-    def forced(self) -> int:
+    def wanted(self) -> Candidates:
         """`candidates`."""
         return self.candidates
 
@@ -195,7 +217,7 @@ class HeadTail(Drawn):
 
     def ids_per_position(self, entries: float) -> tuple[float, float]:
         """As `Record.ids_per_position`; half of the candidates are in the head anyway."""
-        forced = 0.5 * self.candidates
+        forced = 0.5 * mean_candidates(self.candidates)
         own = entries * 0.023 / self.tau if self.tau else max(1.0, (self.entries or 0.0) - forced)
         return 0.4 * own + forced, 0.6 * own
 

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, SerializeAsAny, field_validator
 
+from stages.config.candidates import Candidates
 from stages.config.data import PromptSource
 from stages.config.execution import Workers
 from stages.config.merge import merge
@@ -117,7 +118,7 @@ class TeacherLogits(StageTable, SkipsBad):
 
     def completed(self, origin: StageTable | None) -> Self:
         """`teacher_prompt.prompts` filled in; `rollouts` must have kept enough candidates."""
-        kept = getattr(origin, "candidates", None)
+        kept: Candidates | None = getattr(origin, "candidates", None)
         if kept is not None:
             self.record.check_candidates(kept, "rollouts")
         if self.teacher_prompt is None or self.teacher_prompt.prompts is not None:

@@ -7,6 +7,7 @@ plan a set, the table of the stage answers through these methods; the defaults s
 from collections.abc import Callable, Mapping
 from typing import Annotated, ClassVar, Literal, NamedTuple, Self
 
+from stages.config.candidates import Candidates
 from stages.config.data import PromptSource
 from stages.table import NOT_IN_KEY, Fraction, Table
 
@@ -18,7 +19,7 @@ class Expected(NamedTuple):
     """Upper bound."""
     logp: bool = True
     """Whether each token comes with the log-probability it was sampled with."""
-    candidates: int = 0
+    candidates: Candidates = 0
     """Ids of the policy's likeliest tokens kept per position."""
     entries: float = 3.0
     """Ids that a record of the teacher keeps at tau = 0.023 (or of 50 draws). They grow with its

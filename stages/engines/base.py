@@ -11,13 +11,14 @@ are the tokens of a stop string (`stages.engines.stop_strings`).
 Engines apply, in this order: penalties to the logits, temperature, min-p, top-k, top-p.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.config.candidates import Candidates, Coverage, most_candidates
 from stages.config.data import Sampling
 from stages.config.generation import EngineRun
 from stages.counter import hash64
@@ -50,9 +51,12 @@ class Completion:
     (temperature 1) under the penalties. NaN at the last token if the logits there were not finite.
     """
     cand: NDArray[np.uint32]
-    """[T * k] the k likeliest ids at each position under that distribution, likeliest first, chosen
-    without looking at the token drawn. Where min-p, top-k or top-p leave fewer than k, the list is
-    filled with other ids."""
+    """[sum of nc] the likeliest ids at each position under that distribution, likeliest first,
+    chosen without looking at the token drawn. Where min-p, top-k or top-p leave fewer than the
+    number asked for, the list is filled with other ids."""
+    nc: NDArray[np.uint8]
+    """[T] how many of them each position has: the number asked for, or the fewest that cover the
+    mass asked for."""
     finish: Finish
     """`stop`: the end token was drawn or a stop string completed; `length`: the token limit or the
     context was reached."""
@@ -66,7 +70,7 @@ class Generator(Protocol):
     """Whether the same requests, given together, get the same bits again: on a CPU."""
 
     def generate(
-        self, requests: Iterable[Request], sampling: Sampling, candidates: int = 0
+        self, requests: Iterable[Request], sampling: Sampling, candidates: Candidates = 0
     ) -> Iterator[Completion]:
         """Draw a response to each request; completions come in any order.
 
@@ -120,16 +124,42 @@ def token_limit(request: Request, sampling: Sampling, context: int) -> int:
     return min(sampling.max_tokens, room)
 
 
-def check_candidates(candidates: int, facts: ModelFacts) -> None:
-    """Raise if more candidates are asked for than there are ids.
+def candidate_room(candidates: Candidates, facts: ModelFacts) -> int:
+    """Most candidates that a position may have: what an engine looks for.
 
     Raises:
-        ConfigError: naming both numbers.
+        ConfigError: a number is asked for that the vocabulary does not have; both are named.
     """
+    if isinstance(candidates, Coverage):
+        return min(candidates.at_most, facts.vocab_size)
     if candidates > facts.vocab_size:
         raise ConfigError(
             f"candidates = {candidates}, but the vocabulary has {facts.vocab_size} ids; lower it"
         )
+    return candidates
+
+
+def candidate_counts(logp_TK: NDArray[np.float32], candidates: Candidates) -> NDArray[np.uint8]:
+    """[T] how many of the K likeliest ids of each position are kept.
+
+    Args:
+        logp_TK: Their log-probabilities, likeliest first; K as `candidate_room` says.
+        candidates: What is asked for.
+    """
+    if not isinstance(candidates, Coverage):
+        return np.full(len(logp_TK), logp_TK.shape[1], np.uint8)
+    covered_TK = np.cumsum(np.exp(logp_TK.astype(np.float64)), axis=1)
+    return (1 + (covered_TK[:, :-1] < candidates.mass).sum(axis=1)).astype(np.uint8)
+
+
+def candidate_columns(made: Sequence[Completion], candidates: Candidates) -> dict[str, Any]:
+    """The columns of a set that hold the candidates of these responses."""
+    if not most_candidates(candidates):
+        return {}
+    columns = {"cand": np.concatenate([one.cand for one in made])}
+    if isinstance(candidates, Coverage):
+        columns["nc"] = np.concatenate([one.nc for one in made])
+    return columns
 
 
 def check_finite(completion: Completion, model: object, dtype: str) -> None:

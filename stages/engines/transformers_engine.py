@@ -21,10 +21,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stages.config.candidates import Candidates
 from stages.config.data import Sampling
 from stages.config.generation import EngineRun
 from stages.counter import uniform
-from stages.engines.base import Completion, Finish, Request, check_candidates, token_limit
+from stages.engines.base import (
+    Completion,
+    Finish,
+    Request,
+    candidate_counts,
+    candidate_room,
+    token_limit,
+)
 from stages.engines.stop_strings import StopStrings, stop_strings
 from stages.models.facts import ModelFacts, model_facts
 from stages.models.model import load_model, pick_device
@@ -54,10 +62,10 @@ class TransformersGenerator:
         self._max_sequences = max_sequences
 
     def generate(
-        self, requests: Iterable[Request], sampling: Sampling, candidates: int = 0
+        self, requests: Iterable[Request], sampling: Sampling, candidates: Candidates = 0
     ) -> Iterator[Completion]:
         """As `Generator.generate`."""
-        check_candidates(candidates, self.facts)
+        candidate_room(candidates, self.facts)  # before anything is decoded
         stop = stop_strings(sampling, self._tokenizer)
         source = iter(requests)
         while window := list(islice(source, _SORTED * self._max_sequences)):
@@ -70,7 +78,7 @@ class TransformersGenerator:
                 yield from self._decode(rows, sampling, candidates)
 
     def _decode(
-        self, rows: list["_DecodingRow"], sampling: Sampling, candidates: int
+        self, rows: list["_DecodingRow"], sampling: Sampling, candidates: Candidates
     ) -> Iterator[Completion]:
         """Decode the rows together; every row is at the same position of its response."""
         from transformers import DynamicCache
@@ -126,7 +134,11 @@ class TransformersGenerator:
 
     @torch.inference_mode()
     def _draw(
-        self, logits_BV: Tensor, rows: list["_DecodingRow"], sampling: Sampling, candidates: int
+        self,
+        logits_BV: Tensor,
+        rows: list["_DecodingRow"],
+        sampling: Sampling,
+        candidates: Candidates,
     ) -> Tensor:
         """Draw one token per row and note it there; returns the tokens, [B]."""
         logp_BV = _log_probs(logits_BV, sampling)
@@ -141,11 +153,13 @@ class TransformersGenerator:
             uniform_B = torch.from_numpy(uniform(0, seeds_B, rows[0].length))
             tok_B = _invert(logp_BV, uniform_B.to(logp_BV.device))
         logp_B = logp_BV.gather(1, tok_B[:, None])[:, 0].masked_fill(broken_B, torch.nan)
-        cand_BK = logp_BV.topk(candidates, dim=1).indices
-        for row, tok, logp, cand in zip(
-            rows, tok_B.tolist(), logp_B.tolist(), cand_BK.cpu().numpy(), strict=True
+        likeliest = logp_BV.topk(candidate_room(candidates, self.facts), dim=1)
+        cand_BK = likeliest.indices.cpu().numpy()
+        kept_B = candidate_counts(likeliest.values.cpu().numpy(), candidates)
+        for row, tok, logp, cand, kept in zip(
+            rows, tok_B.tolist(), logp_B.tolist(), cand_BK, kept_B.tolist(), strict=True
         ):
-            row.take(tok, logp, cand)
+            row.take(tok, logp, cand[:kept])
         return tok_B
 
 
@@ -190,6 +204,7 @@ class _DecodingRow:
             tok=np.array(self._tok, np.uint32),
             logprob=np.array(self._logp, np.float32),
             cand=np.concatenate(self._cand).astype(np.uint32),
+            nc=np.array([len(cand) for cand in self._cand], np.uint8),
             finish=self._finish,
         )
 

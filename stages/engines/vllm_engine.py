@@ -25,14 +25,22 @@ from typing import Any
 
 import numpy as np
 
+from stages.config.candidates import Candidates
 from stages.config.data import Sampling
 from stages.config.generation import EngineRun
-from stages.engines.base import Completion, Finish, Request, check_candidates, token_limit
+from stages.engines.base import (
+    Completion,
+    Finish,
+    Request,
+    candidate_counts,
+    candidate_room,
+    token_limit,
+)
 from stages.engines.stop_strings import StopStrings, stop_strings
 from stages.engines.vllm_process import engine_errors, running_engine
 from stages.models.facts import ModelFacts, model_facts
+from storage.kinds import MAX_CANDIDATES
 
-_MAX_CANDIDATES = 64
 _NEVER = -1e9
 """Added to a logit that must not be drawn; its probability underflows to 0."""
 _MAX_BIASES = 1024
@@ -58,18 +66,18 @@ class VllmGenerator:
         self._serial = 0
 
     def generate(
-        self, requests: Iterable[Request], sampling: Sampling, candidates: int = 0
+        self, requests: Iterable[Request], sampling: Sampling, candidates: Candidates = 0
     ) -> Iterator[Completion]:
         """As `Generator.generate`."""
-        check_candidates(candidates, self.facts)
+        room = candidate_room(candidates, self.facts)
         stop = stop_strings(sampling, self._tokenizer)
         source = iter(requests)
         running: dict[str, _Running] = {}
         try:
             while True:
                 while len(running) < self._in_flight and (request := next(source, None)):
-                    name = self._add(request, sampling, candidates)
-                    running[name] = _Running(request, candidates, stop)
+                    name = self._add(request, sampling, room)
+                    running[name] = _Running(request, room, candidates, stop)
                 if not running:
                     return
                 with engine_errors("vLLM failed while decoding"):
@@ -92,7 +100,7 @@ class VllmGenerator:
         """Drop the engine, so that its memory is freed even while this object is referenced."""
         self._engine = None
 
-    def _add(self, request: Request, sampling: Sampling, candidates: int) -> str:
+    def _add(self, request: Request, sampling: Sampling, room: int) -> str:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -110,7 +118,7 @@ class VllmGenerator:
                 frequency_penalty=sampling.frequency_penalty,
                 max_tokens=token_limit(request, sampling, self._context),
                 seed=request.seed,
-                logprobs=candidates,
+                logprobs=room,
                 flat_logprobs=True,
                 stop_token_ids=list(self.facts.stop_ids),
                 ignore_eos=True,
@@ -128,9 +136,12 @@ class VllmGenerator:
 class _Running:
     """A response as far as vLLM has given it: all at once, or in pieces where it may end early."""
 
-    def __init__(self, request: Request, candidates: int, stop: StopStrings | None) -> None:
+    def __init__(
+        self, request: Request, room: int, candidates: Candidates, stop: StopStrings | None
+    ) -> None:
         self._request = request
-        self._width = candidates + 1
+        self._width = room + 1
+        self._candidates = candidates
         self._stop = stop
         self.ended_by_string = False
         self._finish: Finish = "length"
@@ -161,11 +172,13 @@ class _Running:
         shape = (-1, self._width)
         ids = np.array(self._ids, np.uint32).reshape(shape)[: len(tok)]
         logprob = np.array(self._logprobs, np.float32).reshape(shape)[: len(tok)]
+        nc = candidate_counts(logprob[:, 1:], self._candidates)
         return Completion(
             seq_id=self._request.seq_id,
             tok=tok,
             logprob=logprob[:, 0],
-            cand=ids[:, 1:].reshape(-1),
+            cand=ids[:, 1:][np.arange(self._width - 1) < nc[:, None]],
+            nc=nc,
             finish=self._finish,
         )
 
@@ -184,7 +197,7 @@ def open_vllm(
             "dtype": dtype,
             "max_model_len": max_model_len,
             "max_num_seqs": run.max_sequences,
-            "max_logprobs": _MAX_CANDIDATES,
+            "max_logprobs": MAX_CANDIDATES,
             "logprobs_mode": "processed_logprobs",
             "seed": seed,
         }

@@ -29,7 +29,7 @@ from storage.errors import ConfigError, DataError, RetryError
 from storage.files.place import Place
 from storage.files.write import create_once
 from storage.kinds import MIN_TAU
-from storage.rows import Rows
+from storage.rows import Rows, values_per_position
 from storage.schema import COLUMNS
 
 log = logging.getLogger(__name__)
@@ -168,9 +168,12 @@ def sample(groups: Iterable[Rows]) -> Rows:
             sequence = rows.sequence(index)
             tokens = len(sequence["tok"])
             kept = min(tokens, LONGEST)
+            if "cand" in sequence:
+                each = values_per_position("candidate", sequence, tokens)
+                sequence["cand"] = sequence["cand"][: int(each[:kept].sum())]
             for name, values in sequence.items():
-                if COLUMNS[name].level in ("position", "candidate"):
-                    sequence[name] = values[: len(values) // max(tokens, 1) * kept]
+                if COLUMNS[name].level == "position":
+                    sequence[name] = values[:kept]
             taken.append(sequence)
             positions += kept
             if positions >= POSITIONS and len(taken) >= SEQUENCES:

@@ -23,7 +23,7 @@ from stages.scoring import sampler
 from stages.scoring.drawn import Array, BadRow, Records, concat
 from stages.scoring.philox import uniforms
 from storage.errors import SequenceError
-from storage.rows import Rows, gather
+from storage.rows import Rows, gather, offsets_of, values_per_position
 
 _CARRIED = ("seq_id", "prompt_id", "sample", "finish", "outcome", "prompt", "tok", "ref_lp")
 
@@ -259,7 +259,7 @@ def check_sequences(rows: Rows, record: Record, vocab_size: int, context: int | 
 
 
 def within_vocabulary(rows: Rows, vocab_size: int) -> Rows:
-    """The rows with candidates that the teacher knows.
+    """The rows with candidates that the teacher knows, as many at each position.
 
     A student whose tokenizer has added tokens may keep their ids among its candidates. They give
     way to the lowest ids that are no candidates of their position. What replaces them depends on
@@ -267,26 +267,37 @@ def within_vocabulary(rows: Rows, vocab_size: int) -> Rows:
     """
     if "cand" not in rows or not rows.tokens:
         return rows
-    cand_TC = rows["cand"].reshape(rows.tokens, -1).copy()
-    C = cand_TC.shape[1]
-    for t in np.flatnonzero((cand_TC >= vocab_size).any(1)).tolist():
-        kept = cand_TC[t][cand_TC[t] < vocab_size]
-        spare = np.setdiff1d(np.arange(min(vocab_size, 2 * C)), kept)
-        cand_TC[t] = np.concatenate([kept, spare[: C - len(kept)]])
-    return Rows(rows.columns | {"cand": cand_TC.ravel()}, rows.offsets)
+    cand, off = rows["cand"].copy(), _candidate_offsets(rows)
+    beyond = np.searchsorted(off, np.flatnonzero(cand >= vocab_size), side="right") - 1
+    for t in np.unique(beyond).tolist():
+        own = cand[off[t] : off[t + 1]]
+        kept = own[own < vocab_size]
+        spare = np.setdiff1d(np.arange(min(vocab_size, 2 * len(own))), kept)
+        own[:] = np.concatenate([kept, spare[: len(own) - len(kept)]])
+    return Rows(rows.columns | {"cand": cand}, rows.offsets)
 
 
 def forced_candidates(rows: Rows, record: Record) -> Array:
     """[T, C] ids to force into the head: the first that the sequences keep.
+
+    A position that keeps fewer than C repeats its last one, which forces nothing more.
 
     Raises:
         ConfigError: as `score_rows`.
     """
     if not record.forced or not rows.tokens:
         return np.zeros((rows.tokens, record.forced), np.int64)
-    kept = len(rows["cand"]) // rows.tokens if "cand" in rows else 0
-    record.check_candidates(kept, "the sequences")
-    return rows["cand"].reshape(rows.tokens, -1)[:, : record.forced].astype(np.int64)
+    if "nc" not in rows:
+        kept = len(rows["cand"]) // rows.tokens if "cand" in rows else 0
+        record.check_candidates(kept, "the sequences")
+    off = _candidate_offsets(rows)
+    place_TC = off[:-1, None] + np.arange(record.forced)
+    return rows["cand"][np.minimum(place_TC, off[1:, None] - 1)].astype(np.int64)
+
+
+def _candidate_offsets(rows: Rows) -> Array:
+    """[T+1] candidates of position t are `off[t]:off[t+1]`."""
+    return offsets_of(values_per_position("candidate", rows.columns, rows.tokens))
 
 
 def _check_ids(rows: Rows, column: str, level: Any, limit: int) -> None:

@@ -21,10 +21,17 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from stages.config.candidates import Candidates, Coverage, stored_candidates
 from stages.config.data import Sampling
 from stages.config.record_kinds import stored_record
 from stages.counter import hash64
-from stages.engines.base import Completion, Request, check_finite, sequence_seed
+from stages.engines.base import (
+    Completion,
+    Request,
+    candidate_columns,
+    check_finite,
+    sequence_seed,
+)
 from stages.engines.transformers_engine import TransformersGenerator
 from stages.models.facts import ModelFacts
 from stages.scoring.score import score_rows, scoring_head
@@ -86,13 +93,17 @@ class LiveSource:
         # No position is seen twice, so one draw is enough.
         self._record = stored_record(meta["record"]).one_draw()
         self._plain = plain
-        self._candidates = 0 if plain else self._record.forced
+        forced = 0 if plain else self._record.forced
+        self._candidates: Candidates = forced
+        if forced and isinstance(kept := stored_candidates(meta), Coverage):
+            # The first `forced` of what the stored rollouts keep.
+            self._candidates = Coverage(mass=kept.mass, at_most=forced)
         self._meta = SetMeta(
             stage="live",
             key=prompts.meta.key,
             kind="sequences" if plain else "records",
             vocab_size=prompts.meta.vocab_size,
-            candidates=self._candidates,
+            candidates=forced,
             record=None if plain else self._record.described(),
         )
         # Ids above the stored vocabulary are padding of the head, which the teacher cannot score.
@@ -144,9 +155,8 @@ class LiveSource:
             "prompt": stored.prompt,
             "tok": np.concatenate([one.tok for one in made]),
             "ref_lp": np.concatenate([one.logprob for one in made]),
+            **candidate_columns(made, self._candidates),
         }
-        if self._candidates:
-            columns["cand"] = np.concatenate([one.cand for one in made])
         position = offsets_of([len(one.tok) for one in made])
         return Rows.from_columns(columns, {"prompt": stored.prompt_off, "position": position})
 

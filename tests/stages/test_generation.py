@@ -17,8 +17,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from stages import rollouts, sft_data
+from stages.config.candidates import Coverage
 from stages.config.data import Sampling
 from stages.config.generation import GenerateRun, Rollouts, SftData
+from stages.config.record_kinds import HeadTail
+from stages.config.records import TeacherLogits
 from stages.engines.base import Completion, Generator, Request
 from stages.engines.open import open_generator
 from stages.generation import SampleOrder, held_out_count
@@ -167,6 +170,42 @@ def test_rollouts_hold_what_offline_distillation_needs(done: Job[Any], tiny_mode
     counted = read_manifest(done.directory).meta["outcomes"]
     assert counted["cut"] == int(cut.sum())
     assert sum(counted.values()) == len(rows)
+
+
+def test_candidates_that_cover_a_mass_are_stored_and_scored(
+    tmp_path: Path, tiny_model: Path, plain_engine: Generator
+) -> None:
+    """From rollouts to heads: as many of pi_ref's ids as were asked for, position by position."""
+    job = job_of(rollouts, tmp_path, tiny_model, candidates={"mass": 0.7, "at_most": 9})
+    manifest = complete(job, plain_engine)
+    assert verify_set(job.directory) == []
+    assert (manifest.meta["candidates"], manifest.meta["candidate_mass"]) == (9, 0.7)
+    rows = rows_of(job)
+    nc_T = rows["nc"].astype(int)
+    assert len(set(nc_T.tolist())) > 2
+    assert ((nc_T >= 1) & (nc_T <= 9)).all()
+    scoring = TeacherLogits.model_validate(
+        {"record": {"tau": 0.9, "candidates": {"mass": 0.7, "at_most": 9}}}
+    )
+    inputs = {
+        "teacher": Input(str(tiny_model)),
+        "sequences": Input(str(job.directory), job.key),
+    }
+    scored = make_job(tmp_path, "teacher-logits", scoring, inputs)
+    assert verify_set(run(scored) and scored.directory) == []
+    heads = rows_of(scored)
+    # The teacher is pi_ref: the head is the candidates and what the tail's weight pushes in.
+    assert heads.tokens == rows.tokens
+    assert (heads["nh"].astype(int) >= nc_T).all()
+    assert (heads["nh"].astype(int) == nc_T).mean() > 0.5
+    assert (heads["rest"][nc_T < 9] <= 0.3 + 1e-5).all()
+    wrong = scoring.model_copy(
+        update={"record": HeadTail(tau=0.9, candidates=Coverage(mass=0.8, at_most=9))}
+    )
+    with pytest.raises(
+        ConfigError, match=r"mass is 0\.8, but the sequences of .* what covers 0\.7"
+    ):
+        run(make_job(tmp_path, "teacher-logits", wrong, inputs))
 
 
 @pytest.mark.engine

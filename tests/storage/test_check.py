@@ -3,15 +3,19 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from storage.check import check_meta, check_rows
+from storage.codec import stored
 from storage.errors import DataError
+from storage.manifest import SetMeta
 from storage.rows import Rows
-from storage.shard import PartWriter
-from tests.storage.make import KINDS, meta_of, random_rows, sequence
+from storage.shard import PartWriter, read_rows, verify_part
+from tests.storage.make import KINDS, meta_of, random_rows, same_rows, sequence
 
 Spoil = Callable[[Rows], None]
 
@@ -106,6 +110,56 @@ def test_a_wrong_number_of_candidates_is_refused() -> None:
     rows = random_rows(meta_of("sequences", candidates=2), 2)
     with pytest.raises(DataError, match=r"seq_id 0, column 'cand': \d+ values where"):
         check_rows(rows, meta_of("sequences", candidates=3))
+
+
+def varying_candidates(meta: SetMeta, count: int) -> Rows:
+    """Sequences whose positions have 1 to `meta.candidates` candidates."""
+    rng = np.random.default_rng(5)
+    out: list[dict[str, Any]] = []
+    for seq_id in range(count):
+        one = sequence(rng, meta, seq_id)
+        nc = rng.integers(1, meta.candidates + 1, len(one["tok"]))
+        out.append(one | {"nc": nc, "cand": rng.integers(0, meta.vocab_size, nc.sum())})
+    return Rows.from_sequences(out)
+
+
+def test_positions_may_differ_in_their_number_of_candidates(tmp_path: Path) -> None:
+    meta = meta_of("sequences", candidates=9)
+    rows = varying_candidates(meta, 40)
+    with PartWriter(tmp_path, 0, meta) as writer:
+        writer.write(rows.slice(0, 25))
+        writer.write(rows.slice(25, 40))
+    path = tmp_path / writer.part.file
+    assert same_rows(Rows.concat(list(read_rows(path))), stored(rows))
+    assert verify_part(tmp_path, writer.part) == []
+    assert pq.read_table(path)["nc"].to_pylist()[0] == rows.sequence(0)["nc"].tolist()
+    with PartWriter(tmp_path, 1, meta) as writer:
+        writer.write(rows.slice(0, 25))
+        with pytest.raises(DataError, match="'nc' is in some of the rows only"):
+            writer.write(random_rows(meta, 2))
+
+
+@pytest.mark.parametrize("value", [0, 10])
+def test_a_wrong_number_of_candidates_of_a_position_is_refused(value: int) -> None:
+    meta = meta_of("sequences", candidates=9)
+    rows = varying_candidates(meta, 3)
+    rows["nc"][-1] = value
+    wrong = rf"seq_id 2, column 'nc'\[\d+\] = {value}: a position has 1 to 9 candidates"
+    with pytest.raises(DataError, match=wrong):
+        check_rows(rows, meta)
+
+
+def test_candidates_that_do_not_add_up_are_refused() -> None:
+    meta = meta_of("sequences", candidates=9)
+    rows = varying_candidates(meta, 3)
+    short = rows.columns | {"cand": rows["cand"][:-1]}
+    levels = {level: rows.offsets[level] for level in ("prompt", "position")}
+    with pytest.raises(DataError, match=r"'nc': \d+ values for \d+ positions, which add up to"):
+        Rows.from_columns(short, levels)
+    second = int(rows.offsets["position"][1])
+    rows["nc"][second], rows["nc"][second - 1] = rows["nc"][second - 1], rows["nc"][second]
+    with pytest.raises(DataError, match=r"seq_id 0, column 'cand': \d+ values where"):
+        check_rows(rows, meta)  # as many in all, but one sequence has the other's
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if "ids" in random_rows(meta_of(kind), 1)])

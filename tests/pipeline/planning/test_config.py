@@ -73,6 +73,13 @@ def test_another_source_replaces_the_table_that_named_the_old_one() -> None:
         ("train.learning_rate=-1", r"train\.learning_rate: Input should be greater than 0"),
         ("teacher-logits.record.tau=0", r"teacher-logits\.record\.tau"),
         ("teacher-logits.record.candidates=9", "raise rollouts.candidates"),
+        (
+            "rollouts.candidates=65",
+            r"rollouts\.candidates: Input should be less than or equal to 64",
+        ),
+        ("rollouts.candidates.mass=2", r"rollouts\.candidates\.mass: Input should be less than"),
+        ("rollouts.candidates={at_most=9}", r"rollouts\.candidates\.mass: Field required"),
+        ("teacher-logits.record.candidates.mass=0.9", r"is 0\.9, but rollouts keep 4 per position"),
         ("teacher.path=pretrain:nobody", r"no \[pretrain.nobody\] table"),
         ("train.compare.x.init=pretrain:nobody", r"no \[pretrain.nobody\] table"),
         ('rollouts.prompts={path="x", task="addition", limit=1}', "exactly one of `path`"),

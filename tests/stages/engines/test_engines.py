@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stages.config.candidates import Candidates, Coverage
 from stages.config.data import Sampling
 from stages.config.generation import EngineRun
 from stages.engines.base import Completion, Generator, Request, needed_context, sequence_seed
@@ -46,7 +47,10 @@ def requests(count: int) -> list[Request]:
 
 
 def run(
-    engine: Generator, asked: Sequence[Request], sampling: Sampling = PLAIN, candidates: int = 0
+    engine: Generator,
+    asked: Sequence[Request],
+    sampling: Sampling = PLAIN,
+    candidates: Candidates = 0,
 ) -> dict[int, Completion]:
     """Completions by seq_id; every request is answered exactly once."""
     done = list(engine.generate(asked, sampling, candidates))
@@ -167,13 +171,17 @@ def test_a_response_ends_with_the_token_that_completes_a_stop_string(
     texts = {seq_id: str(words.decode(one.tok.tolist())) for seq_id, one in free.items()}
     pairs = [text[4:6] for text in texts.values() if re.fullmatch(r"[\d+=,]{2}", text[4:6])]
     strings = (pairs[0], pairs[-1])
-    ended = run(engine, asked, PLAIN.model_copy(update={"stop": strings}), candidates=2)
+    stopped = PLAIN.model_copy(update={"stop": strings})
+    ended = run(engine, asked, stopped, candidates=2)
+    covered = run(engine, asked, stopped, candidates=Coverage(mass=0.9))
     by_string = 0
     for seq_id, whole in free.items():
         one, length = ended[seq_id], len(ended[seq_id].tok)
         np.testing.assert_array_equal(one.tok, whole.tok[:length])
         np.testing.assert_allclose(one.logprob, whole.logprob[:length], atol=1e-4)
         np.testing.assert_array_equal(one.cand, whole.cand[: 2 * length])
+        nc_T = covered[seq_id].nc
+        assert (len(nc_T), int(nc_T.sum())) == (length, len(covered[seq_id].cand))
         text = str(words.decode(one.tok.tolist()))
         if any(string in texts[seq_id] for string in strings):
             by_string += 1
@@ -220,6 +228,26 @@ def test_candidates_are_the_likeliest_ids_whatever_was_drawn(
         np.testing.assert_array_equal(found, expected.numpy())
         drawn_elsewhere += int((found != completion.tok[:, None]).all(1).sum())
     assert drawn_elsewhere > 10
+
+
+@pytest.mark.parametrize("kept", [Coverage(mass=0.6), Coverage(mass=0.9, at_most=5)])
+def test_candidates_are_the_fewest_that_cover_a_mass(
+    engine: Generator, tiny_model: Path, kept: Coverage
+) -> None:
+    """Whatever was drawn; 64 at most is no error with a vocabulary of 17."""
+    asked = requests(6)
+    cut = 0
+    for seq_id, completion in run(engine, asked, candidates=kept).items():
+        p_TV = logits(tiny_model, asked[seq_id], completion).double().softmax(1)
+        sorted_TV, order_TV = p_TV.sort(dim=1, descending=True)
+        before_TV = sorted_TV.cumsum(1) - sorted_TV
+        wanted_T = (before_TV < kept.mass).sum(1)
+        count_T = wanted_T.clamp(max=kept.at_most)
+        assert completion.nc.tolist() == count_T.tolist()
+        expected = [ids[:n] for ids, n in zip(order_TV.tolist(), count_T.tolist(), strict=True)]
+        assert completion.cand.tolist() == [i for ids in expected for i in ids]
+        cut += int((wanted_T > count_T).sum())
+    assert (cut > 0) == (kept.at_most == 5)
 
 
 def test_eight_samples_of_one_prompt_have_the_log_probs_of_the_model(

@@ -9,6 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
+from stages.config.candidates import Coverage
 from stages.config.record_kinds import Counts, HeadTail, Record, Sampled, TopK
 from stages.models.model import Head
 from stages.scoring.drawn import REST_BITS
@@ -81,6 +82,30 @@ def test_heads_hold_candidates_and_exact_log_p(teacher: PreTrainedModel) -> None
         np.testing.assert_allclose(stored, log_p_TV[t, ids], rtol=1e-3, atol=1e-3)
         rest = 1 - np.exp(log_p_TV[t, ids]).sum()
         assert scored["rest"][t] == pytest.approx(rest, abs=1e-5, rel=2**-12)
+
+
+def test_heads_hold_as_many_candidates_as_a_position_has(teacher: PreTrainedModel) -> None:
+    """With `nc`, positions differ; a record that takes fewer takes the first."""
+    rows = sequences(10, candidates=4)
+    rng = np.random.default_rng(2)
+    nc_T = rng.integers(1, 5, rows.tokens)
+    cand_TC = rows["cand"].reshape(-1, 4)
+    offsets = {level: rows.offsets[level] for level in ("prompt", "position")}
+    columns = rows.columns | {"nc": nc_T, "cand": cand_TC[np.arange(4) < nc_T[:, None]]}
+    varying = Rows.from_columns(columns, offsets)
+    alike = score(teacher, rows, HeadTail(tau=0.05, candidates=4))
+    for most in (4, 2):
+        record = HeadTail(tau=0.05, candidates=Coverage(mass=0.9, at_most=most))
+        order = rng.permutation(10)
+        scored = score(teacher, varying.take(order), record).take(np.argsort(order))
+        entry = np.concatenate([[0], np.cumsum(scored["nu"], dtype=np.int64)])
+        for t in range(rows.tokens):
+            head = set(scored["ids"][entry[t] : entry[t] + scored["nh"][t]].tolist())
+            assert set(cand_TC[t, : min(nc_T[t], most)].tolist()) <= head
+        assert (alike["nh"] >= scored["nh"]).all()
+        assert (alike["nh"] > scored["nh"]).any()
+        number = score(teacher, varying, HeadTail(tau=0.05, candidates=most))
+        np.testing.assert_array_equal(number["ids"], scored["ids"])
 
 
 @every_record
@@ -227,6 +252,8 @@ def test_ids_outside_the_vocabulary_are_named(teacher: PreTrainedModel, column: 
 def test_too_few_candidates_are_refused(teacher: PreTrainedModel) -> None:
     with pytest.raises(ConfigError, match=r"record.candidates is 4, but the sequences keep 2"):
         score(teacher, sequences(3, candidates=2), HeadTail(candidates=4))
+    with pytest.raises(ConfigError, match=r"mass is 0.9, but the sequences keep 4 per position"):
+        score(teacher, sequences(3), HeadTail(candidates=Coverage(mass=0.9)))
     with pytest.raises(ConfigError, match="keep 0"):
         score(teacher, sequences(3, candidates=0), HeadTail(candidates=4))
 

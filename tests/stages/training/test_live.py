@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 import torch
 
 from stages import train
+from stages.config.candidates import Coverage
+from stages.config.record_kinds import HeadTail
 from stages.config.training import Student
 from stages.job import Input, Job
 from stages.models.facts import model_facts
@@ -89,6 +92,24 @@ def test_records_are_the_teachers_and_ref_lp_is_the_students(world: World) -> No
     np.testing.assert_allclose(batch.ref_lp, log_probs(world.reference, batch), atol=1e-4)
     head = np.add.reduceat(batch.exact, batch.entry_off[:-1])
     assert (head >= 2).all()  # the student's own candidates are in the head
+
+
+def test_candidates_are_kept_as_the_stored_rollouts_keep_them(tmp_path: Path) -> None:
+    """At one token a response, a student at pi_ref visits what pi_ref visited: heads agree."""
+    kept = Coverage(mass=0.8, at_most=6)
+    record = HeadTail(tau=0.5, candidates=Coverage(mass=0.8, at_most=4))
+    world = make_world(tmp_path, record, candidates=kept)
+    fresh = next(live(world, sampling={"max_tokens": 1}))
+    stream = Stream(world.records.directory, seed=3, batch_size=8)
+    stored = next(stream)
+    stream.close()
+    heads = [
+        [set(one.ids[a:b][one.exact[a:b]].tolist()) for a, b in pairwise(one.entry_off)]
+        for one in (fresh, stored)
+    ]
+    first = [heads[1][place] for place in stored.tok_off[:-1]]
+    assert heads[0] == first
+    assert len({len(head) for head in first}) > 1
 
 
 def test_samples_follow_the_current_weights(world: World) -> None:
