@@ -16,7 +16,9 @@ from torch import Tensor
 from stages.config.candidates import Coverage
 from stages.config.record_kinds import HeadTail
 from stages.engines.base import candidate_counts
+from stages.objectives.likelihood import ForwardKL
 from stages.objectives.objective import Objective
+from stages.objectives.reverse_kl import ReverseKL
 from stages.objectives.temper import build_objective
 from stages.scoring.sampler import on_cpu
 from tests.stages.objectives.full_losses import FULL
@@ -26,10 +28,10 @@ TAU = 0.2
 RNG = np.random.default_rng(29)
 Z_P, Z_Q, Z_B = (1.5 * RNG.standard_normal(V) for _ in range(3))
 P, B = softmax(Z_P), softmax(0.6 * Z_B)
-OBJECTIVES = {
-    "forward_kl": {"name": "forward_kl"},
-    "reverse_kl/corrected": {"name": "reverse_kl"},
-    "reverse_kl/residual_only": {"name": "reverse_kl", "form": "residual_only"},
+OBJECTIVES: dict[str, Objective] = {
+    "forward_kl": ForwardKL(),
+    "reverse_kl/corrected": ReverseKL(),
+    "reverse_kl/residual_only": ReverseKL(form="residual_only"),
 }
 
 
@@ -60,7 +62,7 @@ def expectation(name: str, forced: list[int], tokens: list[int]) -> tuple[float,
     records, chance_T = enumerate_positions(P, B, head_tail(P, head, drawn, floor=floor))
     chance_T = torch.where(torch.isin(records.tok_T, torch.tensor(tokens)), chance_T, 0.0)
     record = HeadTail(tau=TAU).described()
-    function = build_objective(Objective.model_validate(OBJECTIVES[name]), record)
+    function = build_objective(OBJECTIVES[name], record)
     logits_V = torch.from_numpy(Z_Q).requires_grad_()
     logq_V = torch.log_softmax(logits_V, dim=0)
     terms = function(logq_V[records.ids_E], logq_V[records.tok_T], records)
