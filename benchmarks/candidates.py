@@ -210,7 +210,8 @@ def table(found: dict[str, Found], tok_T: Array, lengths: Array, vocabulary: int
     rows: list[list[str]] = []
     for kept in KEPT:
         one = found[_named(kept)]
-        cover = Cover(*(sum(column[1:], column[0]) for column in zip(*one.covers, strict=True)))
+        totals: list[Any] = [sum(getattr(c, name) for c in one.covers) for name in Cover._fields]
+        cover = Cover(*totals)
         records = concat(one.records)
         assert records.nu_RM is not None
         T = cover.positions

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from stages import evaluate
+from stages.config.candidates import Candidates
 from stages.config.data import Sampling
 from stages.config.evaluation import Evaluate
 from stages.config.record_kinds import HeadTail
@@ -255,12 +256,12 @@ class Forgetful:
     facts: Any = None
 
     def generate(
-        self, requests: Iterable[Request], sampling: Sampling, candidates: int = 0
+        self, requests: Iterable[Request], sampling: Sampling, candidates: Candidates = 0
     ) -> Iterator[Completion]:
         """Answers all requests but the first."""
         for request in list(requests)[1:]:
             nothing = torch.zeros(0).numpy()
-            yield Completion(request.seq_id, *[nothing] * 4, "stop")
+            yield Completion(request.seq_id, nothing, nothing, nothing, nothing, "stop")
 
 
 def test_an_unanswered_request_is_an_error_not_a_gap(
