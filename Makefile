@@ -28,7 +28,7 @@ export PYTHONPYCACHEPREFIX := $(CURDIR)/.pycache
 .NOTPARALLEL:
 .SUFFIXES:
 .DEFAULT_GOAL := help
-.PHONY: help env lock clean distclean test test-schedulers test-faults test-models test-real soak lint types $(STAGES) demo demo-live repro-rskd status explain bench
+.PHONY: help env lock clean distclean test test-schedulers test-faults test-models test-browser test-real soak lint types $(STAGES) demo demo-live repro-rskd status explain bench
 
 ## Stages (each first completes what it depends on and is not yet done; `train` prints the report too)
 $(STAGES): env
@@ -61,6 +61,7 @@ explain: env
 # test-schedulers the chain in a real Airflow, Dagster and Ray cluster
 # test-faults     every stage killed, raced and starved FAULT_KILLS=50 times; FUZZ_MINUTES=10 of fuzz
 # test-models     tiny models of every family through every stage; writes docs/models.md
+# test-browser    report and token inspector in a real Chromium, where there is one
 # test-real       the recipe smollm2, shortened: a real language model through the chain, 10 minutes
 # soak            score and train for SOAK_MINUTES=30: nothing may pile up
 # lint            ruff: rules and format
@@ -84,6 +85,10 @@ test-faults: env
 test-models: env
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -m models tests/models $(TESTS)
 	@$(BIN)/python tools/models_page.py
+
+test-browser: env
+	@$(PYTHON) tools/setup_env.py --venv "$(VENV)" --device $(DEVICE) --also browser
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -m browser tests/browser $(TESTS)
 
 test-real: env
 	@$(PYTHON) tools/setup_env.py --venv "$(VENV)" --device $(DEVICE) --also smollm2

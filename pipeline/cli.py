@@ -175,6 +175,34 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--temperature", type=float, metavar="T", help="test this temperature")
     group.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: the set's own")
 
+    inspect = verb(
+        "inspect",
+        "write a page that shows a set token by token, worst sequences first",
+        recipe=False,
+    )
+    inspect.add_argument("set", type=_place, metavar="SET", help="sequences or records")
+    inspect.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        metavar="MODEL",
+        help="directory or Hub id of a model to run over the tokens; repeatable: before, after",
+    )
+    inspect.add_argument("--into", type=Path, metavar="FILE", help="default: inspect-SET.html")
+    inspect.add_argument("--open", action="store_true", help="open it in a browser")
+    inspect.add_argument(
+        "--limit", type=int, metavar="N", help="read N random sequences (all; 2048 with a model)"
+    )
+    inspect.add_argument("--only", metavar="IDS", help="read these sequences: 3, 0-7, 0-2,5")
+    inspect.add_argument(
+        "--tokens", type=int, default=100_000, metavar="N", help="tokens in the page (100000)"
+    )
+    inspect.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16"],
+        default="float32",
+        help="models run in (float32)",
+    )
     prune = verb("prune", "write a model with some layers of another", recipe=False)
     prune.add_argument("model", metavar="MODEL", help="directory or Hub id")
     prune.add_argument(

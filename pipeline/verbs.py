@@ -16,6 +16,7 @@ from pipeline.execution.chain import Chain, processes_wanted
 from pipeline.execution.seeds import run_seeds
 from pipeline.execution.units import find_units, parse_shards
 from pipeline.graph import BY_NAME
+from pipeline.inspector import cmd_inspect as cmd_inspect
 from pipeline.ledger import to_toml
 from pipeline.planning import nodes, plan
 from pipeline.planning.config import Recipe, load_recipe

@@ -12,9 +12,10 @@ Inputs by role:
 All but the first may be absent. Output:
 
     answers.jsonl.zst   every generated answer with its outcome, where there are prompts
-    evaluation.json     `metrics` (flat numbers), and what they rest on
+    positions.npz       what the model says at positions of held-out records, up to 65,536 tokens
+    evaluation.json     `metrics` (flat numbers), the bins of the calibration, and what they rest on
 
-Both files are written atomically; a killed run continues after the last one it finished.
+All files are written atomically; a killed run continues after the last one it finished.
 
 Two kinds of figures, kept side by side on purpose: accuracy under a verifier (what is wanted), and
 divergence from the teacher on held-out rollouts (what is trained). Over-fitting a fixed data set
@@ -44,6 +45,7 @@ from stages.engines.base import (
 from stages.engines.open import open_generator
 from stages.engines.stop_strings import text_before
 from stages.evaluation.answers import ANSWERS, Answer, accuracy, read_answers, write_answers
+from stages.evaluation.positions import POSITIONS, Seen, write_positions
 from stages.job import Job
 from stages.models.descent import data_tokenizer, manifest_of_model
 from stages.models.environment import prepare_environment
@@ -79,23 +81,28 @@ def run(job: Job[Evaluate]) -> Manifest:
             check_tokenizer(expected, tokenizer_of(model), str(directory), str(model))
     job.directory.mkdir(parents=True, exist_ok=True)
     answers, evaluation = job.directory / ANSWERS, job.directory / EVALUATION
+    positions = job.directory / POSITIONS
     made_here = manifest_of_model(model)
     prompts = load_prompts(config.prompts, model) if config.prompts is not None else None
     if prompts is not None and not answers.exists():
         write_answers(answers, _answers(job, model, prompts))
     if not evaluation.exists():
+        seen = Seen()
         found: dict[str, object] = dict(accuracy(read_answers(answers))) if answers.exists() else {}
         if set(job.inputs) != {"model"}:
             # Imported here and not above: the engine's settings must precede torch.
             from stages.evaluation.measure import measure
 
-            found |= measure(job, model)
+            found |= measure(job, model, seen)
         log.info("%s: %s", job.name, ", ".join(f"{name} {value}" for name, value in found.items()))
+        if (kept := seen.positions.result()) is not None:
+            write_positions(positions, kept)
         content = {
             "metrics": found,
             "sampling": config.sampling.model_dump(mode="json") if config.prompts else None,
             "n": config.n,
             "guarantee": made_here.meta.get("guarantee") if made_here else None,
+            "calibration": seen.calibration,
         }
         create_once(evaluation, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
     return build_manifest(
@@ -109,7 +116,11 @@ def run(job: Job[Evaluate]) -> Manifest:
                 "template": prompts.template if prompts else None,
             },
         ),
-        files=[EVALUATION, *([ANSWERS] if config.prompts is not None else [])],
+        files=[
+            EVALUATION,
+            *([ANSWERS] if config.prompts is not None else []),
+            *([POSITIONS] if positions.exists() else []),
+        ],
     )
 
 

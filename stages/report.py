@@ -17,10 +17,12 @@ import math
 from collections.abc import Mapping, Sequence
 
 from stages.config.evaluation import Report
-from stages.evaluation.answers import ANSWERS, read_answers
+from stages.evaluation.answers import ANSWERS, Answer, read_answers, right_by_prompt
 from stages.evaluation.difficulty import by_difficulty
+from stages.evaluation.positions import POSITIONS, HeldOutValues, read_positions
+from stages.inspection.inspect import TITLE, held_out_section
 from stages.job import Job
-from stages.reporting.diagrams import Point, by_group
+from stages.reporting.diagrams import Point, by_group, calibration
 from stages.reporting.html import listed
 from stages.reporting.page import FILE, Section, page
 from stages.reporting.table import (
@@ -33,9 +35,13 @@ from stages.reporting.table import (
     read_evaluation,
     with_gain,
 )
-from storage.manifest import Manifest, build_manifest
+from storage.errors import DataError
+from storage.manifest import FILE_NAME, Manifest, build_manifest
 
 log = logging.getLogger(__name__)
+
+MOST_MODELS = 6
+"""Models, in the order of the table, whose values the page shows token by token."""
 
 
 def run(job: Job[Report]) -> Manifest:
@@ -47,7 +53,10 @@ def run(job: Job[Report]) -> Manifest:
     found = {name: read_evaluation(source.directory) for name, source in job.inputs.items()}
     rows = [_row(name, one) for name, one in found.items()]
     baseline = find_baseline(rows, job.config.baseline)
-    rows = with_gain(rows, baseline, job.config.baselines)
+    files = {name: source.directory / ANSWERS for name, source in job.inputs.items()}
+    answers = {name: read_answers(file) for name, file in files.items() if file.exists()}
+    right = {name: right_by_prompt(given) for name, given in answers.items()}
+    rows = with_gain(rows, baseline, job.config.baselines, right)
     notes = legend(rows, baseline, job.config.baselines)
     guarantees = {
         name: f"{made['level']}: {made['reason']}"
@@ -58,18 +67,20 @@ def run(job: Job[Report]) -> Manifest:
     text = "\n".join([format_table(rows), "", *notes, ""])
     log.info("%s:\n%s", job.name, text)
     job.directory.mkdir(parents=True, exist_ok=True)
-    files = {
+    content = {
         "report.txt": text,
         "report.md": _markdown(rows, notes, guarantees),
-        FILE: page(job, rows, notes, guarantees, [_difficulty(job)]),
+        FILE: page(
+            job, rows, notes, guarantees, [_difficulty(answers), _calibration(found), _tokens(job)]
+        ),
         ROWS: "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows),
     }
-    for name, content in files.items():
-        (job.directory / name).write_text(content)
+    for name, whole in content.items():
+        (job.directory / name).write_text(whole)
     return build_manifest(
         job.directory,
         job.identity("metrics", meta={"baseline": baseline, "rows": list(found)}),
-        files=list(files),
+        files=list(content),
     )
 
 
@@ -86,10 +97,9 @@ def _row(name: str, one: Mapping[str, object]) -> Row:
     }
 
 
-def _difficulty(job: Job[Report]) -> Section:
+def _difficulty(answers: Mapping[str, Sequence[Answer]]) -> Section:
     """Accuracy by difficulty, of the evaluations that keep their answers."""
-    files = {name: source.directory / ANSWERS for name, source in job.inputs.items()}
-    found = by_difficulty({name: read_answers(f) for name, f in files.items() if f.exists()})
+    found = by_difficulty(answers)
     if found is None:
         return Section("Accuracy by difficulty", [])
     columns = zip(*found.models.values(), strict=True)
@@ -116,6 +126,53 @@ def _difficulty(job: Job[Report]) -> Section:
         "Accuracy by difficulty",
         [by_group("sampled answers that are right, %", names, points), listed([note])],
     )
+
+
+def _calibration(found: Mapping[str, Mapping[str, object]]) -> Section:
+    """Confidence against the truth, for every evaluation that kept the bins."""
+    truths = {
+        "held-out rollouts": "teacher's probability",
+        "held-out text": "share of hits",
+    }
+    parts: list[str] = []
+    for source, truth in truths.items():
+        drawn = [
+            calibration(f"{name}, {source}", bins[source], truth)
+            for name, one in found.items()
+            if isinstance(bins := one.get("calibration"), Mapping) and bins.get(source)
+        ]
+        if drawn:
+            parts += ['<div class="charts">', *drawn, "</div>"]
+    note = (
+        "Tokens are put into bins by the model's confidence, its probability of the id it expects. "
+        "A mark on the diagonal is a calibrated bin; the grey bars show how many tokens are in it."
+    )
+    return Section("Calibration", [*parts, listed([note])] if parts else [])
+
+
+def _tokens(job: Job[Report]) -> Section:
+    """Held-out records, token by token, with what each evaluated model but the teacher says."""
+    values: dict[str, HeldOutValues] = {}
+    shown: str | None = None
+    for name, source in job.inputs.items():
+        directory = source.directory
+        if not (directory / FILE_NAME).exists():
+            continue
+        inputs = job.store.read(directory).payload.get("inputs")
+        key = inputs.get("records", {}).get("key") if isinstance(inputs, Mapping) else None
+        shown = shown or key
+        if key is None or key != shown or name == "teacher" or len(values) == MOST_MODELS:
+            continue
+        if (directory / POSITIONS).exists():
+            values[name] = read_positions(directory / POSITIONS)
+    records = next(job.store.named(shown), None) if shown else None
+    if records is None:
+        return Section(TITLE, [])
+    try:
+        return held_out_section(records, values)
+    except DataError as error:  # the figures stand without it
+        log.warning("%s: the page shows no tokens: %s", job.name, error)
+        return Section(TITLE, [])
 
 
 def _markdown(rows: Sequence[Row], notes: Sequence[str], guarantees: Mapping[str, str]) -> str:

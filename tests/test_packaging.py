@@ -46,7 +46,8 @@ def test_lock_holds_pins_and_hashes_only(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "stem", ["airflow", "bench", "bootstrap", "cpu", "cuda", "dagster", "dev", "ray", "smollm2"]
+    "stem",
+    ["airflow", "bench", "bootstrap", "browser", "cpu", "cuda", "dagster", "dev", "ray", "smollm2"],
 )
 def test_every_pin_has_a_hash(stem: str) -> None:
     lines = (ROOT / "requirements" / f"{stem}.txt").read_text().splitlines()
@@ -68,6 +69,7 @@ def test_every_pin_has_a_hash(stem: str) -> None:
         ("dev", ["dev", "cuda"]),
         ("bench", ["bench", "cpu"]),
         ("bench", ["bench", "cuda"]),
+        ("browser", ["browser"]),
         ("smollm2", ["smollm2"]),
     ],
 )
@@ -196,4 +198,5 @@ def test_wheel_holds_the_packages_their_data_and_nothing_else(tmp_path: Path) ->
     assert ours >= set(sources)
     assert {name.partition("/")[0] for name in ours} == {"pipeline", "stages", "storage"}
     assert {"pipeline/recipes/demo.toml", "storage/FORMAT.md"} <= ours
+    assert {"stages/reporting/assets/page.css", "stages/reporting/assets/inspector.js"} <= ours
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)

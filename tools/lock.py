@@ -10,6 +10,7 @@ what the ordinary package index gets wrong.
     requirements/dev.txt        extra `dev`, on top of either
     requirements/bench.txt      extra `bench`, on top of these
     requirements/ray.txt        extra `ray`, on top of them too
+    requirements/browser.txt    extra `browser`, on top of them too
     requirements/smollm2.txt    extra `smollm2`, on top of them too
     requirements/airflow.txt    Apache Airflow alone, for `make test-schedulers`
     requirements/dagster.txt    Dagster alone, for the same
@@ -153,7 +154,7 @@ def main() -> None:
     write("cpu", on_cpu, [*NOT_ON_CPU, *excluded])
     write("cuda", [*models, *own("cuda"), *FOR_CUDA, *FOR_S3], [])
     write("dev", [*own("dev"), *extras["s3"]], [], "cpu")
-    for extra in ("bench", "ray", "smollm2"):
+    for extra in ("bench", "browser", "ray", "smollm2"):
         unwanted = [*NOT_ON_CPU, *excluded, *NOT_FOR_FILES]
         write(extra, own(extra), unwanted, "cpu", "dev", strict=False)
 

@@ -1,6 +1,6 @@
 """Make the virtual environment that everything runs in, unless it exists already.
 
-    python3 tools/setup_env.py [--venv .venv] [--device auto|cpu|cuda] [--also bench|ray|smollm2]
+    python3 tools/setup_env.py [--venv .venv] [--device auto|cpu|cuda] [--also EXTRA]
     python3 tools/setup_env.py --venv .venv-airflow --scheduler airflow|dagster
 
 Standard library only, and no syntax younger than Python 3.6: with an interpreter that is too old,
@@ -39,7 +39,7 @@ LAYERS = {
     "dagster": ("bootstrap", "dagster"),
 }
 DEVICES, SCHEDULERS = ("cpu", "cuda"), ("airflow", "dagster")
-ALSO = ("bench", "ray", "smollm2")
+ALSO = ("bench", "browser", "ray", "smollm2")
 OLDEST, NEWEST = (3, 11), (3, 14)
 TRY_AGAIN, CANNOT = 75, 78
 

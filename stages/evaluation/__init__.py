@@ -5,5 +5,8 @@
 - `held_out`: one pass over held-out rollouts: KL to the teacher, calibration
 - `text`: one pass over held-out text: loss, calibration, acceptance
 - `gradients`: gradients from records against those of the teacher's full distribution
+- `positions`: what a model says at each held-out position, kept for the token inspector
+- `scoring`: from one pass of a model to these values
+- `difficulty`: accuracy by difficulty of the prompt
 - `averages`: means over tokens with standard errors over prompts, calibration bins
 """

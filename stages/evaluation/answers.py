@@ -105,6 +105,15 @@ def accuracy(answers: Iterable[Answer]) -> dict[str, float | None]:
     return out
 
 
+def right_by_prompt(answers: Iterable[Answer]) -> dict[int, float]:
+    """Share of right ones among the judged sampled answers to each prompt."""
+    found: dict[int, list[bool]] = {}
+    for answer in answers:
+        if not answer.greedy and answer.outcome != UNKNOWN:
+            found.setdefault(answer.prompt_id, []).append(answer.outcome == RIGHT)
+    return {prompt: statistics.fmean(right) for prompt, right in found.items()}
+
+
 def pass_at_k(n: int, right: int, k: int) -> float:
     """Chance that one of k answers is right, unbiased from n of which `right` were right.
 

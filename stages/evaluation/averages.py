@@ -81,6 +81,19 @@ class CalibrationBins:
         self._confidence_B += np.bincount(bin_T, weights=confidence_T, minlength=self.bins)
         self._teacher_B += np.bincount(bin_T, weights=teacher_T, minlength=self.bins)
 
+    def diagram(self) -> list[dict[str, float]]:
+        """Bins that are not empty: `count`, and the means `confidence` and `truth`."""
+        return [
+            {"count": n, "confidence": confidence / n, "truth": teacher / n}
+            for n, confidence, teacher in zip(
+                self._count_B.tolist(),
+                self._confidence_B.tolist(),
+                self._teacher_B.tolist(),
+                strict=True,
+            )
+            if n
+        ]
+
     def error(self) -> float | None:
         """The expected calibration error, a share of 1; None before the first token."""
         total = self._count_B.sum()

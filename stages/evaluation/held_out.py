@@ -17,6 +17,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from stages.evaluation.averages import CalibrationBins, ClusterMean
+from stages.evaluation.positions import LIKELIEST, Seen
+from stages.evaluation.scoring import PositionScorer
 from stages.losses.head_loss import head_statistics
 from stages.models.model import exact_hidden
 from stages.objectives.contract import guarantee
@@ -69,7 +71,7 @@ def measurable(meta: Mapping[str, object]) -> dict[str, Reported]:
 
 @torch.inference_mode()
 def score_held_out(
-    model: PreTrainedModel, directory: Place, *, tokens_per_batch: int
+    model: PreTrainedModel, directory: Place, *, tokens_per_batch: int, seen: Seen | None = None
 ) -> dict[str, object]:
     """Divergence from the teacher and calibration over the `holdout` split of a record set.
 
@@ -77,6 +79,7 @@ def score_held_out(
         model: Student, on its device, in the type it is evaluated in.
         directory: A committed set of kind `records`.
         tokens_per_batch: Tokens in one forward pass, padding included.
+        seen: Collects the bins of the calibration, and values of the model position by position.
 
     Returns:
         `reverse_kl`, `forward_kl` (nats per token, at the record's temperature) with `..._se` and
@@ -88,6 +91,7 @@ def score_held_out(
     temperature = next((one.objective.temperature for one in reported.values()), 1.0)
     means = {name: ClusterMean() for name in (*reported, "entropy")}
     calibration = CalibrationBins()
+    scorer = PositionScorer(meta)
     tokens = 0
     for group in read_split(directory, "holdout"):
         for batch in group.microbatches(tokens_per_batch):
@@ -97,7 +101,10 @@ def score_held_out(
                 records,
                 rows_per_chunk=ROWS_PER_CHUNK,
                 temperature=temperature,
+                likeliest=1 if seen is None else LIKELIEST,
             )
+            if seen is not None and not seen.positions.full:
+                seen.positions.add(batch.seq_id, batch.tok_off, scorer.values(found, records))
             prompt_T = np.repeat(batch.prompt_id, np.diff(batch.tok_off))
             for name, one in reported.items():
                 loss_T = one.objective(found.logq_E, found.logq_T, records).loss_T
@@ -120,6 +127,8 @@ def score_held_out(
             out |= {f"{name}_se": estimate.error, f"{name}_level": reported[name].level.level}
     if "forward_kl" in reported:
         out["ece"] = calibration.error()
+        if seen is not None:
+            seen.calibration["held-out rollouts"] = calibration.diagram()
     return out
 
 

@@ -10,6 +10,7 @@ from stages.config.evaluation import Evaluate
 from stages.config.objectives import of_manifest
 from stages.evaluation.gradients import Measured, compare_gradients
 from stages.evaluation.held_out import score_held_out
+from stages.evaluation.positions import Seen
 from stages.evaluation.text import score_text
 from stages.job import Job
 from stages.losses.full_teacher import FullTeacher
@@ -24,8 +25,8 @@ from storage.manifest import read_manifest
 from storage.sets import position_bytes
 
 
-def measure(job: Job[Evaluate], directory: Path) -> dict[str, object]:
-    """Figures of the model in `directory`, by name.
+def measure(job: Job[Evaluate], directory: Path, seen: Seen) -> dict[str, object]:
+    """Figures of the model in `directory`, by name; `seen` collects what diagrams need.
 
     Raises:
         DataError: a set or a model cannot be read, or holds nothing out.
@@ -43,11 +44,13 @@ def measure(job: Job[Evaluate], directory: Path) -> dict[str, object]:
     if "records" in inputs:
         where = inputs["records"].directory
         with Progress(f"{job.name}, held-out records", _held_out(where), "tokens"):
-            out |= score_held_out(model, where, tokens_per_batch=budget)
+            out |= score_held_out(model, where, tokens_per_batch=budget, seen=seen)
     if "text" in inputs and config.text is not None:
         limit, where = config.text.sequences, inputs["text"].directory
         with Progress(f"{job.name}, held-out text", _held_out(where), "tokens"):
-            out |= score_text(model, where, teacher, sequences=limit, tokens_per_batch=budget)
+            out |= score_text(
+                model, where, teacher, sequences=limit, tokens_per_batch=budget, seen=seen
+            )
     objective = _objective(directory)
     if "data" in inputs and objective is not None:
         if config.gradient is not None and teacher is not None and objective.aims_at_forward_kl:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from stages import progress
 from stages.evaluation.averages import CalibrationBins, ClusterMean
+from stages.evaluation.positions import Seen
 from stages.losses.full_teacher import FullTeacher
 from stages.models.model import exact_hidden
 from storage.batch import Batch
@@ -34,6 +35,7 @@ def score_text(
     *,
     sequences: int | None,
     tokens_per_batch: int,
+    seen: Seen | None = None,
 ) -> dict[str, object]:
     """What the model makes of the `holdout` split of a set of sequences.
 
@@ -43,6 +45,7 @@ def score_text(
         teacher: On the same device; None leaves out the comparison.
         sequences: Read at most this many, in order; None reads all.
         tokens_per_batch: Tokens in one forward pass, padding included.
+        seen: Collects the bins of the calibration.
 
     Returns:
         `text_loss` (-log q of the token, in nats), `text_ece` (confidence against hits, a share of
@@ -71,6 +74,8 @@ def score_text(
             "that makes it, or remove [evaluate.text]."
         )
     out: dict[str, object] = {"text_tokens": tokens, "text_ece": calibration.error()}
+    if seen is not None:
+        seen.calibration["held-out text"] = calibration.diagram()
     for name, mean in sums.items():
         estimate = mean.estimate()
         assert estimate is not None, "there were tokens"

@@ -133,6 +133,10 @@ class HeadStatistics:
     """Probability of the likeliest id."""
     entropy_T: Tensor
     """Entropy in nats."""
+    likely_TK: Tensor
+    """int64: the K likeliest ids, by descending probability."""
+    likely_logq_TK: Tensor
+    """Their log-probabilities."""
 
 
 @torch.no_grad()
@@ -143,22 +147,30 @@ def head_statistics(
     *,
     rows_per_chunk: int,
     temperature: float = 1.0,
+    likeliest: int = 1,
 ) -> HeadStatistics:
-    """The student's distribution at stored ids, its mode and its entropy; arguments as above."""
+    """The student's distribution at stored ids, its mode and its entropy.
+
+    Arguments as above; `likeliest` is K, how many of its likeliest ids are given.
+    """
     _check_rows(hidden_TD, records)
     parts: list[tuple[Tensor, ...]] = []
     for chunk, _, logits_CV in _Pass(
         hidden_TD, head, records, temperature, rows_per_chunk
     ).chunks():
         top_C = logits_CV.argmax(dim=-1)
+        likely_CK = logits_CV.topk(min(likeliest, logits_CV.shape[1]), dim=-1).indices
         softmax = _Softmax(logits_CV, chunk)
         q_CV = softmax.probabilities()
         best_C = q_CV.gather(1, top_C[:, None]).squeeze(1)
         entropy_C = torch.special.entr(q_CV).sum(dim=-1)
-        parts.append((softmax.logq_E, softmax.logq_C, top_C, best_C, entropy_C))
+        logq_CK = q_CV.gather(1, likely_CK).log()
+        values = (softmax.logq_E, softmax.logq_C, top_C, best_C, entropy_C, likely_CK, logq_CK)
+        parts.append(values)
     if not parts:
         none = hidden_TD.new_zeros(0, dtype=torch.float32)
-        return HeadStatistics(none, none, none.long(), none, none)
+        none_TK = none.new_zeros(0, likeliest)
+        return HeadStatistics(none, none, none.long(), none, none, none_TK.long(), none_TK)
     return HeadStatistics(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 

@@ -56,7 +56,8 @@ def cautions(
 def _worse(rows: Sequence[Row]) -> list[str]:
     out: list[str] = []
     for row in rows:
-        gain, error = _number(row, "gain"), _number(row, "accuracy_se")
+        gain = _number(row, "gain")
+        error = _number(row, "gain_se") or _number(row, "accuracy_se")
         if gain is not None and gain < -2 * (error or 0.0):
             out.append(
                 f"{row['model']}: {-100 * gain:.1f} points below the model it is compared with. "

@@ -131,6 +131,7 @@ def ancestors(job: Job[Any]) -> Iterator[Ancestor]:
 
 _FIGURES = {
     "accuracy, %": {"accuracy": ("sampled", 100.0), "greedy": ("greedy", 100.0)},
+    "gain in accuracy, points": {"gain": ("gain", 100.0)},
     "divergence from the teacher, nats per token": {
         "reverse_kl": ("reverse KL", 1.0),
         "forward_kl": ("forward KL", 1.0),

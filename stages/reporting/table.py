@@ -195,17 +195,21 @@ def find_baseline(rows: Sequence[Row], asked: str | None) -> str | None:
 
 
 def with_gain(
-    rows: Sequence[Row], baseline: str | None, baselines: Mapping[str, str] = MappingProxyType({})
+    rows: Sequence[Row],
+    baseline: str | None,
+    baselines: Mapping[str, str] = MappingProxyType({}),
+    right: Mapping[str, Mapping[int, float]] = MappingProxyType({}),
 ) -> list[Row]:
     """Rows with `gain`: accuracy above that of another row, in the same units.
 
-    Models answer the same prompts, but only the marginal errors are known here, so no error is
-    attached; `summarise` gives the spread of the gain over seeds.
+    Where both models answered the same prompts, `gain_se` is the standard error of the mean
+    difference prompt by prompt: what is hard for both does not count as noise.
 
     Args:
         rows: One for each model.
         baseline: The row that gains are measured against; it has none itself.
         baselines: Other rows in its place, by model; they have none either.
+        right: By model and prompt, the share of right answers; without it no error is known.
     """
     if not any("accuracy" in row for row in rows):
         return list(rows)
@@ -217,14 +221,25 @@ def with_gain(
     out: list[Row] = []
     for row in rows:
         name = str(row["model"])
-        own, base = accuracy[name], accuracy.get(baselines.get(name, baseline or ""))
+        start = baselines.get(name, baseline or "")
+        own, base = accuracy[name], accuracy.get(start)
         if name not in bases and isinstance(own, float) and isinstance(base, float):
-            row = {**row, "gain": own - base}
+            error = _paired_error(right.get(name, {}), right.get(start, {}))
+            row = {**row, "gain": own - base} | ({} if error is None else {"gain_se": error})
         out.append(row)
     return out
 
 
+def _paired_error(own: Mapping[int, float], base: Mapping[int, float]) -> float | None:
+    """Standard error of the mean difference; None unless both have the same prompts, at least 2."""
+    if own.keys() != base.keys() or len(own) < 2:
+        return None
+    differences = [own[prompt] - base[prompt] for prompt in own]
+    return statistics.stdev(differences) / math.sqrt(len(differences))
+
+
 _LEGEND = {
+    "gain_se": "+- of the gain: standard error of the differences prompt by prompt",
     "tokens": "tokens: mean response length; limit: share of responses that hit the limit",
     "unparsed": "not right and not wrong, share of sampled answers: unparsed, no answer was found; "
     "cut, the limit came before the right answer",

@@ -17,8 +17,9 @@ from stages.config.data import Sampling
 from stages.config.evaluation import Evaluate
 from stages.config.record_kinds import HeadTail
 from stages.engines.base import Completion, Request
-from stages.evaluate import ANSWERS, run
-from stages.evaluation.answers import RIGHT, accuracy, read_answers
+from stages.evaluate import run
+from stages.evaluation.answers import ANSWERS, RIGHT, accuracy, read_answers
+from stages.evaluation.positions import POSITIONS, read_positions
 from stages.job import Input, Job
 from stages.models.model import load_model, load_tokenizer
 from stages.reporting.table import EVALUATION
@@ -102,7 +103,7 @@ def test_everything_is_measured_and_kept(
     job = make(tmp_path, model, [*answers], records)
     manifest = write_manifest(job.directory, run(job))
     assert manifest.kind == "metrics"
-    assert {file.path for file in manifest.files} == {EVALUATION, ANSWERS}
+    assert {file.path for file in manifest.files} == {EVALUATION, ANSWERS, POSITIONS}
     assert verify_set(job.directory) == []
 
     kept = read_answers(job.directory / ANSWERS)
@@ -122,6 +123,16 @@ def test_everything_is_measured_and_kept(
     assert metrics["reverse_kl_level"] == metrics["forward_kl_level"] == "unbiased"
     assert 0 < metrics["ece"] < 1
     assert figures(job)["sampling"]["temperature"] == 1.0
+
+    positions = read_positions(job.directory / POSITIONS).values
+    assert len(positions.logq_T) == metrics["held_out_tokens"]
+    assert positions.entropy_T.mean() == pytest.approx(metrics["entropy"], rel=1e-2)
+    assert positions.forward_kl_T is not None
+    assert positions.forward_kl_T.mean() == pytest.approx(metrics["forward_kl"], abs=1e-2)
+    bins = figures(job)["calibration"]["held-out rollouts"]
+    assert sum(one["count"] for one in bins) == metrics["held_out_tokens"]
+    gaps = [one["count"] * abs(one["confidence"] - one["truth"]) for one in bins]
+    assert sum(gaps) / metrics["held_out_tokens"] == pytest.approx(metrics["ece"])
 
 
 def test_truncation_is_what_the_limit_cuts(tmp_path: Path, model: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from stages.config.evaluation import Report
+from stages.evaluation.answers import ANSWERS, Answer, write_answers
 from stages.job import Input, Job
 from stages.report import run
 from stages.reporting.table import (
@@ -19,6 +20,7 @@ from stages.reporting.table import (
     read_rows,
 )
 from storage.errors import DataError
+from storage.schema import OUTCOME
 from tests.stages.reporting.cases import SFT, STUDENT
 from tests.world import make_job
 
@@ -180,6 +182,41 @@ def test_a_table_of_text_has_no_word_on_accuracy(tmp_path: Path) -> None:
     assert "1 - TVD" in about
     assert "bytes of the student's set per position" in about
     assert "ECE" not in about
+
+
+def test_calibration_is_drawn_where_evaluations_kept_the_bins(tmp_path: Path) -> None:
+    bins = [{"count": 10, "confidence": 0.9, "truth": 0.5}]
+    kept = evaluation(STUDENT, calibration={"held-out rollouts": bins})
+    made = job(tmp_path, {"sft": evaluation(SFT), "x": kept})
+    run(made)
+    page = (made.directory / "report.html").read_text()
+    assert "confidence 0.900, teacher&#x27;s probability 0.500, 10 tokens" in page
+    assert page.count("<h2>Calibration</h2>") == 1
+
+
+def test_accuracy_by_difficulty_is_drawn_from_the_answers(tmp_path: Path) -> None:
+    made = job(tmp_path, {"sft": evaluation(SFT), "x": evaluation(STUDENT)})
+    right, wrong = OUTCOME["right"], OUTCOME["wrong"]
+    for name, outcome in (("sft", wrong), ("x", right)):
+        answers = [Answer(prompt, 0, False, 3, "stop", outcome, "") for prompt in range(4)]
+        write_answers(made.inputs[name].directory / ANSWERS, answers)
+    run(made)
+    page = (made.directory / "report.html").read_text()
+    assert "x, 25-50 % (4): 100 ± 0 (4 prompts)" in page
+    assert "sft, 25-50 % (4): 0 ± 0 (4 prompts)" in page
+
+
+def test_the_error_of_a_gain_is_that_of_the_differences_prompt_by_prompt(tmp_path: Path) -> None:
+    made = job(tmp_path, {"sft": evaluation(SFT), "x": evaluation(STUDENT)})
+    right, wrong = OUTCOME["right"], OUTCOME["wrong"]
+    outcomes = {"sft": [right, wrong] * 50, "x": [right, wrong] * 49 + [right, right]}
+    for name, given in outcomes.items():
+        answers = [Answer(i, 0, False, 3, "stop", one, "") for i, one in enumerate(given)]
+        write_answers(made.inputs[name].directory / ANSWERS, answers)
+    run(made)
+    _, student = read_rows(made.directory)
+    assert student["gain_se"] == pytest.approx(0.01)  # one prompt of a hundred differs
+    assert "+41.0 +- 1.0" in (made.directory / "report.txt").read_text()
 
 
 def test_report_imports_no_torch() -> None:
