@@ -156,7 +156,7 @@ def candidate_columns(made: Sequence[Completion], candidates: Candidates) -> dic
     """The columns of a set that hold the candidates of these responses."""
     if not most_candidates(candidates):
         return {}
-    columns = {"cand": np.concatenate([one.cand for one in made])}
+    columns: dict[str, Any] = {"cand": np.concatenate([one.cand for one in made])}
     if isinstance(candidates, Coverage):
         columns["nc"] = np.concatenate([one.nc for one in made])
     return columns

@@ -13,7 +13,7 @@ from tests.stages.objectives.toy_records import V, enumerate_positions, head_tai
 
 def test_the_noise_is_the_variance_over_realised_tokens() -> None:
     rng = np.random.default_rng(3)
-    z_RV = rng.standard_normal((3, V))
+    z_RV = rng.standard_normal((3, V)).astype(np.float32)
     logp_RV, logb_RV, logq_RV = (_log_softmax(z_V[None]) for z_V in 2.0 * z_RV)
     head = [0, 3, 5]
     head_RV = np.isin(np.arange(V), head)[None]
