@@ -10,6 +10,7 @@ from pipeline.planning.machine import Machine
 from pipeline.planning.memory import gib
 from pipeline.planning.nodes import Node
 from pipeline.planning.plan import Planned
+from stages.config.training import Student
 from stages.progress import duration
 from storage.store import Store
 
@@ -68,7 +69,39 @@ def plan_lines(store: Store, planned: Iterable[Planned]) -> Lines:
         lines.append(f"  measured on this machine: {sets}"[:WIDTH])
     if "rough" in bases:
         lines.append(f"  ~ rough, to a factor of three, more for tiny models: {bases['rough'][0]}")
+    lines += _rounds(store, planned, estimator)
     return lines, result
+
+
+def _rounds(store: Store, planned: list[Planned], estimator: Estimator | None = None) -> list[str]:
+    """What the rounds of every student are, and how those have ended that are done."""
+    lines: list[str] = []
+    for first in planned:
+        config, name = first.node.config, first.node.name
+        if not isinstance(config, Student) or config.rounds == 1 or first.node.round > 1:
+            continue
+        names = [name, *(f"{name}-{number}" for number in range(2, config.rounds + 1))]
+        made = [one.manifest(store) for one in planned if one.node.name in names]
+        stories = [
+            {**manifest.meta, "round": number}
+            for number, manifest in enumerate(made, start=1)
+            if manifest is not None
+        ]
+        steps = estimator.steps(first.node) if estimator else config.steps
+        steps = int(stories[0]["planned_steps"]) if stories else steps
+        each = "?" if steps is None else str(steps)
+        how = "an optimiser and a schedule of its own in each"
+        if config.rounds_are_one:
+            shape = "one learning rate" if not config.follows_progress else "one schedule"
+            whole = "" if steps is None else f" over {config.rounds * steps} steps"
+            how = f"one optimiser and {shape}{whole}"
+        line = f"{name}: {config.rounds} rounds of {each} steps, {how}"
+        if stories:
+            early = [str(story["round"]) for story in stories if story["stopped_by_drift"]]
+            line += f"; {len(stories)} done with {sum(story['steps'] for story in stories)} steps"
+            line += f", ended early by drift: {', '.join(early)}" if early else ""
+        lines.append(line[:WIDTH])
+    return lines
 
 
 def _figures(found: Estimate) -> dict[str, object]:
@@ -80,6 +113,7 @@ def _figures(found: Estimate) -> dict[str, object]:
         "disk": {
             "set": size and size.bytes,
             "model": found.model,
+            "next_round": found.next_round,
             "checkpoints": found.checkpoints,
         },
         "memory": memory
@@ -106,6 +140,7 @@ def _devices(machine: Machine, free: int | None) -> list[str]:
 
 def status_lines(store: Store, planned: Iterable[Planned]) -> Lines:
     """One line a node: what is there, and what it cost."""
+    planned = list(planned)
     rows = [["node", "key", "state", "sequences", "tokens", "bytes", "seconds"]]
     result: list[dict[str, object]] = []
     for chosen in planned:
@@ -124,7 +159,7 @@ def status_lines(store: Store, planned: Iterable[Planned]) -> Lines:
                 state = f"{len(parts)} parts" if parts else "started"
         rows.append([name, _short(chosen.key), state, *sizes])
         result.append({"node": name, "key": chosen.key, "done": manifest is not None, **cost})
-    return _table(rows), result
+    return [*_table(rows), *_rounds(store, planned)], result
 
 
 def explain_lines(store: Store, planned: Iterable[Planned]) -> Lines:

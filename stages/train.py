@@ -55,6 +55,7 @@ from stages.training.fit import data_stream, fit
 from stages.training.live import LiveSource
 from stages.training.loop import Task
 from stages.training.microbatches import BatchSource, step_count
+from stages.training.rounds import Round
 from stages.weights.rates import has_outcomes, read_rates
 from stages.weights.step import Weighting
 from storage.errors import ConfigError
@@ -112,6 +113,7 @@ def run(job: Job[Student]) -> Manifest:
                 tokenizer_from=known.tokenizer_from,
                 dtype=known.dtype,
                 limits=_limits(config),
+                round=Round.of_job(job),
                 meta={
                     "objective": config.objective.model_dump(),
                     "guarantee": known.promise.to_json(),

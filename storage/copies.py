@@ -19,6 +19,9 @@ from storage.manifest import FILE_NAME, Manifest, read_manifest
 
 log = logging.getLogger(__name__)
 
+NEXT_ROUND = "next-round"
+"""Directory in the set of a student with what the next round of its training goes on from. It is
+larger than the model, and nothing else reads it."""
 ATTEMPT = "model-"
 """Begins the name of the directory in a set on an object store under which a model's files lie."""
 
@@ -28,7 +31,8 @@ def local_copy(directory: Place, below: str = "") -> Path:
 
     Args:
         directory: Of a committed set.
-        below: Only the files in this sub-directory; its path is returned.
+        below: Only the files in this sub-directory; its path is returned. Without it, all files but
+            those in `NEXT_ROUND`.
 
     Raises:
         DataError: no committed set, or a file of it is missing or damaged.
@@ -42,7 +46,7 @@ def local_copy(directory: Place, below: str = "") -> Path:
         first, *inside = PurePosixPath(file.path).parts
         if first.startswith(ATTEMPT) and inside:
             first, *inside = inside
-        if below and first != below:
+        if (below and first != below) or (first == NEXT_ROUND and not below):
             continue
         source, target = directory / file.path, copy.joinpath(first, *inside)
         if target.exists() and sha256_file(target) == file.sha256:
@@ -81,10 +85,11 @@ def fetch(source: Remote, target: Path, sha256: str | None = None) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def check_files(directory: Place, manifest: Manifest | None = None) -> None:
+def check_files(directory: Place, manifest: Manifest | None = None, *, whole: bool = False) -> None:
     """Hash every listed file of a set that is not a part; does nothing where there is no manifest.
 
-    Of a set on an object store the local copy is hashed, and fetched where it is missing.
+    Of a set on an object store the local copy is hashed, and fetched where it is missing. Files in
+    `NEXT_ROUND` are left out, unless `whole`: the training that reads them compares their digests.
 
     Raises:
         DamageError: one is missing or changed.
@@ -92,10 +97,16 @@ def check_files(directory: Place, manifest: Manifest | None = None) -> None:
     """
     if not (directory / FILE_NAME).exists():
         return
+    manifest = manifest or read_manifest(directory)
+    apart = {file.path for file in manifest.files if NEXT_ROUND in PurePosixPath(file.path).parts}
     if not isinstance(directory, Path):
         local_copy(directory)
+        if apart and whole:
+            local_copy(directory, NEXT_ROUND)
         return
-    for file in (manifest or read_manifest(directory)).files:
+    for file in manifest.files:
+        if file.path in apart and not whole:
+            continue
         path = directory / file.path
         found = sha256_file(path) if path.is_file() else "that of no file"
         if found != file.sha256:

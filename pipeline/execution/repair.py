@@ -77,7 +77,7 @@ def check(planned: Iterable[Planned], store: Store, chain: Chain) -> list[str]:
     for chosen in planned:
         manifest = chosen.manifest(store)
         if manifest is not None:
-            check_files(chosen.directory(store), manifest)
+            check_files(chosen.directory(store), manifest, whole=True)
             repaired += _repair(chosen, manifest, manifest.parts, store, chain)
     return repaired
 

@@ -77,6 +77,8 @@ class Estimate:
     size: Size | None = None
     model: int | None = None
     """Bytes of the model it writes."""
+    next_round: int = 0
+    """Bytes of what it hands on to the next round: weights and the optimiser's state in float32."""
     checkpoints: int = 0
     """Bytes of checkpoints while it runs: the last one, and the next being written."""
     memory: Memory | None = None
@@ -87,7 +89,8 @@ class Estimate:
         """Bytes on disk while it runs."""
         if self.size is None and self.model is None:
             return None
-        return (self.size.bytes if self.size else 0) + (self.model or 0) + self.checkpoints
+        written = (self.size.bytes if self.size else 0) + (self.model or 0) + self.next_round
+        return written + self.checkpoints
 
 
 class Estimator:
@@ -148,12 +151,14 @@ class Estimator:
     def room(self, chosen: Planned) -> Estimate:
         """What one node will write; the rest is left out."""
         config, shape = chosen.node.config, self.shape(chosen)
-        model, checkpoints = None, 0
+        model, next_round, checkpoints = None, 0, 0
         if isinstance(config, Training) and shape is not None:
             model = _SAVED[_dtype(chosen.node)] * shape.parameters
-            if (self._steps(chosen.node) or 0) > config.run.checkpoint_every:
+            if (self.steps(chosen.node) or 0) > config.run.checkpoint_every:
                 checkpoints = 2 * _CHECKPOINT * shape.parameters
-        return Estimate(self.size(chosen.node), model, checkpoints)
+            if isinstance(config, Student) and config.hands_on(chosen.node.round):
+                next_round = _CHECKPOINT * shape.parameters
+        return Estimate(self.size(chosen.node), model, next_round, checkpoints)
 
     def of(self, chosen: Planned) -> Estimate:
         """Everything about one node; reads the manifests of the whole store."""
@@ -283,7 +288,7 @@ class Estimator:
         tokens = expected.tokens - held_out
         return Data(max(1, tokens // each), tokens, longest, held_out)
 
-    def _steps(self, node: Node) -> int | None:
+    def steps(self, node: Node) -> int | None:
         """Optimiser steps of a training node."""
         config, data = node.config, self._data(_data_of(node))
         assert isinstance(config, Training)
@@ -304,7 +309,7 @@ class Estimator:
             count = _count(config.prompts) if config.prompts else 0
             each = (config.n + config.greedy) * config.sampling.max_tokens
             return Work(written=(count or 0) * each, read=data.held_out if data else 0)
-        steps = self._steps(node) if isinstance(config, Training) else None
+        steps = self.steps(node) if isinstance(config, Training) else None
         if data is None or steps is None or not isinstance(config, Training):
             return None
         each = data.tokens / max(1, data.sequences)

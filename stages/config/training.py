@@ -11,7 +11,7 @@ from stages.config.objectives import Drift
 from stages.config.stage import StageTable
 from stages.objectives.objective import Objective
 from stages.objectives.reverse_kl import ReverseKL
-from stages.table import BY_CONTENT, NOT_IN_KEY, Fraction, Named, Positive, Table
+from stages.table import BY_CONTENT, Fraction, Named, Positive, Table
 from stages.weights.base import Weight
 
 
@@ -50,9 +50,9 @@ class Training(StageTable):
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     """Shape of the decay after warm-up, from `learning_rate` to `final_ratio` of it."""
     warmup: Fraction = 0.0
-    """Share of the steps used for warm-up."""
+    """Share of the steps used for warm-up; of the steps of all rounds, where there are several."""
     final_ratio: Fraction = 0.0
-    """Learning rate at the last step, as a share of `learning_rate`."""
+    """Learning rate at the last step (of the last round), as a share of `learning_rate`."""
     betas: tuple[float, float] = (0.9, 0.98)
     """AdamW's decay rates of the first and second moment."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
@@ -141,11 +141,14 @@ class Student(Training):
     normalise: Literal["weights", "count"] = "weights"
     """With `weights`: divide the weighted sum of the losses of a step by the sum of the weights,
     or by the number of positions."""
-    rounds: Annotated[Positive, NOT_IN_KEY] = 1
+    rounds: Positive = 1
     """Rounds of rollouts, scoring and training (docs/rounds.md). From the second on, the student of
-    the round before writes rollouts to the next prompts and trains on with a fresh optimiser. A
-    round takes `steps`, or ends early at `drift.stop_chi2`. Tables of `compare` have one round
-    unless they set `rounds`."""
+    the round before writes rollouts to the next prompts and trains on. A round takes `steps` (or
+    `epochs`), or ends early at `drift.stop_chi2`. Tables of `compare` have one round unless they
+    set `rounds`. It enters the key where a student depends on the number of rounds."""
+    round_start: Literal["continue", "restart"] = "continue"
+    """How a later round starts: `continue` with the optimiser's state, and on one schedule of the
+    learning rate (and of the objective) over all rounds; or `restart` both in every round."""
     drift: Drift = Drift()
     """Limits on how far the student may leave pi_ref."""
     consistency: Literal["refuse", "warn"] = "refuse"
@@ -194,10 +197,32 @@ class Student(Training):
         """Whether the teacher's whole distribution is read, and no record."""
         return self.data == "live" and self.live == "full"
 
+    @property
+    def rounds_are_one(self) -> bool:
+        """Whether there are several rounds, and all of them are one training."""
+        return self.rounds > 1 and self.round_start == "continue"
+
+    @property
+    def follows_progress(self) -> bool:
+        """Whether a step depends on how many are to come: by learning rate or objective."""
+        level = self.schedule == "constant" and self.warmup == 0.0
+        return not level or self.objective.follows_progress
+
+    def hands_on(self, number: int) -> bool:
+        """Whether the student of a round is kept together with the state of its optimiser.
+
+        A next round needs it. After the last one a further round can be asked for later, unless
+        the training was to end there.
+        """
+        return self.rounds_are_one and (number < self.rounds or not self.follows_progress)
+
     def unused(self) -> frozenset[str]:
-        """How a live teacher is read, where there is none, and weights, where there are none."""
-        live = [] if self.data == "live" else ["live"]
-        return frozenset(live if self.weights else [*live, "weights", "normalise"])
+        """What has no effect: of rounds, weights and a live teacher, where there are none."""
+        names: list[str] = [] if self.data == "live" else ["live"]
+        names += [] if self.weights else ["weights", "normalise"]
+        names += [] if self.rounds_are_one else ["round_start"]
+        names += [] if self.rounds_are_one and self.follows_progress else ["rounds"]
+        return frozenset(names)
 
 
 class Train(Student):

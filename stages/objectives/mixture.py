@@ -56,6 +56,11 @@ class Term(Objective):
         return frozenset({"temperature"} if self.on != "all" else {"temperature", "on"})
 
     @property
+    def follows_progress(self) -> bool:
+        """Whether its weight changes; an objective that itself changes says so before."""
+        return not isinstance(self.weight, float)
+
+    @property
     def reads_outcome(self) -> bool:
         """Whether only sequences of one outcome are read."""
         return self.on != "all"
@@ -101,6 +106,11 @@ class Mixture(Objective):
     def losses(self) -> tuple[Objective, ...]:
         """Its terms."""
         return self.terms
+
+    @property
+    def follows_progress(self) -> bool:
+        """Whether one of its terms does."""
+        return any(term.follows_progress for term in self.terms)
 
     def __call__(self, logq_E: Tensor, logq_T: Tensor, records: TorchRecords) -> Terms:
         """Loss terms; each term's value and statistics are logged, whatever its weight."""

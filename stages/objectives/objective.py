@@ -164,6 +164,11 @@ class Objective(Choice):
         return False
 
     @property
+    def follows_progress(self) -> bool:
+        """Whether it changes over training, so that `at` makes a difference."""
+        return False
+
+    @property
     def reads_outcome(self) -> bool:
         """Whether it is a term of a mixture that reads sequences of one outcome only."""
         return False

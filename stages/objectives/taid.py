@@ -54,6 +54,11 @@ class TAID(Objective):
         return ONLY_LINEAR if kept.drawn else ONE_TOKEN
 
     @property
+    def follows_progress(self) -> bool:
+        """The target moves."""
+        return True
+
+    @property
     def share(self) -> float:
         """Exponent t of the teacher in the target."""
         return self.start + (1.0 - self.start) * self._progress

@@ -12,6 +12,9 @@ other run refuses it.
 Tensors are sharded along their first dimension, so any number of processes can continue: each rank
 reads the rows it now holds from the files that have them. Digests are compared before a file is
 loaded, and loading runs no code (`weights_only`).
+
+Where a round of training follows, its start is a checkpoint too: that of the last step, in the
+directory `next-round` of the set in the place of `.work` (`stages.training.rounds`).
 """
 
 import fcntl
@@ -30,6 +33,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from stages.training.group import ALONE, Group
+from storage.copies import NEXT_ROUND
 from storage.errors import DataError, RetryError
 from storage.files.write import (
     HashingFile,
@@ -73,6 +77,11 @@ def workspace(directory: Path, group: Group = ALONE) -> Iterator[Path]:
             stray.unlink()
         group.broadcast(None)
         yield work
+
+
+def files_of(work: Path) -> list[Path]:
+    """Files of the checkpoint in `work`, the head last."""
+    return [*sorted(work.glob("step-*/*.pt")), *work.glob(HEAD)]
 
 
 def discard(work: Path) -> None:
@@ -289,4 +298,9 @@ def _damaged(path: Path, reason: str) -> str:
 
 
 def _remedy(work: Path) -> str:
+    if work.name == NEXT_ROUND:
+        return (
+            f"Restore it from a copy, or remove {work.parent} and run the same command: the round "
+            "before is made again."
+        )
     return f"Remove {work} to train from the beginning."

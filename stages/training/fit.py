@@ -13,6 +13,7 @@ from stages.training.distributed import current
 from stages.training.loop import RunOutcome, Task, train
 from stages.training.metrics import METRICS, Line
 from stages.training.output import model_manifest, write_model
+from storage.copies import NEXT_ROUND
 from storage.errors import DataError
 from storage.files.place import Place
 from storage.manifest import Manifest
@@ -63,8 +64,9 @@ def fit(task: Task) -> Manifest:
         full = group.full_model(model, task.dtype)
         if full is not None:
             files = write_model(full, job.site, task.tokenizer_from, task.dtype, work)
+            handed_on = checkpoint.files_of(job.site / NEXT_ROUND)
             meta = {**task.meta, **_story(task, outcome)}
-            manifest = model_manifest(job, [*files, METRICS], meta, task.data.teacher)
+            manifest = model_manifest(job, [*files, METRICS, *handed_on], meta, task.data.teacher)
             manifest = remote_checkpoint.send_model(job, manifest)
             checkpoint.discard(work)
         made = group.broadcast(manifest)
@@ -89,6 +91,7 @@ def _story(task: Task, outcome: RunOutcome) -> dict[str, Any]:
         "steps": outcome.steps,
         "planned_steps": task.steps,
         "stopped_by_drift": outcome.stopped,
+        **({"round": task.round.number} if task.round.of > 1 else {}),
         "parameters": sum(weight.numel() for weight in task.model.parameters()),
         "dtype": str(task.dtype).removeprefix("torch."),
         "last": last,

@@ -40,6 +40,7 @@ from stages.training.optim import (
     scale_gradients,
     set_rate,
 )
+from stages.training.rounds import ONLY, Round, hand_on, take_over
 from stages.weights.base import StudentView
 from stages.weights.step import StepWeights, Weighting
 from storage.batch import Batch
@@ -72,6 +73,8 @@ class Task:
     """How much each position counts; None: all the same."""
     limits: Drift | None = None
     """On the drift from the policy that wrote the data; None where that policy does not matter."""
+    round: Round = ONLY
+    """Which of the rounds that are one training."""
     meta: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Goes into the manifest beside what training itself records."""
 
@@ -106,7 +109,8 @@ def train(task: Task, work: Path) -> RunOutcome:
     """Run `task` to its end, from the checkpoint in `work` if there is one.
 
     Raises:
-        DataError: the checkpoint is of another run, or a batch has no position to train on.
+        DataError: the checkpoint is of another run, the state that the round before has handed on
+            is damaged, or a batch has no position to train on.
         EngineError: loss or gradient is not finite; the weights are as before that step.
         RetryError: a checkpoint cannot be written.
     """
@@ -121,14 +125,19 @@ def train(task: Task, work: Path) -> RunOutcome:
         window.add_states([state["window"] for state in left["own"]], model.device)
         guard.add_states([state["guard"] for state in left["own"]], model.device)
         log.info("%s: continuing after step %d of %d", task.name, step, task.steps)
+    elif task.round.before is not None:
+        take_over(task.round.before, tensors, group)
+    first, total = task.round.span(task.steps)
+    if task.round.of > 1:
+        log.info("%s: %s", task.name, task.round.described(task.steps))
     told = Progress(task.name, task.steps, "steps", done=step)
     with Metrics(task.job.site / METRICS, step, group.first) as metrics, told:
         while step < task.steps and not stopped:
             batch = window.waiting(task.source.__next__)
-            rate = rate_at(step, task.steps, config)
+            rate = rate_at(first + step, total, config)
 
             # -------------------------------------------------------------- one optimiser step
-            loss = task.loss.at(progress(step, task.steps))
+            loss = task.loss.at(progress(first + step, total))
             mean = _forward_backward(task, loss, step, batch, window, guard)
             norm = clip_gradients(model.parameters(), config.grad_clip)
             _require_finite(task, loss, step, batch, mean, norm)
@@ -156,6 +165,8 @@ def train(task: Task, work: Path) -> RunOutcome:
                 checkpoint.save(work, task.identity, tensors, shared, own, group)
                 if group.first:
                     remote_checkpoint.send_checkpoint(task.job, work)
+        if task.round.hands_on:
+            hand_on(task.job.site, task.identity, tensors, step, group)
         return RunOutcome(step, metrics.last, stopped)
 
 

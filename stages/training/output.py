@@ -70,7 +70,10 @@ def _generation_config(
 
 
 def model_manifest(
-    job: Job[Any], files: list[str], meta: Mapping[str, Any], teacher: Mapping[str, Any] | None
+    job: Job[Any],
+    files: list[str | Path],
+    meta: Mapping[str, Any],
+    teacher: Mapping[str, Any] | None,
 ) -> Manifest:
     """Manifest of a trained model; `teacher` is the one its data descends from."""
     directory = job.site

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.job import Job
-from stages.training.checkpoint import HEAD
+from stages.training.checkpoint import HEAD, files_of
 from stages.training.metrics import METRICS
 from storage.copies import ATTEMPT, fetch
 from storage.files.remote import Remote
@@ -36,7 +36,7 @@ def fetch_checkpoint(job: Job[Any], work: Path) -> None:
     names = [] if kept is None else [name for name in kept.below() if name != METRICS]
     if kept is None or HEAD not in names:
         return
-    for path in _checkpoint_files(work):
+    for path in files_of(work):
         if path.relative_to(work).as_posix() not in names:
             path.unlink()
     for name in names:
@@ -61,18 +61,13 @@ def send_checkpoint(job: Job[Any], work: Path) -> None:
         return
     (kept / METRICS).upload(job.site / METRICS, sha256_file(job.site / METRICS))
     names = {METRICS}
-    for path in _checkpoint_files(work):
+    for path in files_of(work):
         name = path.relative_to(work).as_posix()
         (kept / name).upload(path, sha256_file(path))
         names.add(name)
     for name in kept.below():
         if name not in names:
             (kept / name).unlink(missing_ok=True)
-
-
-def _checkpoint_files(work: Path) -> list[Path]:
-    """Files of the checkpoint in `work`, the head last."""
-    return [*sorted(work.glob("step-*/*.pt")), *work.glob(HEAD)]
 
 
 def send_model(job: Job[Any], manifest: Manifest) -> Manifest:

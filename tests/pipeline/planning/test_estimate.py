@@ -52,6 +52,26 @@ def test_a_training_node_writes_its_model_and_two_checkpoints(tmp_path: Path) ->
     assert found["sft"].disk == 4 * parameters + 24 * parameters
 
 
+def test_a_round_keeps_the_state_that_the_next_one_starts_with(tmp_path: Path) -> None:
+    found = estimates(tmp_path, "train.rounds=2")
+    first, last = found["train.reverse_kl"], found["train.reverse_kl-2"]
+    assert first.next_round == 3 * (first.model or 0)
+    assert last.next_round == 0
+    assert first.disk == (last.disk or 0) + first.next_round
+    store = Store(tmp_path)
+    for overrides, said in (
+        (
+            (),
+            "_kl: 2 rounds of 120 steps, one optimiser and one schedule over 240 steps",
+        ),
+        (("train.round_start=restart",), "an optimiser and a schedule of its own in each"),
+        (("train.schedule=constant", "train.warmup=0.0"), "one learning rate over 240 steps"),
+    ):
+        recipe = load_recipe("demo", overrides=["train.rounds=2", *overrides])
+        lines, _ = plan_lines(store, plan.resolve(nodes.build(recipe), store))
+        assert said in lines[-1]
+
+
 def test_more_steps_take_longer_and_a_gpu_is_faster(tmp_path: Path) -> None:
     def seconds(machine: Machine, *overrides: str) -> float:
         one = estimates(tmp_path, *overrides, machine=machine)["train.reverse_kl"].duration

@@ -63,12 +63,55 @@ def test_prompts_and_seeds_of_rounds_are_fresh() -> None:
     assert [t.holdout for t in tables if isinstance(t, Rollouts)] == [0.0164, 0.0, 0.0]
 
 
-def test_another_round_changes_none_before_it(tmp_path: Path) -> None:
-    one, two, three = keys(tmp_path), keys(tmp_path, "train.rounds=2"), keys(tmp_path, THREE)
-    for fewer, more in ((one, two), (two, three)):
-        assert {name: key for name, key in more.items() if name in fewer and name != "report"} == {
-            name: key for name, key in fewer.items() if name != "report"
-        }
+def changed(fewer: dict[str, str | None], more: dict[str, str | None]) -> set[str]:
+    """Names of nodes whose keys differ, the report and rows of students left out."""
+    left_out = ("report", "evaluate")
+    return {n for n, key in fewer.items() if more[n] != key and n.partition(".")[0] not in left_out}
+
+
+def test_another_round_changes_none_before_it_where_each_starts_afresh(tmp_path: Path) -> None:
+    one, two, three = (
+        keys(tmp_path, f"train.rounds={number}", "train.round_start=restart")
+        for number in (1, 2, 3)
+    )
+    assert one == keys(tmp_path)
+    assert not changed(one, two)
+    assert not changed(two, three)
+
+
+LEVEL = ("train.schedule=constant", "train.warmup=0.0")
+
+
+def test_another_round_at_a_constant_rate_changes_none_before_it(tmp_path: Path) -> None:
+    """A lone student keeps no optimiser state, so it cannot be the first of several."""
+    one, two, three = (keys(tmp_path, f"train.rounds={n}", *LEVEL) for n in (1, 2, 3))
+    assert changed(one, two) == {"train.reverse_kl"}
+    assert not changed(two, three)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("train.schedule=cosine",),
+        (*LEVEL, "train.warmup=0.1"),
+        (*LEVEL, "train.objective={name='taid'}"),
+        (
+            *LEVEL,
+            "train.objective={name='mixture',terms=[{name='jsd',weight=[[0.0,1.0],[1.0,0.1]]}]}",
+        ),
+    ],
+)
+def test_another_round_changes_students_of_a_schedule_over_all_rounds(
+    tmp_path: Path, changes: tuple[str, ...]
+) -> None:
+    two, three = keys(tmp_path, "train.rounds=2", *changes), keys(tmp_path, THREE, *changes)
+    again = changed(two, three)
+    assert any(name.startswith("train.") and name.endswith("-2") for name in again)
+    assert {name for name in again if not name.endswith("-2")} == {
+        name.removesuffix("-2") for name in again if name.startswith("train.")
+    }
+    assert "rollouts" not in again
+    assert "teacher-logits" not in again
 
 
 def test_a_teacher_prompt_reads_the_prompts_of_its_round() -> None:

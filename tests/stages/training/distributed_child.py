@@ -26,6 +26,7 @@ from stages.config.training import Sft, Student
 from stages.job import Input, Job
 from stages.training.distributed import current
 from storage.errors import AfterglowError
+from storage.manifest import write_manifest
 from tests.world import World, make_job
 
 SETTINGS: dict[str, Any] = {
@@ -39,13 +40,20 @@ SETTINGS: dict[str, Any] = {
 
 
 def job(world: World, store: Path, stage: str = "train", **settings: Any) -> Job[Any]:
-    """The job of a run; `base` names another model for `sft` to start from."""
+    """The job of a run.
+
+    `base` names another model for `sft` to start from; `second` makes it the second of two rounds.
+    """
+    second = settings.pop("second", False)
     base = Input(str(settings.pop("base", world.reference)), dtype=settings.pop("dtype", "float32"))
     merged = SETTINGS | settings | {"run": SETTINGS["run"] | settings.get("run", {})}
     if stage == "sft":
         config: Any = Sft.model_validate(merged)
         return make_job(store, "sft", config, {"base": base, "sequences": world.sequences})
     config = Student.model_validate(merged)
+    if second:
+        first = job(world, store, **settings)
+        base = Input(str(first.directory), first.key)
     return make_job(store, "train", config, {"init": base, "data": world.records})
 
 
@@ -81,7 +89,9 @@ def work(world: World, run: dict[str, Any], rank: int, port: int, says: Path) ->
     made = job(world, Path(run["store"]), stage, **run.get("settings", {}))
     try:
         with current().fail_if_peer_lost():
-            (sft if stage == "sft" else train).run(made)
+            manifest = (sft if stage == "sft" else train).run(made)
+        if rank == 0 and made.config.model_dump().get("rounds", 1) > 1:
+            write_manifest(made.directory, manifest)  # the next round reads it
     except AfterglowError as error:
         says.write_text(str(error))
         return error.exit_code

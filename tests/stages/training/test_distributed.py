@@ -28,6 +28,8 @@ LOSS_16, WEIGHTS_16 = 2e-3, 2e-2
 """Under bfloat16, whose saved weights are 2e-3 to 8e-3 apart from their neighbours."""
 SIXTEEN = {"dtype": "bfloat16", "run": {"gradient_checkpointing": True}}
 EMPTY = {"batch_size": 2, "steps": 3}
+TWO: dict[str, Any] = {"rounds": 2, "steps": 4}
+SECOND = {"second": True}
 
 
 class Runs:
@@ -48,6 +50,10 @@ class Runs:
             ("mixed", 3, {}),
             ("sixteen-1", 1, {"stage": "sft", "settings": SIXTEEN | base}),
             ("sixteen-2", 2, {"stage": "sft", "settings": SIXTEEN | base}),
+            ("rounds-1", 1, {"settings": TWO}),
+            ("rounds-1", 1, {"settings": TWO | SECOND}),
+            ("rounds-3", 2, {"settings": TWO}),
+            ("rounds-3", 3, {"settings": TWO | SECOND}),
             ("empty-1", 1, {"settings": EMPTY}),
             ("empty-3", 3, {"settings": EMPTY}),
             ("ruined-1", 1, {"stage": "sft", "settings": ruined}),
@@ -136,6 +142,14 @@ def test_a_run_goes_on_with_another_number_of_processes(runs: Runs) -> None:
     assert [ended.codes for ended in found] == [[75, -9], [-9], [0, 0, 0]], found[0].says
     assert_alike(runs, "one", "mixed", LOSS, WEIGHTS)
     assert not (runs.directory("mixed") / ".work").exists()
+
+
+def test_a_second_round_goes_on_from_what_other_processes_have_handed_on(runs: Runs) -> None:
+    assert [ended.codes for ended in runs.ended["rounds-3"]] == [[0, 0], [0, 0, 0]]
+    assert_alike(runs, "rounds-1", "rounds-3", LOSS, WEIGHTS)
+    rates = [line["rate"] for line in runs.lines("rounds-3")]
+    assert rates[-1] == 0.0
+    assert rates[0] == pytest.approx(3e-3 * 0.5 * (1.0 + math.cos(math.pi * 4 / 5)))
 
 
 def test_bfloat16_with_tied_embeddings_and_recomputed_activations(runs: Runs) -> None:

@@ -1,5 +1,6 @@
 """A run killed by SIGKILL at bad moments ends with the very weights of an undisturbed one."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,8 @@ from stages import train
 from stages.training import checkpoint
 from stages.training.metrics import Line, read
 from storage.errors import DataError
-from tests.stages.training.child import student_job
-from tests.world import World, make_world, weights
+from tests.stages.training.child import second_round, student_job
+from tests.world import World, make_world, run, weights
 
 ROOT = Path(__file__).parents[3]
 
@@ -55,6 +56,29 @@ def test_killed_runs_end_with_bit_identical_weights(world: World, tmp_path: Path
     assert found.meta == expected.meta
     assert not work.exists()
     assert not list(rough.directory.glob("**/*.tmp"))
+
+
+def test_a_second_round_killed_in_its_middle_and_at_its_end_gives_the_same_weights(
+    world: World, tmp_path: Path
+) -> None:
+    """And hands the same state on to the third."""
+    run(student_job(world, tmp_path / "calm", rounds=3))
+    shutil.copytree(tmp_path / "calm", tmp_path / "rough")
+    calm, rough = (second_round(world, tmp_path / name) for name in ("calm", "rough"))
+    run(calm)
+    kill(world, tmp_path / "rough", "second", "step:7", "checkpoint.pt:4", "model.safetensors:1")
+    assert (rough.site / ".work" / "checkpoint.pt").exists()
+    assert (rough.site / "next-round").exists()
+    run(rough)
+    ours, theirs = weights(rough.site), weights(calm.site)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert lines(rough.site) == lines(calm.site)
+    ours, theirs = (
+        torch.load(one.site / "next-round" / "step-00000018" / "0-of-1.pt") for one in (rough, calm)
+    )
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert {int(value) for name, value in theirs.items() if name.startswith("step/")} == {36}
 
 
 def test_a_set_directory_with_another_runs_checkpoint_is_refused(
