@@ -149,10 +149,6 @@ def test_a_second_round_starts_where_the_first_has_ended(chain: Outcome, store: 
     inputs = dict(read.payload)["inputs"]
     assert isinstance(inputs, dict)
     assert inputs["init"]["key"] == first.key
-    assert (first.meta["round"], read.meta["round"]) == (1, 2)
-    assert "next-round/checkpoint.pt" in {file.path for file in first.files}
-    assert "2 rounds of" in (said := call("status", "train.reverse_kl-2").out)
-    assert "; 2 done with" in said
 
 
 @pytest.mark.parametrize("override", ["seed=1", "rollouts.sampling.temperature=0.9"])
