@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ def _generation_config(
 
 def model_manifest(
     job: Job[Any],
-    files: list[str | Path],
+    files: Iterable[str | Path],
     meta: Mapping[str, Any],
     teacher: Mapping[str, Any] | None,
 ) -> Manifest:
