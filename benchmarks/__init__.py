@@ -18,6 +18,9 @@
     drawing                               what options of sampling cost
     train_step, reader_share              training on records
 
+    drift         offline gradients against live ones, and what tells when they part; run by itself
+                  (python -m benchmarks.drift demo), it writes docs/drift.md
+
 What is compared is measured in the same run, in turn, as CPU time of the process: other load
 changes all times but hardly their ratio. Benchmarks report; they assert nothing.
 """

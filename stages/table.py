@@ -61,7 +61,7 @@ class KeyDefault:
     It is the default that the field had before, so that keys do not change.
     """
 
-    value: int | str
+    value: float | str
 
 
 Named = Annotated[str, BY_CONTENT]

@@ -112,7 +112,7 @@ def run(job: Job[Student]) -> Manifest:
                 data=known.data,
                 tokenizer_from=known.tokenizer_from,
                 dtype=known.dtype,
-                limits=_limits(config),
+                limits=_limits(known),
                 round=Round.of_job(job),
                 meta={
                     "objective": config.objective.model_dump(),
@@ -243,9 +243,19 @@ def _loss(known: _Checked, teacher: FullTeacher | None) -> PositionLoss:
     return RecordLoss(objective, config.run.rows_per_chunk)
 
 
-def _limits(config: Student) -> Drift | None:
-    """Objectives that read no teacher do not ask who wrote the data; all others do."""
-    return config.drift if any(loss.reads_teacher for loss in config.objective.losses) else None
+def _limits(known: _Checked) -> Drift | None:
+    """Objectives that read no teacher do not ask who wrote the data; all others do.
+
+    At another temperature than the responses were sampled at, the two policies differ from the
+    first step on, which is no reason to warn.
+    """
+    config = known.job.config
+    if not any(loss.reads_teacher for loss in config.objective.losses):
+        return None
+    sampled = (known.data.meta.get("sampling") or {}).get("temperature", 1.0)
+    if config.objective.temperature != sampled:
+        return config.drift.model_copy(update={"warn": None})
+    return config.drift
 
 
 def _start(known: _Checked) -> PreTrainedModel:

@@ -53,7 +53,9 @@ vocabulary. This page is written by `python tools/contract_page.py` from what th
 `+logp` marks records that keep log p of the drawn ids too (`record.logp = true`); `sequences` are
 sets without a teacher. All statements are about the contexts in the data, those that pi_ref
 visited, and about a first pass over them; they hold up to the rounding of what is stored (log p of
-ids is float16).
+ids is float16). Live training averages the same loss over the contexts of the student, so even an
+exact loss has another gradient here once the student writes otherwise than pi_ref: training watches
+that as [drift](drift.md).
 """
 
 CANDIDATES = """\

@@ -6,8 +6,8 @@ from typing import Annotated, cast
 from pydantic import Field
 
 import stages.objectives.catalogue  # noqa: F401  (makes all objectives known)
-from stages.objectives.objective import Objective
-from stages.table import Layers, Table
+from stages.objectives.objective import Bound, Objective
+from stages.table import NOT_IN_KEY, KeyDefault, Layers, Table, at_default
 
 
 def of_manifest(table: Mapping[str, object]) -> Objective:
@@ -31,7 +31,17 @@ def of_manifest(table: Mapping[str, object]) -> Objective:
 class Drift(Table):
     """Limits on how far the student may leave pi_ref, the policy that wrote the data."""
 
-    warn_chi2: Annotated[float, Field(gt=0.0)] = 1.0
-    """Token-level chi-square E[w^2] - 1 of w = pi / pi_ref above which a warning is logged."""
-    stop_chi2: Annotated[float, Field(gt=0.0)] | None = None
+    warn: Annotated[Bound, NOT_IN_KEY] = 0.5
+    """KL(pi_ref || student) in nats per token, on the tokens of the data, above which a warning is
+    logged; `"none"` for no warning. docs/drift.md has what the default rests on."""
+    stop: Annotated[float, Field(gt=0.0)] | None = None
     """The same, above which training stops with the model as it is."""
+    warn_chi2: Annotated[float | None, Field(gt=0.0), KeyDefault(1.0)] = None
+    """Token-level chi-square E[w^2] - 1 of w = pi / pi_ref above which a warning is logged too.
+    Prefer `warn`: single tokens decide the estimate of chi-square."""
+    stop_chi2: Annotated[float, Field(gt=0.0)] | None = None
+    """The same, above which training stops; prefer `stop`."""
+
+    def unused(self) -> frozenset[str]:
+        """A limit that is not set."""
+        return at_default(self, "stop")

@@ -144,7 +144,7 @@ class Student(Training):
     rounds: Positive = 1
     """Rounds of rollouts, scoring and training (docs/rounds.md). From the second on, the student of
     the round before writes rollouts to the next prompts and trains on. A round takes `steps` (or
-    `epochs`), or ends early at `drift.stop_chi2`. Tables of `compare` have one round unless they
+    `epochs`), or ends early at `drift.stop`. Tables of `compare` have one round unless they
     set `rounds`. It enters the key where a student depends on the number of rounds."""
     round_start: Literal["continue", "restart"] = "continue"
     """How a later round starts: `continue` with the optimiser's state, and on one schedule of the

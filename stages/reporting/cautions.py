@@ -32,6 +32,13 @@ def cautions(
                 f"{one.name}: training stopped early because the student had drifted from the "
                 "policy that wrote the data. Train on fresh rollouts, or at a lower learning rate."
             )
+        elif one.meta.get("drifted"):
+            out.append(
+                f"{one.name}: at the end the student no longer wrote what its data hold, so the "
+                "last steps followed another gradient than live training would, and figures on "
+                "held-out rollouts of pi_ref flatter it (docs/drift.md). Train at a lower learning "
+                "rate, or in more rounds."
+            )
     out += _worse(rows)
     out += _noisy(rows)
     out += _shares(rows)

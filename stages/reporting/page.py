@@ -29,7 +29,7 @@ METRICS = "metrics.jsonl"
 """As `stages.training.metrics` names it, which imports torch."""
 _CURVES = {
     "loss": "loss of each objective, by step",
-    "drift_ess": "effective share of the sample under the student, by step",
+    "drift": "drift: KL(pi_ref, student) on the records, nats per token, by step",
     "grad_norm": "norm of the gradient, by step",
 }
 """Columns of a training's `metrics.jsonl` that are drawn, where a student has them."""

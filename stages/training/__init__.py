@@ -5,7 +5,7 @@
     microbatches       where batches come from, and how a step is cut
     optim              AdamW, schedules, clipping
     metrics            sums between two log lines, and metrics.jsonl
-    drift              pi / pi_ref: mean, spread, effective sample share, chi2, and their limits
+    drift              KL(pi_ref, student) and what else pi / pi_ref tells, and limits on it
     agreement          trainer against engine, before the first step
     checkpoint         atomic checkpoints; a killed run continues bit for bit, on any world size
     remote_checkpoint  the same in an object store

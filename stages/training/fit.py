@@ -92,6 +92,7 @@ def _story(task: Task, outcome: RunOutcome) -> dict[str, Any]:
         "planned_steps": task.steps,
         "stopped_by_drift": outcome.stopped,
         **({"round": task.round.number} if task.round.of > 1 else {}),
+        **({"drifted": True} if outcome.drifted else {}),
         "parameters": sum(weight.numel() for weight in task.model.parameters()),
         "dtype": str(task.dtype).removeprefix("torch."),
         "last": last,

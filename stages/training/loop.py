@@ -102,7 +102,9 @@ class RunOutcome:
     last: Line
     """The last log line."""
     stopped: bool
-    """Whether the drift limit ended it before its time."""
+    """Whether a drift limit ended it before its time."""
+    drifted: bool
+    """Whether drift was above a limit when it was last looked at."""
 
 
 def train(task: Task, work: Path) -> RunOutcome:
@@ -167,7 +169,7 @@ def train(task: Task, work: Path) -> RunOutcome:
                     remote_checkpoint.send_checkpoint(task.job, work)
         if task.round.hands_on:
             hand_on(task.job.site, task.identity, tensors, step, group)
-        return RunOutcome(step, metrics.last, stopped)
+        return RunOutcome(step, metrics.last, stopped, guard.above)
 
 
 def _forward_backward(

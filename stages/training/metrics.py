@@ -11,7 +11,7 @@ from typing import Any, Self, TextIO, TypeVar
 import torch
 from torch import Tensor
 
-from stages.training.drift import summary
+from stages.training.drift import restored, summary
 from stages.training.group import ALONE, Group
 from storage.files.place import Place
 
@@ -106,7 +106,8 @@ class Window:
         """Add the sums of the processes of a checkpoint, and start the clock."""
         for state in states:
             self._positions += state["positions"]
-            for name, values in state["sums"].items():
+            for name, kept in state["sums"].items():
+                values = restored(kept) if name == "drift" else kept
                 self._accumulate(name, torch.tensor(values, dtype=torch.float64, device=device))
         self._start_clock()
 
@@ -169,15 +170,16 @@ def read(path: Place) -> list[Line]:
     return [json.loads(text) for text in whole]
 
 
-_ESTIMATES = ("loss", "drift_chi2")
+_ESTIMATES = ("loss", "drift")
 """Figures of which people know that they are not negative, and whose estimates may be."""
 
 
 def describe(line: Mapping[str, float | int | str | None], steps: int) -> str:
     """A log line for people: `step 10/40, loss 1.234, ..., 61,000 tok/s, 1 % waiting`.
 
-    Loss and chi2 are estimates and may be below 0 (docs/tour.md, "Numbers below zero"); the line
-    then says so.
+    Of the figures of drift it has the one that the run is judged by; the file has all. Loss and
+    drift are estimates and may be below 0 (docs/tour.md, "Numbers below zero"); the line then says
+    so.
     """
     shown = [f"step {line['step']}/{steps}"]
     for name, value in line.items():
@@ -185,7 +187,7 @@ def describe(line: Mapping[str, float | int | str | None], steps: int) -> str:
             shown.append(f"{value:,.0f} tok/s")
         elif name == "waiting":
             shown.append(f"{value:.0%} waiting")
-        elif name != "step":
+        elif name != "step" and not name.startswith("drift_"):
             below = name in _ESTIMATES and isinstance(value, float) and value < 0
             note = " (an estimate, which may be below 0)" if below else ""
             shown.append(f"{name.replace('_', ' ')} {value:.4g}{note}")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stages import train
-from stages.config.record_kinds import Counts
+from stages.config.record_kinds import Counts, HeadTail
 from stages.config.training import Student
 from stages.job import Input, Job
 from stages.models.identity import tokenizer_hash
@@ -87,10 +87,23 @@ def test_the_manifest_tells_what_was_trained_and_what_it_may_be_called(
     }
 
 
+def test_the_temperature_of_the_objective_is_no_drift(tmp_path: Path) -> None:
+    record = HeadTail(tau=0.1, candidates=2, loss_temperature=2.0)
+    world = make_world(tmp_path, record, count=32)
+    settings = {"steps": 10, "learning_rate": 1e-6, "objective": {"temperature": 2.0}}
+    meta = train.run(
+        job(tmp_path, world.records, world.init, **settings, drift={"warn": 0.02})
+    ).meta
+    assert meta["last"]["drift"] > 0.02
+    assert "drifted" not in meta
+    made = job(tmp_path, world.records, world.init, **settings, drift={"stop": 0.02})
+    assert train.run(made).meta["stopped_by_drift"] is True  # who asks for it gets it
+
+
+@pytest.mark.parametrize("limits", [{"stop": 0.01}, {"warn_chi2": 1e-6, "stop_chi2": 1e-3}])
 def test_a_drift_stop_is_in_the_manifest_and_the_model_is_kept(
-    world: World, tmp_path: Path
+    world: World, tmp_path: Path, limits: dict[str, float]
 ) -> None:
-    limits = {"warn_chi2": 1e-6, "stop_chi2": 1e-3}
     made = job(tmp_path, world.records, world.init, drift=limits)
     meta = train.run(made).meta
     assert meta["stopped_by_drift"] is True

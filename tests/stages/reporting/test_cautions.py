@@ -40,12 +40,14 @@ def test_models_with_cut_answers_share_a_line() -> None:
 
 def test_bias_drift_and_dropped_rows_are_named() -> None:
     sets = [
-        manifest("train.x", stopped_by_drift=True),
+        manifest("train.x", stopped_by_drift=True, drifted=True),
+        manifest("train.y", stopped_by_drift=False, drifted=True),
         manifest("rollouts", prompts={"rows": 100, "kept": 90, "over_long": 6, "duplicates": 4}),
         manifest("sft-data", prompts={"rows": 100, "kept": 99, "duplicates": 1}),
     ]
     found = cautions([], {"x": "biased: top k alone", "y": "lower_bound: one bucket"}, sets)
-    assert len(found) == 3
+    assert len(found) == 4
     assert found[0].startswith("train.x: training stopped early")
-    assert found[1].startswith("x: its objective is biased")
-    assert found[2].startswith("rollouts: 10 of 100 rows")
+    assert found[1].startswith("train.y: at the end the student no longer wrote")
+    assert found[2].startswith("x: its objective is biased")
+    assert found[3].startswith("rollouts: 10 of 100 rows")

@@ -22,13 +22,38 @@ def test_figures_of_known_weights() -> None:
     assert found["drift_chi2"] == pytest.approx((0.25 + 1 + 1 + 12.25) / 4 - 1)
     assert found["drift_sd"] == pytest.approx(math.sqrt(14.5 / 4 - 1.5**2))
     assert found["drift_ess"] == pytest.approx(36 / (4 * 14.5))
+    assert found["drift"] == pytest.approx(-(math.log(0.5) + math.log(3.5)) / 4)
 
 
 def test_the_policy_itself_has_not_drifted() -> None:
     found = summary(*ratio_sums(*weights(1.0, 1.0, 1.0)).tolist())
     assert found == pytest.approx(
-        {"drift_mean": 1.0, "drift_sd": 0.0, "drift_ess": 1.0, "drift_chi2": 0.0}
+        {
+            "drift": 0.0,
+            "drift_mean": 1.0,
+            "drift_sd": 0.0,
+            "drift_ess": 1.0,
+            "drift_chi2": 0.0,
+        }
     )
+
+
+def test_drift_is_the_divergence_of_the_student_from_the_policy() -> None:
+    """Enumerated: every token of a vocabulary of four, as often as the policy draws it."""
+    b = torch.tensor([0.5, 0.25, 0.125, 0.125], dtype=torch.float64)
+    q = torch.tensor([0.25, 0.25, 0.0625, 0.4375], dtype=torch.float64)
+    drawn = torch.repeat_interleave(torch.arange(4), (b * 8).long())
+    found = summary(*ratio_sums(q.log()[drawn], b.log()[drawn]).tolist())
+    assert found["drift"] == pytest.approx(float((b * (b / q).log()).sum()))
+    assert found["drift_chi2"] == pytest.approx(float((q * q / b).sum()) - 1)
+
+
+def test_one_token_in_forty_thousand_makes_chi2_and_not_the_verdict() -> None:
+    w = [1.1] * 21_000 + [0.9] * 21_000 + [2000.0]
+    found = summary(*ratio_sums(*weights(*w)).tolist())
+    assert found["drift_chi2"] > 90
+    assert abs(found["drift"]) < 0.01
+    assert verdict(found, Drift()) == ("ok", "")
 
 
 def test_sums_of_parts_add_up() -> None:
@@ -41,22 +66,30 @@ def test_sums_of_parts_add_up() -> None:
 def test_an_absurd_ratio_stays_finite() -> None:
     found = summary(*ratio_sums(torch.tensor([0.0]), torch.tensor([-1000.0])).tolist())
     assert all(math.isfinite(value) for value in found.values())
-    assert verdict(found["drift_chi2"], Drift()) == "warn"
+    assert verdict(found, Drift(warn_chi2=1.0))[0] == "warn"
 
 
 def test_no_tokens_no_figures() -> None:
-    assert summary(0.0, 0.0, 0.0) == {}
+    assert summary(0.0, 0.0, 0.0, 0.0) == {}
 
 
 @pytest.mark.parametrize(
-    ("chi2", "expected"), [(0.4, "ok"), (0.6, "warn"), (2.0, "warn"), (2.1, "stop")]
+    ("drift", "expected"), [(0.4, "ok"), (0.6, "warn"), (2.0, "warn"), (2.1, "stop")]
 )
-def test_verdict(chi2: float, expected: str) -> None:
-    assert verdict(chi2, Drift(warn_chi2=0.5, stop_chi2=2.0)) == expected
+@pytest.mark.parametrize("figure", ["drift", "drift_chi2"])
+def test_verdict(figure: str, drift: float, expected: str) -> None:
+    found = {"drift": 0.0, "drift_chi2": 0.0, figure: drift}
+    suffix = figure.removeprefix("drift")
+    limits = Drift.model_validate({f"warn{suffix}": 0.5, f"stop{suffix}": 2.0})
+    made, above = verdict(found, limits)
+    assert made == expected
+    assert (f"> drift.{expected}{suffix} = " in above) == (made != "ok")
 
 
 def test_without_a_stop_limit_nothing_stops() -> None:
-    assert verdict(1e9, Drift(warn_chi2=0.5)) == "warn"
+    assert verdict({"drift": 1e9, "drift_chi2": 1e9}, Drift())[0] == "warn"
+    silent = Drift.model_validate({"warn": "none"})
+    assert verdict({"drift": 1e9, "drift_chi2": 1e9}, silent) == ("ok", "")
 
 
 def test_window_gives_token_means_over_all_microbatches_and_starts_anew() -> None:
@@ -120,19 +153,32 @@ def guard_over(w: float, steps: range, guard: Guard) -> list[int]:
 def test_the_guard_judges_every_tenth_step_and_warns_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    guard = Guard("run", Drift(warn_chi2=0.5, stop_chi2=2.0))
-    assert guard_over(1.3, range(1, 31), guard) == []  # chi2 0.69
+    guard = Guard("run", Drift(warn=0.5, stop=2.0))
+    assert guard_over(0.5, range(1, 31), guard) == []  # drift 0.69
     assert len(caplog.records) == 1
+    assert "(drift 0.69 nats a token > drift.warn = 0.5)" in caplog.text
+    assert "Lower the learning rate" in caplog.text
     assert guard_over(1.0, range(31, 41), guard) == []
-    assert guard_over(1.3, range(41, 51), guard) == []
+    assert guard_over(0.5, range(41, 51), guard) == []
     assert len(caplog.records) == 2  # it had come back in between
-    assert guard_over(1.8, range(51, 71), guard) == [60, 70]  # chi2 2.24
+    assert guard_over(0.1, range(51, 71), guard) == [60, 70]  # drift 2.3
     assert "training stops here" in caplog.text
 
 
 def test_the_guard_without_limits_or_data_lets_all_pass() -> None:
     assert guard_over(9.0, range(1, 21), Guard("run", None)) == []
     assert not Guard("run", Drift(stop_chi2=0.1)).must_stop(10)
+
+
+def test_sums_of_a_checkpoint_from_before_there_was_drift_are_read() -> None:
+    guard, window = Guard("run", Drift(stop_chi2=2.0)), Window()
+    sums = [1.0, 3.0, 9.0]
+    guard.add_states([{"sums": sums, "state": "ok"}], torch.device("cpu"))
+    window.add_states([{"sums": {"drift": sums}, "positions": 1}], torch.device("cpu"))
+    assert guard_over(3.0, range(1, 11), guard) == [10]
+    line = window.flush()
+    assert line["drift_chi2"] == pytest.approx(8.0)
+    assert math.isnan(line["drift"])
 
 
 def test_the_guard_survives_a_checkpoint() -> None:

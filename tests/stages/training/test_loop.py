@@ -198,6 +198,20 @@ def test_training_stops_at_the_drift_limit_however_often_it_logs(
     assert float(outcome.last["drift_chi2"] or 0) > 0.05
 
 
+@pytest.mark.parametrize(("learning_rate", "warns"), [(1e-4, False), (0.05, True)])
+def test_a_collapsing_run_warns_and_a_healthy_one_does_not(
+    make: Make, learning_rate: float, warns: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = make(learning_rate=learning_rate, steps=20)
+    outcome = run(replace(task, limits=Drift()))
+    lines = read(task.job.site / "metrics.jsonl")
+    falls = float(lines[-1]["loss"] or 0) < float(lines[0]["loss"] or 0)
+    assert falls != warns
+    found = [one.getMessage() for one in caplog.records if "no longer writes" in one.getMessage()]
+    assert bool(found) == warns
+    assert (outcome.drifted, outcome.stopped) == (warns, False)
+
+
 def test_a_loss_that_is_not_finite_names_the_step_and_the_sequences(
     world: World, make: Make
 ) -> None:

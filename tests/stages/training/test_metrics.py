@@ -40,8 +40,13 @@ def test_a_line_for_people() -> None:
 
 
 def test_negative_estimates_say_what_they_are() -> None:
-    line = {"step": 3, "loss": -0.002, "drift_mean": 0.6, "drift_chi2": -0.42}
+    line = {"step": 3, "loss": -0.002, "drift": -0.42}
     shown = describe(line, 9)
     assert "loss -0.002 (an estimate, which may be below 0)" in shown
-    assert "drift chi2 -0.42 (an estimate, which may be below 0)" in shown
-    assert "(" not in describe({"step": 3, "loss": 0.002, "drift_chi2": 0.42}, 9)
+    assert "drift -0.42 (an estimate, which may be below 0)" in shown
+    assert "(" not in describe({"step": 3, "loss": 0.002, "drift": 0.42}, 9)
+
+
+def test_one_figure_of_drift_is_shown() -> None:
+    line = {"step": 3, "drift": 0.1, "drift_mean": 0.9, "drift_ess": 0.2, "drift_chi2": 40.0}
+    assert describe(line, 9) == "step 3/9, drift 0.1"

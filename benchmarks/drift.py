@@ -1,0 +1,460 @@
+"""When the gradient on records departs from the live one, and which figure of drift says so.
+
+    python -m benchmarks.drift demo        students trained here, at several learning rates
+    python -m benchmarks.drift smollm2     a real language model: at its start, and once trained
+
+A student is trained on the records of a recipe at several learning rates, from healthy ones to
+those at which it collapses. At several steps two gradients of the recipe's objective are taken at
+its weights:
+
+    offline   on fresh rollouts of pi_ref, weighted as the objective does
+    live      on fresh rollouts of the student itself, where all weights are 1
+
+Both are scored by the same teacher with the record parameters of the set, and are means over chunks
+of sequences. Inner products between them are estimated from pairs of *different* chunks, so that
+noise adds nothing to them, and standard errors are those of a jackknife over chunks (Efron 1982).
+Beside them stand the candidates: figures of drift on the tokens of the offline rollouts.
+
+Runs that are done stand in docs/drift.jsonl and are not made again; the tables go between the
+markers of docs/drift.md.
+
+Shape letters: T positions of a batch, N chunks, P parameters (every k-th, of large models).
+"""
+
+import argparse
+import json
+import logging
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from benchmarks.__main__ import memory, processor
+from benchmarks.harness import ROOT, Table, markdown
+from benchmarks.teachers import make
+from pipeline.planning.config import load_recipe
+from pipeline.planning.document import replace_block
+from stages.config.training import Student
+from stages.losses.head_loss import RecordLoss
+from stages.models.facts import model_facts
+from stages.models.model import lm_head, load_model, response_hidden
+from stages.objectives.temper import build_objective
+from stages.objectives.tensors import TorchRecords
+from stages.training.drift import ratio_sums, summary
+from stages.training.live import LiveSource
+from stages.training.optim import adamw, clip_gradients, rate_at, set_rate
+from storage.batch import Batch
+from storage.manifest import read_manifest
+from storage.stream import Stream
+
+log = logging.getLogger("benchmarks")
+
+Floats = NDArray[np.float64]
+
+PAGE, ROWS = ROOT / "docs" / "drift.md", ROOT / "docs" / "drift.jsonl"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured with the models of a recipe."""
+
+    teacher: str
+    """The node that makes it."""
+    rates: tuple[float, ...]
+    seeds: tuple[int, ...]
+    steps: int
+    """Of the schedule."""
+    marks: tuple[int, ...]
+    """Steps at which gradients are compared."""
+    chunks: int
+    per_chunk: int
+    """Sequences."""
+    trained: bool = False
+    """Whether the student of the recipe is measured too."""
+
+
+PLANS = {
+    "demo": Plan(
+        "pretrain.teacher", (3e-4, 1e-3, 2e-3, 3e-3, 1e-2), (0, 1), 120, (10, 40, 120), 16, 128
+    ),
+    "smollm2": Plan("derive.teacher", (1e-4,), (0,), 375, (0, 40), 6, 16, trained=True),
+}
+_MOST_PARAMETERS = 1 << 21
+_ROWS_PER_CHUNK, _TOKENS_PER_BATCH = 1024, 1 << 14
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Models, records and sizes."""
+
+    teacher: Path
+    teacher_dtype: str
+    policy: Path
+    """Pi_ref."""
+    student: Path
+    """Where the student starts."""
+    records: Path
+    config: Student
+    """Steps, batch size, schedule and objective; the rate is that of each run."""
+    chunks: int = 24
+    per_chunk: int = 128
+    """Sequences."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure and its standard error."""
+
+    value: float
+    error: float
+
+    def __str__(self) -> str:
+        known = math.isfinite(self.value) and math.isfinite(self.error)
+        return f"{self.value:.2f} ± {self.error:.2f}" if known else "-"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One student."""
+
+    rate: float
+    seed: int
+    step: int
+    losses: tuple[float, float]
+    """Of the objective, offline and live, nats per token."""
+    cosine: Estimate
+    difference: Estimate
+    """Norm of the difference of the two gradients over that of the live one."""
+    by_place: tuple[Estimate, Estimate]
+    """Cosine of the gradients at the first and the second half of the responses."""
+    candidates: dict[str, float]
+
+
+def measure(setting: Setting, rate: float, seed: int, marks: Sequence[int]) -> Iterator[Row]:
+    """Train at `rate` and compare at the steps `marks`."""
+    teacher = load_model(setting.teacher, setting.teacher_dtype, "cpu")
+    policy, student = (
+        load_model(start, "float32", "cpu") for start in (setting.policy, setting.student)
+    )
+    student.requires_grad_(True)
+    config = setting.config.model_copy(update={"learning_rate": rate})
+    assert config.steps is not None, "given by the command line"
+    record = read_manifest(setting.records).meta.get("record")
+    loss = RecordLoss(build_objective(config.objective, record), _ROWS_PER_CHUNK)
+    optimiser = adamw(student, config)
+    held = list(_rollouts(setting, policy, teacher, seed=1000 + seed))
+    with closing(Stream(setting.records, seed=seed, batch_size=config.batch_size)) as batches:
+        for step in range(max(marks) + 1):
+            if step in marks:
+                offline = [gradients(student, batch, loss) for batch in held]
+                fresh = _rollouts(setting, student, teacher, seed=2000 + seed + step)
+                live = [gradients(student, batch, loss) for batch in fresh]
+                yield _row(rate, seed, step, offline, live, held)
+            if step == max(marks):
+                return
+            batch = next(batches)
+            records = TorchRecords.from_batch(batch)
+            hidden_TD = response_hidden(student, batch)
+            loss(hidden_TD, lm_head(student), batch, records, None, batch.tokens)[0].backward()
+            clip_gradients(student.parameters(), config.grad_clip)
+            set_rate(optimiser, rate_at(step, config.steps, config))
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+
+
+def _rollouts(
+    setting: Setting, model: PreTrainedModel, teacher: PreTrainedModel, seed: int
+) -> Iterator[Batch]:
+    """Chunks of fresh responses of `model` to prompts of the set, scored by the teacher."""
+    with closing(Stream(setting.records, seed=seed, batch_size=setting.per_chunk)) as prompts:
+        source = LiveSource(
+            prompts=prompts,
+            student=model,
+            facts=model_facts(setting.policy),
+            teacher=teacher,
+            meta=read_manifest(setting.records).meta,
+            seed=seed,
+            dtype=torch.float32,
+            rows_per_chunk=_ROWS_PER_CHUNK,
+            tokens_per_batch=_TOKENS_PER_BATCH,
+            tokenizer=setting.policy,
+        )
+        for _ in range(setting.chunks):
+            yield next(source)
+
+
+# ---------------------------------------------------------------------------------------------
+# Gradients
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Of one chunk, and what the loss says of its positions."""
+
+    halves_2P: Tensor
+    """By the first and by the second half of each response; they add up to the whole."""
+    loss: float
+    log_w_T: Floats
+    covered_T: NDArray[np.bool_]
+
+
+def gradients(model: PreTrainedModel, batch: Batch, loss: RecordLoss) -> Gradients:
+    """Gradients of the mean loss over `batch`, half by half."""
+    records = TorchRecords.from_batch(batch)
+    assert records.ref_lp_T is not None, "rollouts know how they were drawn"
+    first_T = torch.from_numpy(place(batch) < 0.5)
+    stride = 1 + sum(weight.numel() for weight in model.parameters()) // _MOST_PARAMETERS
+    found: list[Tensor] = []
+    total = 0.0
+    logq_T = torch.empty(batch.tokens, dtype=torch.float64)
+    hidden_TD = response_hidden(model, batch)
+    for kept_T in (first_T, ~first_T):
+        weight_T = kept_T.to(hidden_TD.dtype)
+        value, stats = loss(hidden_TD, lm_head(model), batch, records, weight_T, batch.tokens)
+        value.backward(retain_graph=kept_T is first_T)
+        total += float(value.detach())
+        logq_T[kept_T] = stats["logq"].double()
+        parts = (weight.grad for weight in model.parameters())
+        found.append(torch.cat([part.flatten()[::stride] for part in parts if part is not None]))
+        model.zero_grad(set_to_none=True)
+    log_w_T = (logq_T - records.ref_lp_T.double()).numpy()
+    return Gradients(torch.stack(found), total, log_w_T, records.covers_token().numpy())
+
+
+def place(batch: Batch) -> Floats:
+    """[T] where in its response a position lies: 0 at the first, near 1 at the last."""
+    lengths = np.diff(batch.tok_off)
+    return np.concatenate([np.arange(length) / length for length in lengths.tolist()])
+
+
+def compare(offline_NP: Tensor, live_NP: Tensor) -> tuple[Estimate, Estimate]:
+    """Cosine, and the norm of the difference over that of the live gradient.
+
+    Norms are estimated without the noise of the chunks: |mean g|^2 by the mean of g_i g_j over
+    pairs i != j. Chunks of the two sides are independent of each other.
+    """
+    both = torch.cat([offline_NP, live_NP])
+    products = (both.double() @ both.double().T).numpy()
+    n = len(offline_NP)
+    whole = _figures(products, n, np.arange(n))
+    left = np.array([_figures(products, n, np.delete(np.arange(n), i)) for i in range(n)])
+    errors = np.sqrt((n - 1) / n * ((left - left.mean(0)) ** 2).sum(0))
+    first, second = (Estimate(float(a), float(b)) for a, b in zip(whole, errors, strict=True))
+    return first, second
+
+
+def _figures(products: Floats, n: int, kept: NDArray[np.int64]) -> Floats:
+    def block(rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Floats:
+        return products[np.ix_(rows, columns)]
+
+    m = len(kept)
+    own, other = block(kept, kept), block(kept + n, kept + n)
+    own_square, live_square = (
+        (float(one.sum()) - float(np.trace(one))) / (m * (m - 1)) for one in (own, other)
+    )
+    inner = float(block(kept, kept + n).mean())
+    if own_square <= 0 or live_square <= 0:
+        return np.array([math.nan, math.nan])  # nothing but noise
+    apart = max(0.0, own_square + live_square - 2 * inner)
+    return np.array([inner / math.sqrt(own_square * live_square), math.sqrt(apart / live_square)])
+
+
+def _row(
+    rate: float,
+    seed: int,
+    step: int,
+    offline: Sequence[Gradients],
+    live: Sequence[Gradients],
+    held: Sequence[Batch],
+) -> Row:
+    ours, theirs = (torch.stack([one.halves_2P for one in side]) for side in (offline, live))
+    cosine, difference = compare(ours.sum(1), theirs.sum(1))
+    by_place = tuple(compare(ours[:, half], theirs[:, half])[0] for half in (0, 1))
+    return Row(
+        rate,
+        seed,
+        step,
+        (mean([one.loss for one in offline]), mean([one.loss for one in live])),
+        cosine,
+        difference,
+        (by_place[0], by_place[1]),
+        candidates(offline, held),
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# Candidates
+
+
+def candidates(offline: Sequence[Gradients], held: Sequence[Batch]) -> dict[str, float]:
+    """Figures of drift on tokens of pi_ref, by name.
+
+    All but `chi2`, `ess` and `w2` are means of quantities that are bounded or linear in log w:
+    `tv` is E[(1 - w)+], the total variation between the two policies, `states` the same of the
+    prefixes (1 - W)+, W the product of the w before a position, and `sequence` of whole responses.
+    """
+    log_w_T = np.concatenate([one.log_w_T for one in offline])
+    covered_T = np.concatenate([one.covered_T for one in offline])
+    place_T = np.concatenate([place(batch) for batch in held])
+    own = torch.from_numpy(log_w_T)
+    sums = summary(*ratio_sums(own, torch.zeros_like(own)).tolist())
+    before: list[Floats] = []
+    whole: list[float] = []
+    for one, batch in zip(offline, held, strict=True):
+        for start, stop in pairwise(batch.tok_off.tolist()):
+            total = np.cumsum(one.log_w_T[start:stop])
+            before.append(np.concatenate([[0.0], total[:-1]]))
+            whole.append(float(total[-1]))
+    w_T = np.exp(log_w_T)
+    return {
+        "drift": sums["drift"],
+        "first half": -float(log_w_T[place_T < 0.5].mean()),
+        "second half": -float(log_w_T[place_T >= 0.5].mean()),
+        "sequence KL": -mean(whole),
+        "tv": float(_lost(log_w_T).mean()),
+        "states": float(_lost(np.concatenate(before)).mean()),
+        "mean w": sums["drift_mean"],
+        "ess": sums["drift_ess"],
+        "chi2": sums["drift_chi2"],
+        "w2": float((w_T**2 * ~covered_T).mean()),
+    }
+
+
+def _lost(log_w: Floats) -> Floats:
+    """(1 - w)+: what the student no longer gives of the probability this was drawn with."""
+    return -np.expm1(np.minimum(log_w, 0.0))
+
+
+def mean(values: Sequence[float]) -> float:
+    """Of finitely many numbers."""
+    return sum(values) / len(values)
+
+
+# ---------------------------------------------------------------------------------------------
+# Showing
+
+HEADER = (
+    "rate", "seed", "step", "offline loss", "live loss", "cosine", "difference", "cosine, halves",
+    "drift", "drift, halves", "sequence KL", "tv", "states", "mean w", "ess", "chi2", "w2",
+)  # fmt: skip
+
+
+def cells(row: Row) -> list[str]:
+    """A row of the table."""
+    c = {name: f"{value:.3g}" for name, value in row.candidates.items()}
+    halves = c.pop("first half"), c.pop("second half")
+    return [
+        f"{row.rate:g}",
+        str(row.seed),
+        str(row.step),
+        *(f"{loss:.3f}" for loss in row.losses),
+        str(row.cosine),
+        str(row.difference),
+        "; ".join(map(str, row.by_place)),
+        f"**{c.pop('drift')}**",
+        "; ".join(halves),
+        *c.values(),
+    ]
+
+
+def main() -> None:
+    """Measure what is missing, and write the page."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("recipe", choices=PLANS)
+    parser.add_argument("--store", type=Path, default=Path("store"))
+    parsed = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    torch.set_num_threads(1)
+    plan = PLANS[parsed.recipe]
+    setting, trained = of_recipe(parsed.recipe, parsed.store)
+    runs = [(setting, rate, seed, plan.marks, 0) for seed in plan.seeds for rate in plan.rates]
+    if plan.trained:
+        start = replace(setting, student=trained)
+        runs.append((start, setting.config.learning_rate, 0, (0,), plan.steps))
+    for start, rate, seed, marks, made in runs:
+        named = {"recipe": parsed.recipe, "rate": rate, "seed": seed, "from": made}
+        if any(named.items() <= run.items() for run in done()):
+            continue
+        began = time.time()
+        rows = [replace(row, step=made + row.step) for row in measure(start, rate, seed, marks)]
+        for row in rows:
+            log.info(" | ".join(cells(row)))
+        facts = {
+            "seconds": time.time() - began,
+            "machine": f"one core of {processor()}, {memory()}, torch {torch.__version__}",
+            "date": time.strftime("%Y-%m-%d", time.gmtime()),
+            "sequences": plan.chunks * plan.per_chunk,
+        }
+        with ROWS.open("a") as file:
+            rows_json = [asdict(row) for row in rows]
+            file.write(json.dumps({**named, **facts, "rows": rows_json}) + "\n")
+    replace_block(PAGE, tables())
+
+
+def done() -> list[dict[str, Any]]:
+    """The runs that have been made."""
+    return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
+
+
+def tables() -> str:
+    """What the page shows: a table for each recipe that has runs."""
+    parts: list[str] = []
+    for recipe in PLANS:
+        runs = [run for run in done() if run["recipe"] == recipe]
+        runs.sort(key=lambda run: (run["rate"], run["seed"], run["from"]))
+        if not runs:
+            continue
+        rows = [_read(row) for run in runs for row in run["rows"]]
+        minutes = sum(run["seconds"] for run in runs) / 60
+        parts.append(
+            f"### {recipe}\n\n`python -m benchmarks.drift {recipe}`: {runs[0]['sequences']:,} "
+            f"sequences on each side, {minutes:.0f} min on {runs[0]['machine']}, "
+            f"{runs[-1]['date']}.\n\n"
+            f"{markdown(Table('', HEADER, [cells(row) for row in rows]))}"
+        )
+    return "\n".join(parts)
+
+
+def _read(row: dict[str, Any]) -> Row:
+    estimates = {name: Estimate(**row[name]) for name in ("cosine", "difference")}
+    first, second = (Estimate(**one) for one in row["by_place"])
+    return Row(**{**row, **estimates, "by_place": (first, second)})
+
+
+def of_recipe(recipe: str, store: Path) -> tuple[Setting, Path]:
+    """The sets of a recipe, made if they are not in the store, and its student if that is read."""
+    plan, loaded = PLANS[recipe], load_recipe(recipe)
+    assert loaded.teacher is not None, "each of these recipes has one"
+    table = loaded.train
+    name = f"train.{table.objective.name}"
+    targets = [plan.teacher, "sft", "teacher-logits", *([name] if plan.trained else [])]
+    sets = make(store, targets, "--recipe", recipe)
+    student = table.variants()[table.objective.name]
+    setting = Setting(
+        teacher=sets[plan.teacher],
+        teacher_dtype=loaded.teacher.dtype,
+        policy=sets["sft"],
+        student=sets["sft"],
+        records=sets["teacher-logits"],
+        config=student.model_copy(update={"steps": plan.steps, "epochs": None}),
+        chunks=plan.chunks,
+        per_chunk=plan.per_chunk,
+    )
+    return setting, sets.get(name, sets["sft"])
+
+
+if __name__ == "__main__":
+    main()
