@@ -29,7 +29,8 @@ def test_a_real_model_goes_through_the_chain(tmp_path: Path) -> None:
     lines = (report / "rows.jsonl").read_text().splitlines()
     rows = {row["model"]: row for row in map(json.loads, lines)}
     assert rows["teacher"]["reverse_kl"] == pytest.approx(0.0, abs=1e-3)
-    assert rows["reverse_kl"]["reverse_kl"] < rows["sft"]["reverse_kl"]
+    for divergence in ("forward_kl", "reverse_kl"):
+        assert rows["forward_kl"][divergence] < rows["sft"][divergence]
     (student,) = sets_named(tmp_path, "derive.student")
     assert read_manifest(student).meta["layers"] == [0, 1, 2, 8, 11, 14, 19, 23, 28, 29]
     again = afterglow(*command, store=tmp_path)
