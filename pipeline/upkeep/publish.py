@@ -1,19 +1,22 @@
 """Sets as a repository on the Hub: `afterglow publish`.
 
 The content of the repository is collected first, so that a dry run writes what an upload sends.
-`provenance.json` is not published: it names machines, users and paths.
+`provenance.json` is not published: it names machines, users and paths. Neither is the state that a
+student hands on to the next round of its training, which is larger than the model.
 """
 
 import logging
 import re
 import shutil
-from pathlib import Path
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 
 from pipeline.ledger import RESOLVED
 from pipeline.upkeep.cards import dataset_card, model_card
+from storage.copies import NEXT_ROUND
 from storage.errors import DataError, RetryError, UsageError
 from storage.files.write import disk_errors
-from storage.manifest import FILE_NAME, Manifest, read_manifest
+from storage.manifest import FILE_NAME, Manifest, read_manifest, to_text
 from storage.sets import verify_set
 
 log = logging.getLogger(__name__)
@@ -70,10 +73,16 @@ def _dataset(name: str, manifests: dict[Path, Manifest], licence: str) -> Conten
 
 
 def _files(prefix: str, directory: Path, manifest: Manifest) -> Content:
-    names = [*(part.file for part in manifest.parts), *(file.path for file in manifest.files)]
+    kept = tuple(
+        file for file in manifest.files if NEXT_ROUND not in PurePosixPath(file.path).parts
+    )
+    names = [*(part.file for part in manifest.parts), *(file.path for file in kept)]
     if (directory / RESOLVED).is_file():
         names.append(RESOLVED)
-    return {f"{prefix}{name}": directory / name for name in [*names, FILE_NAME]}
+    content: Content = {f"{prefix}{name}": directory / name for name in [*names, FILE_NAME]}
+    if kept != manifest.files:  # what is published must be whole by its own manifest
+        content[f"{prefix}{FILE_NAME}"] = to_text(replace(manifest, files=kept)).encode()
+    return content
 
 
 def write(content: Content, directory: Path) -> None:

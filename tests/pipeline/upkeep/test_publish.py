@@ -17,6 +17,7 @@ from pipeline.upkeep.adopt import adopt_set
 from storage.errors import DataError, RetryError, UsageError
 from storage.manifest import SetIdentity, build_manifest, write_manifest
 from storage.rows import Rows
+from storage.sets import verify_set
 from storage.shard import read_rows
 from storage.store import Store
 from tests.command import ROOT
@@ -152,6 +153,24 @@ def test_a_model_lies_where_transformers_looks_for_it(tmp_path: Path, sets: list
     assert b'library_name: "transformers"' in card
     with pytest.raises(UsageError, match="publish one model, or sets"):
         publish.contents("me/student", [directory, *sets], "apache-2.0")
+
+
+def test_what_the_next_round_goes_on_from_stays_at_home(tmp_path: Path) -> None:
+    directory = tmp_path / "train-0123456789ab"
+    (directory / "next-round").mkdir(parents=True)
+    for name in ("config.json", "next-round/checkpoint.pt"):
+        (directory / name).write_text("{}")
+    manifest = build_manifest(
+        directory,
+        SetIdentity("train", 1, "0" * 64, "train.reverse_kl", "model", {}),
+        files=["config.json", "next-round/checkpoint.pt"],
+    )
+    write_manifest(directory, manifest)
+    _, content = publish.contents("me/student", [directory], "apache-2.0")
+    publish.write(content, tmp_path / "out")
+    assert not (tmp_path / "out" / "next-round").exists()
+    assert verify_set(tmp_path / "out") == []
+    assert verify_set(directory) == []
 
 
 class Hub(BaseHTTPRequestHandler):
