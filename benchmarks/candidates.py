@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from benchmarks.__main__ import processor
 from benchmarks.harness import Table, markdown
 from benchmarks.packed import write_both
-from benchmarks.records import Sequences, draw
+from benchmarks.records import Sequences, draw, rows_of
 from benchmarks.sources import Block
 from benchmarks.teachers import Real, make
 from pipeline.planning.document import replace_block
@@ -46,7 +46,7 @@ from stages.scoring.drawn import Records, concat
 from storage.kinds import MAX_CANDIDATES
 from storage.manifest import SetMeta
 from storage.parquet.reader import column_bytes
-from storage.rows import Rows, offsets_of
+from storage.rows import offsets_of
 from storage.sets import position_bytes
 from storage.shard import PartWriter
 
@@ -267,24 +267,13 @@ def _rollout_bytes(
     """Bytes of the candidates per position, in the rollouts."""
     if not most_candidates(kept):
         return 0.0
-    count = len(lengths)
-    columns: dict[str, Array] = {
-        "seq_id": np.arange(count),
-        "prompt_id": np.arange(count),
-        "sample": np.zeros(count, np.int32),
-        "finish": np.zeros(count, np.uint8),
-        "outcome": np.full(count, -1, np.int8),
-        "prompt": np.zeros(count, np.uint32),
-        "tok": tok_T,
-        "cand": np.concatenate(one.cand),
-    }
+    columns: dict[str, Array] = {"tok": tok_T, "cand": np.concatenate(one.cand)}
     if isinstance(kept, Coverage):
         columns["nc"] = np.concatenate(one.counts)
-    offsets = {"prompt": np.arange(count + 1), "position": offsets_of(lengths)}
     meta = SetMeta("rollouts", "0" * 64, "sequences", vocabulary, most_candidates(kept))
     with tempfile.TemporaryDirectory() as scratch:
         with PartWriter(Path(scratch), 0, meta) as writer:
-            writer.write(Rows.from_columns(columns, offsets))
+            writer.write(rows_of(columns, lengths))
         sizes = column_bytes(Path(scratch) / writer.part.file)
     return sum(sizes.get(name, 0) for name in ("cand", "nc")) / len(tok_T)
 

@@ -41,14 +41,7 @@ class Sequences:
 
     def rows(self) -> Rows:
         """Sequences of these lengths, each after a prompt of one token."""
-        count = len(self.lengths)
         columns: dict[str, Any] = {
-            "seq_id": np.arange(count),
-            "prompt_id": np.arange(count),
-            "sample": np.zeros(count, np.int32),
-            "finish": np.zeros(count, np.uint8),
-            "outcome": np.full(count, -1, np.int8),
-            "prompt": np.zeros(count, np.uint32),
             "tok": self.tok_T.astype(np.uint32),
             # The policy that drew the token is a little off the teacher.
             "ref_lp": np.minimum(0.0, self.lp_T - 0.05 * self.ent_T).astype(np.float32),
@@ -56,8 +49,27 @@ class Sequences:
             "ent": self.ent_T.astype(np.float16),
             **self.columns,
         }
-        offsets = {"prompt": np.arange(count + 1), "position": offsets_of(self.lengths)}
-        return Rows.from_columns(columns, offsets)
+        return rows_of(columns, self.lengths)
+
+
+def rows_of(columns: Mapping[str, Array], lengths: NDArray[np.int64]) -> Rows:
+    """Sequences of these lengths, numbered, each after a prompt of one token.
+
+    Args:
+        columns: With a value for each position.
+        lengths: Positions of each sequence.
+    """
+    count = len(lengths)
+    whole = {
+        "seq_id": np.arange(count),
+        "prompt_id": np.arange(count),
+        "sample": np.zeros(count, np.int32),
+        "finish": np.zeros(count, np.uint8),
+        "outcome": np.full(count, -1, np.int8),
+        "prompt": np.zeros(count, np.uint32),
+    }
+    offsets = {"prompt": np.arange(count + 1), "position": offsets_of(lengths)}
+    return Rows.from_columns({**whole, **columns}, offsets)
 
 
 def counts_of(teacher: Teacher, positions: int, draws: int = 50) -> Sequences:
