@@ -1,26 +1,28 @@
 """Runs what is missing, stage after stage, each in a process of its own.
 
 Engines and trainers do not share a process well (thread settings, allocators, patched libraries),
-and a killed stage takes nothing else with it.
+and a killed stage takes nothing else with it. The processes are forks of one that has imported what
+they need (`pipeline.execution.warm`).
 """
 
 import logging
-import os
-import signal
-import subprocess
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from types import FrameType
 
 from pipeline.command import last_object
 from pipeline.execution.ray_executor import cluster
 from pipeline.execution.units import Units, complete, format_shards, local
+from pipeline.execution.warm import Warm
 from pipeline.ledger import to_toml
 from pipeline.planning.config import Recipe
 from pipeline.planning.plan import Planned
+from stages.config.evaluation import Evaluate
 from stages.config.execution import Workers
+from stages.config.stage import StageTable
 from stages.config.training import Training
+from stages.engines.vllm_process import CPU_ENGINE
+from stages.models.environment import cpu_build
 from storage.errors import AfterglowError, RetryError
 
 log = logging.getLogger(__name__)
@@ -39,18 +41,6 @@ class StageFailed(AfterglowError):
         self.damaged: str | None = last_object(out).get("damaged")
 
 
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C while a stage's process ran.
-
-    Attributes:
-        reported: Whether that process has said so.
-    """
-
-    def __init__(self, *, reported: bool) -> None:
-        super().__init__()
-        self.reported = reported
-
-
 @dataclass(frozen=True)
 class Chain:
     """How the command is called again for parts of the same recipe."""
@@ -65,14 +55,16 @@ class Chain:
         Raises:
             StageFailed: a process failed; its exit code becomes ours.
         """
-        for (stage, workers, processes), batch in groupby(todo, key=_batch_key):
-            names = [planned.node.name for planned in batch]
-            log.info("%s: starting %s", stage, ", ".join(names))
-            if workers is None:
-                self._call("run", names, "--here", processes=processes)
-                continue
-            for name in names:
-                self._side_by_side(name, workers)
+        with Warm(_imports(todo)) as warm:
+            for (stage, workers, processes), group in groupby(todo, key=_batch_key):
+                batch = list(group)
+                names = [planned.node.name for planned in batch]
+                log.info("%s: starting %s", stage, ", ".join(names))
+                if workers is None:
+                    self._call(warm, "run", names, "--here", batch=batch, processes=processes)
+                    continue
+                for name in names:
+                    self._side_by_side(warm, name, workers)
 
     def make_parts(self, name: str, indices: list[int]) -> None:
         """Make parts of a node that are missing or damaged, whether it is committed or not.
@@ -80,14 +72,15 @@ class Chain:
         Raises:
             StageFailed: the process failed.
         """
-        self._call("run", [name], "--shard", format_shards(indices))
+        with Warm(_imports([])) as warm:
+            self._call(warm, "run", [name], "--shard", format_shards(indices))
 
-    def _side_by_side(self, name: str, workers: Workers) -> None:
+    def _side_by_side(self, warm: Warm, name: str, workers: Workers) -> None:
         """Make the parts of a node by several workers, then commit it."""
 
         def units_left() -> Units:
             count = str(workers.workers)
-            out = self._call("units", [name], "--node", "--at-most", count)
+            out = self._call(warm, "units", [name], "--node", "--at-most", count)
             found: Units = last_object(out)["units"]
             return [unit[: -len(self.arguments) or None] for unit in found]
 
@@ -96,41 +89,47 @@ class Chain:
         code = complete(units_left, workers, executor)
         if code != 0:
             raise StageFailed(name, code)
-        self._call("commit", [name], "--node")
+        self._call(warm, "commit", [name], "--node")
 
-    def _call(self, verb: str, names: list[str], *options: str, processes: int = 1) -> str:
-        """Run a verb with our stderr in one new process or several; returns its stdout.
+    def _call(
+        self,
+        warm: Warm,
+        verb: str,
+        names: list[str],
+        *options: str,
+        batch: Sequence[Planned] = (),
+        processes: int = 1,
+    ) -> str:
+        """Run a verb in a fork of `warm` that has imported what `batch` needs.
 
-        SIGTERM is passed on, and waited for. A process that was killed counts as exit code 75.
+        With several processes the fork is their launcher. One that was killed counts as exit code
+        75.
+
+        Returns:
+            Its stdout.
         """
-        # Idle OpenMP threads that spin cost small models most of their speed as soon as anything
-        # else runs on the machine. Libraries' progress bars belong on a terminal only.
-        settings = {"OMP_WAIT_POLICY": "PASSIVE"}
-        if not sys.stderr.isatty():
-            settings["TQDM_DISABLE"] = "1"
-        module = ["pipeline"] if processes == 1 else ["pipeline.execution.launch", str(processes)]
-        process = subprocess.Popen(
-            [sys.executable, "-m", *module, verb, *names, *options, "--json", *self.arguments],
-            stdout=subprocess.PIPE,
-            text=True,
-            env=settings | os.environ,
-        )
-
-        def pass_on(signum: int, _frame: FrameType | None) -> None:
-            process.send_signal(signum)
-
-        before = signal.signal(signal.SIGTERM, pass_on)
-        try:
-            out, _ = process.communicate()
-        except KeyboardInterrupt as error:
-            # Ctrl-C reaches both processes, and the one that was at work has said so.
-            raise Interrupted(reported=process.wait() == RetryError.exit_code) from error
-        finally:
-            signal.signal(signal.SIGTERM, before)
-        if process.returncode != 0:
-            code = RetryError.exit_code if process.returncode < 0 else process.returncode
-            raise StageFailed(", ".join(names), code, out)
+        module, arguments = "pipeline.cli", [verb, *names, *options, "--json", *self.arguments]
+        if processes > 1:
+            module, arguments = "pipeline.execution.launch", [str(processes), *arguments]
+        code, out = warm.run(module, arguments, _imports(batch))
+        if code != 0:
+            raise StageFailed(", ".join(names), RetryError.exit_code if code < 0 else code, out)
         return out
+
+
+def _imports(todo: Sequence[Planned]) -> list[str]:
+    """What stages that run here import; with a GPU only the command: its driver bears no fork."""
+    here = [one for one in todo if _batch_key(one)[1:] == (None, 1)] if cpu_build() else []
+    modules = {one.node.stage.module for one in here}
+    if any(_may_start_vllm(one.node.config) for one in here):
+        modules.update(CPU_ENGINE)
+    return ["pipeline.verbs", *sorted(modules)]
+
+
+def _may_start_vllm(config: StageTable) -> bool:
+    if isinstance(config, Evaluate) and config.prompts is None:
+        return False
+    return getattr(getattr(config, "run", None), "engine", "transformers") != "transformers"
 
 
 def processes_wanted(planned: Planned) -> int:

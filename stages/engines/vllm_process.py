@@ -16,6 +16,9 @@ from typing import Any
 from stages.engines.vllm_support import text_only, why_unsupported
 from storage.errors import AfterglowError, EngineError
 
+CPU_ENGINE = ("vllm.v1.engine.llm_engine", "vllm.v1.worker.cpu_worker")
+"""What vLLM imports to start on a CPU: some ten seconds' worth, with torch and transformers."""
+
 _SLOT = threading.Lock()
 
 
