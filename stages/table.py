@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Self, cast
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ModelWrapValidatorHandler,
@@ -67,6 +68,13 @@ class KeyDefault:
 Named = Annotated[str, BY_CONTENT]
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Bound = Annotated[
+    float | None,
+    Field(gt=0.0),
+    # TOML cannot write "no value"; `"none"` stands for it where that is not the default.
+    BeforeValidator(lambda value: None if value == "none" else value),
+]
+"""A positive limit, or None (in a recipe: `"none"`) for no limit."""
 
 
 class Table(BaseModel):

@@ -105,6 +105,22 @@ all others. Cutting the string off would let later tokens decide whether an earl
 and would teach the student to stop without a sign.
 """
 
+CONTEXTS = """\
+Every statement so far is about the contexts that pi_ref visited. `[[train.weights]]` with
+`name = "prefix"` weighs each position by q / b of all tokens before it, which makes of a mean over
+those contexts one over the contexts of the student. At a context the weight is a number, so levels
+stay what they are, for the loss weighted so.
+
+- With `cap = "none"`, `each_place = false` and `train.normalise = "count"`, on tokens drawn with
+  full support, the expected gradient of a step, a sum over its positions, is that of live training:
+  `tests/stages/weights/test_prefix.py` sums over all responses. Each weight is then a product of as
+  many ratios as there are tokens before, and a few responses decide a step.
+- The cap holds back contexts that the student visits more often than pi_ref, and dividing by the
+  mean of a place (or by the sum of the weights of the step) is a ratio of estimates: both bring a
+  bias towards the contexts of pi_ref, the second less of it the more sequences a step has.
+- It is refused where nobody drew the tokens, or at another temperature than the objective's.
+"""
+
 Cells = Mapping[str, Mapping[str, Guarantee]]
 
 
@@ -134,6 +150,8 @@ def page() -> str:
             _table(_cells(2.0, {}, truncation=None)),
             "## More than one pass\n",
             PASSES,
+            "## Contexts of the student\n",
+            CONTEXTS,
         ]
     )
 

@@ -6,8 +6,8 @@ from typing import Annotated, cast
 from pydantic import Field
 
 import stages.objectives.catalogue  # noqa: F401  (makes all objectives known)
-from stages.objectives.objective import Bound, Objective
-from stages.table import NOT_IN_KEY, KeyDefault, Layers, Table, at_default
+from stages.objectives.objective import Objective
+from stages.table import NOT_IN_KEY, Bound, KeyDefault, Layers, Table, at_default
 
 
 def of_manifest(table: Mapping[str, object]) -> Objective:

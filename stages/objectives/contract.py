@@ -102,7 +102,8 @@ def guarantee(
         weights: The `[[train.weights]]` tables.
 
     Raises:
-        ConfigError: the records cannot serve the objective; the message says which would.
+        ConfigError: the records cannot serve the objective (the message says which would), or do
+            not have what a weight reads.
     """
     cases = [Case(loss, objective.temperature, meta, weights) for loss in objective.losses]
     weakest = max(cases, key=lambda case: WEAKEST_LAST.index(promise(case).level))
@@ -110,6 +111,7 @@ def guarantee(
     if found.level == "refused":
         raise ConfigError(_refusal(weakest, found.reason))
     _refuse_weights_of_the_draw(cases)
+    _refuse_weights_of_another_policy(objective.temperature, meta, weights)
     mixed = f"weakest term, {weakest.loss.label}: " if objective.name == "mixture" else ""
     reason = (
         mixed + found.reason + weighted(weights, by_token=any(c.weighed_by_token for c in cases))
@@ -139,6 +141,31 @@ def _refuse_weights_of_the_draw(cases: list[Case]) -> None:
                     f"{case.loss.label} reads too, so that their product is biased. Use a weight "
                     "of what the record holds exactly, or an objective that reads no drawn ids."
                 )
+
+
+def _refuse_weights_of_another_policy(
+    temperature: float, meta: Mapping[str, object], weights: tuple[Weight, ...]
+) -> None:
+    """The student and the policy that drew the tokens are compared at one temperature.
+
+    Raises:
+        ConfigError: nobody drew the tokens, or at another temperature than the objective's.
+    """
+    sampling = cast(Mapping[str, object], meta.get("sampling") or {})
+    drawn_at = sampling.get("temperature", 1.0) if sampling else None
+    for weight in weights:
+        if weight.reads_policy and drawn_at != temperature:
+            found = (
+                "the tokens were not drawn by a model"
+                if drawn_at is None
+                else f"the tokens were drawn at temperature {drawn_at}, and the objective has the "
+                f"student at {temperature}"
+            )
+            raise ConfigError(
+                f"train.weights: `{weight.name}` compares the student with the policy that drew "
+                f"the tokens, but {found}. Train on records of rollouts that were sampled at "
+                "`objective.temperature`, or remove the weight."
+            )
 
 
 def variants() -> list[Objective]:

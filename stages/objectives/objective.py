@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Protocol, Self
 
-from pydantic import BeforeValidator, Field, PrivateAttr
+from pydantic import Field, PrivateAttr
 
 from stages.table import Choice
 from storage.kinds import Kind
@@ -114,13 +114,6 @@ class ObjectiveFunction(Protocol):
 # ---------------------------------------------------------------------------------------------
 # Options, contract and function
 
-Bound = Annotated[
-    float | None,
-    Field(gt=0.0),
-    # TOML cannot write "no value"; `"none"` stands for it where that is not the default.
-    BeforeValidator(lambda value: None if value == "none" else value),
-]
-"""A positive limit, or None (in a recipe: `"none"`) for no limit."""
 Between = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 

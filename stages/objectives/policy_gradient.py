@@ -19,7 +19,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from stages.objectives.objective import Bound, Guarantee, Kept, Objective, Terms
+from stages.objectives.objective import Guarantee, Kept, Objective, Terms
+from stages.table import Bound
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -36,12 +36,12 @@ from typing import TYPE_CHECKING, Literal
 from stages.objectives.objective import (
     NO_HEAD,
     OUTSIDE_IS_ONE,
-    Bound,
     Guarantee,
     Kept,
     Objective,
     Terms,
 )
+from stages.table import Bound
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,6 +10,7 @@ legality contract) and one line in `catalogue`.
     random_share  the control: a fresh random share of the positions
     entropy       the share of the positions at which the student is least certain
     pass_rate     prompts the student solves sometimes (PACED)
+    prefix        contexts as often as the student itself would visit them
     rates         share of right answers per prompt, counted on the set that is trained on
     step          the weights of one optimiser step over all ranks
 

@@ -22,7 +22,7 @@ Reads = Literal["context", "token", "draw"]
 """The most revealing thing a weight looks at:
 
     context   nothing that was drawn at this position: the student's and the teacher's distribution
-              there, the ids chosen without randomness, the index in the response
+              there, the ids chosen without randomness, the index in the response, the tokens before
     token     the realised token or what follows from it: the rest of the response, its length, its
               outcome
     draw      the ids (or counts) the record drew from the teacher
@@ -117,6 +117,8 @@ class Weight(Choice):
     """Whether `score` reads the outcome of a sequence; the set must then have some."""
     reads_rates: ClassVar[bool] = False
     """Whether `score` reads the pass rates of the prompts."""
+    reads_policy: ClassVar[bool] = False
+    """Whether `score` compares the student with the policy that drew the tokens (`ref_lp`)."""
     whole_step: ClassVar[bool] = False
     """Whether `weigh` needs the scores of all positions of the step."""
 

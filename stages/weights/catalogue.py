@@ -3,5 +3,6 @@
 from stages.weights import (  # noqa: F401
     entropy,
     pass_rate,
+    prefix,
     random_share,
 )

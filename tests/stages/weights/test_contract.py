@@ -29,6 +29,7 @@ from stages.objectives.tensors import TorchRecords
 from stages.weights.base import Doubles, PassRates, Positions, Reads, StudentView, Weight
 from stages.weights.entropy import Entropy
 from stages.weights.pass_rate import PassRate
+from stages.weights.prefix import Prefix
 from stages.weights.random_share import Random
 from storage.batch import Batch
 from storage.errors import ConfigError
@@ -131,7 +132,9 @@ def full(cell: Cell, logits_V: Tensor, b_V: np.ndarray) -> tuple[float, Tensor]:
 
 
 @pytest.mark.parametrize(
-    "weight", [Random(), Entropy(), PassRate(a=0.5, b=0.5)], ids=lambda weight: weight.name
+    "weight",
+    [Random(), Entropy(), PassRate(a=0.5, b=0.5), Prefix()],
+    ids=lambda weight: weight.name,
 )
 @pytest.mark.parametrize("name", TRAINABLE)
 def test_the_level_of_a_weighted_objective_is_true(name: str, weight: Weight) -> None:

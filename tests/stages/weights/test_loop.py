@@ -1,5 +1,6 @@
 """Weights in the training loop, on real tiny models: against a dense reference, cut and resumed."""
 
+import itertools
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from stages.training.metrics import Window, read
 from stages.weights.base import Doubles, Positions, Reads, Weight
 from stages.weights.entropy import Entropy
 from stages.weights.pass_rate import PassRate
+from stages.weights.prefix import Prefix
 from stages.weights.random_share import Random
 from stages.weights.rates import read_rates
 from stages.weights.step import Weighting
@@ -70,6 +72,7 @@ WEIGHTS: dict[str, tuple[Weight, ...]] = {
     "entropy": (Entropy(keep=0.3),),
     "pass_rate": (PassRate(a=0.5, b=2.0),),
     "unsure": (Unsure(),),
+    "prefix": (Prefix(cap=1.2),),
     "all": (Random(keep=0.8), Entropy(keep=0.6), PassRate(), Unsure()),
 }
 
@@ -145,6 +148,14 @@ def top(score_T: np.ndarray, share: float) -> np.ndarray:
     return (score_T >= np.partition(score_T, -kept)[-kept]).astype(float)
 
 
+@torch.no_grad()
+def move(model: torch.nn.Module) -> None:
+    """Away from pi_ref."""
+    noise = torch.Generator().manual_seed(0)
+    for weight in model.parameters():
+        weight += 0.1 * torch.randn(weight.shape, generator=noise)
+
+
 def expected_weights(name: str, batch: Batch, logq_TV: torch.Tensor, step: int) -> np.ndarray:
     """The weights written out again, from the logits of the whole step."""
     q_TV = logq_TV.detach().exp()
@@ -164,9 +175,29 @@ def expected_weights(name: str, batch: Batch, logq_TV: torch.Tensor, step: int) 
             return rate_T**0.5 * (1 - rate_T) ** 2
         case "unsure":
             return unsure_T
+        case "prefix":
+            return prefix_weights(batch, logq_TV, index_T, 1.2)
         case _:
             chosen_T = top(drawn_T, 0.8) * top(np.round(entropy_T * 2**14), 0.6)
             return chosen_T * rate_T * (1 - rate_T) * unsure_T
+
+
+def prefix_weights(
+    batch: Batch, logq_TV: torch.Tensor, index_T: np.ndarray, cap: float
+) -> np.ndarray:
+    """Response by response, then place by place."""
+    assert batch.ref_lp is not None
+    logq_T = logq_TV.detach().gather(1, torch.from_numpy(batch.tok)[:, None])[:, 0]
+    ratio_T = np.exp(logq_T.double().numpy() - batch.ref_lp)
+    found = [
+        np.prod(ratio_T[start : start + index])
+        for start, stop in itertools.pairwise(batch.tok_off.tolist())
+        for index in range(stop - start)
+    ]
+    w_T = np.minimum(found, cap)
+    for place in range(index_T.max() + 1):
+        w_T[index_T == place] /= w_T[index_T == place].mean()
+    return w_T
 
 
 @pytest.mark.parametrize("normalise", ["weights", "count"])
@@ -177,6 +208,7 @@ def test_the_gradient_is_that_of_the_dense_weighted_mean(
 ) -> None:
     """With one micro-batch, and with several of a few sequences each."""
     task = make(WEIGHTS[name], normalise, tokens_per_microbatch=budget)
+    move(task.model)
     batch, step = next(task.source), 2
     mean = _forward_backward(task, task.loss, step, batch, Window(), Guard("x", None))
     found = {name: weight.grad for name, weight in task.model.named_parameters()}
@@ -208,7 +240,7 @@ def test_weights_of_one_change_nothing(make: Make) -> None:
 # Cutting, resuming, logging, refusing
 
 
-@pytest.mark.parametrize("name", ["entropy", "all"])
+@pytest.mark.parametrize("name", ["entropy", "prefix", "all"])
 def test_how_a_step_is_cut_does_not_change_it(make: Make, name: str) -> None:
     whole = run(make(WEIGHTS[name], name="whole"))
     cut = run(make(WEIGHTS[name], name="cut", tokens_per_microbatch=17, rows_per_chunk=5))

@@ -20,6 +20,7 @@ ALL = {
         {"name": "random", "keep": 0.8},
         {"name": "entropy", "keep": 0.6},
         {"name": "pass_rate"},
+        {"name": "prefix", "cap": 1.2},
     ],
     "objective": {"name": "lightning"},
     "steps": 4,
