@@ -28,7 +28,7 @@ export PYTHONPYCACHEPREFIX := $(CURDIR)/.pycache
 .NOTPARALLEL:
 .SUFFIXES:
 .DEFAULT_GOAL := help
-.PHONY: help env lock clean distclean test test-schedulers test-faults test-models test-browser test-real soak lint types $(STAGES) demo demo-live repro-rskd status explain bench
+.PHONY: help env lock clean distclean test test-schedulers test-faults test-models test-browser test-real soak lint types $(STAGES) demo demo-live live repro-rskd status explain bench
 
 ## Stages (each first completes what it depends on and is not yet done; `train` prints the report too)
 $(STAGES): env
@@ -37,12 +37,16 @@ $(STAGES): env
 ## Demo
 # demo            the whole comparison with several seeds: make demo SEEDS=3
 # demo-live       the same students with the teacher in the loop: the baseline to match
+# live            offline against live: equal steps, tokens, time; writes docs/live.md, SEEDS=5
 # repro-rskd      pre-training distillation on real text, kinds of records compared, SEEDS=3
 demo: env
 	@$(AFTERGLOW) seeds --count $(SEEDS) $(SOURCE) $(ARGS)
 
 demo-live: env
 	@$(AFTERGLOW) run report --recipe demo-live $(ARGS)
+
+live: env
+	@$(BIN)/python -m benchmarks.live --seeds $(SEEDS) $(ARGS)
 
 repro-rskd: env
 	@$(AFTERGLOW) seeds --count $(SEEDS) --recipe repro-rskd $(ARGS)
@@ -128,7 +132,7 @@ distclean: clean
 #                 the environment is installed
 # CONFIG=my.toml  your own recipe instead; several files are laid over each other in this order
 # ARGS="..."      passed on to afterglow, e.g. ARGS="--set train.steps=500"
-# SEEDS=3         demo, repro-rskd: number of seeds
+# SEEDS=3         demo, live, repro-rskd: number of seeds
 # STAGE=name      explain: the stage in question
 # TESTS="..."     test: passed on to pytest, e.g. TESTS="tests/storage -x"
 # PYTHON=path     the Python that the environment is made from (default: python3)

@@ -69,6 +69,11 @@ def test_benchmarks_bring_their_peers() -> None:
     assert lines[-1] == ".venv/bin/python -m benchmarks --quick"
 
 
+def test_seeds_are_passed_on() -> None:
+    assert commands("demo", "SEEDS=2") == ["afterglow seeds --count 2 --recipe demo "]
+    assert commands("live", "SEEDS=5") == ["python -m benchmarks.live --seeds 5 "]
+
+
 def test_help_lists_every_target() -> None:
     described = {line.split()[0] for line in make("help") if line.startswith("  ")}
     phony = next(
