@@ -156,8 +156,7 @@ class Generation:
     def order(self) -> SampleOrder:
         """The order of the set."""
         config, count = self.job.config, len(self.prompts)
-        share = config.holdout if isinstance(config, Rollouts) else 0.0
-        held_out = held_out_count(count, share)
+        held_out = held_out_count(count, config.holdout)
         return SampleOrder(count, held_out, config.n, self.seed("order"))
 
     def seed(self, purpose: str) -> int:

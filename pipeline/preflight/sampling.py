@@ -6,7 +6,7 @@ from pipeline.preflight.finding import Finding
 from pipeline.preflight.scope import Scope
 from stages.config.corpus import Corpus
 from stages.config.evaluation import Evaluate
-from stages.config.generation import Generate, Rollouts
+from stages.config.generation import Generate, Rollouts, SftData
 from stages.config.training import Training
 from stages.data.prompts import count_prompts
 from stages.generation import held_out_count
@@ -29,9 +29,9 @@ def check_repeats(scope: Scope) -> Iterator[Finding]:
 
 def check_holdout(scope: Scope) -> Iterator[Finding]:
     """Not all of what students learn from is held out."""
-    for node in scope.nodes("corpus", "rollouts"):
+    for node in scope.nodes("corpus", "sft-data", "rollouts"):
         config = node.config
-        assert isinstance(config, Corpus | Rollouts)
+        assert isinstance(config, Corpus | SftData | Rollouts)
         learners = [
             other.node.heading
             for other in scope.known.values()
@@ -46,7 +46,9 @@ def check_holdout(scope: Scope) -> Iterator[Finding]:
                 "to train on",
                 f"Lower {node.stage.name}.holdout.",
             )
-        elif isinstance(config, Rollouts) and (count := count_prompts(config.prompts)):
+        elif isinstance(config, SftData) and not config.holdout:
+            continue
+        elif not isinstance(config, Corpus) and (count := count_prompts(config.prompts)):
             held_out = held_out_count(count, config.holdout)
             message = f"{held_out:,} of {count:,} prompts are held out for evaluation"
             yield Finding("ok", node.heading, message)

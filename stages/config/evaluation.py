@@ -22,7 +22,8 @@ class HeldOutText(Table):
     """Held-out text on which every model is evaluated, with the teacher run beside it."""
 
     data: Named = "corpus"
-    """`corpus`, or the directory of a set; its held-out sequences are read."""
+    """`corpus`, `sft-data` (answers of the teacher), `rollouts`, or the directory of a set; its
+    held-out sequences are read."""
     sequences: Positive | None = None
     """Use at most this many sequences, in order; default all."""
 

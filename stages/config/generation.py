@@ -9,7 +9,7 @@ from stages.config.candidates import Candidates
 from stages.config.data import PromptSource, Sampling, Verifier
 from stages.config.execution import Workers
 from stages.config.stage import Expected, SkipsBad, StageTable
-from stages.table import Fraction, KeyDefault, Positive, Table
+from stages.table import Fraction, KeyDefault, Positive, Table, at_default
 
 FORMER_PART = 16384
 """Sequences in a part in version 0.1.0 by default; keys hold this number where none is given."""
@@ -67,6 +67,14 @@ class Generate(StageTable, SkipsBad):
 
 class SftData(Generate):
     """The teacher answers the SFT prompts."""
+
+    holdout: Fraction = 0.0
+    """Share of the prompts whose answers are held out: no student learns from them, and
+    `evaluate.text` may read them."""
+
+    def unused(self) -> frozenset[str]:
+        """`holdout`, where nothing is held out."""
+        return at_default(self, "holdout")
 
 
 class Rollouts(Generate):

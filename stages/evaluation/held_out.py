@@ -1,4 +1,4 @@
-"""One pass of a model over held-out rollouts: how far from the teacher it is, and how calibrated.
+"""One pass of a model over held-out rollouts: its distance from the teacher, and its calibration.
 
 The contexts are those pi_ref visited, on prompts no student trained on; the teacher is read from
 its records, not run. Each figure is what the contract of `stages.objectives` says it is, and the
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from stages.evaluation.acceptance import acceptance_estimator
 from stages.evaluation.averages import CalibrationBins, ClusterMean
 from stages.evaluation.positions import LIKELIEST, Seen
 from stages.evaluation.scoring import PositionScorer
@@ -82,14 +83,19 @@ def score_held_out(
         seen: Collects the bins of the calibration, and values of the model position by position.
 
     Returns:
-        `reverse_kl`, `forward_kl` (nats per token, at the record's temperature) with `..._se` and
+        `reverse_kl`, `forward_kl` (nats per token, at the record's temperature) and
+        `record_acceptance` (share of 1; see `stages.evaluation.acceptance`) with `..._se` and
         `..._level`, `ece` (share of 1), `entropy` (nats) and `held_out_tokens`; what the records
         cannot give is absent, and without a held-out split so is everything.
     """
     meta = read_manifest(directory).meta
     reported = measurable(meta)
     temperature = next((one.objective.temperature for one in reported.values()), 1.0)
-    means = {name: ClusterMean() for name in (*reported, "entropy")}
+    acceptance = acceptance_estimator(meta, temperature) if reported else None
+    levels: dict[str, str] = {name: one.level.level for name, one in reported.items()}
+    if acceptance is not None:
+        levels["record_acceptance"] = acceptance.level
+    means = {name: ClusterMean() for name in (*levels, "entropy")}
     calibration = CalibrationBins()
     scorer = PositionScorer(meta)
     tokens = 0
@@ -109,6 +115,9 @@ def score_held_out(
             for name, one in reported.items():
                 loss_T = one.objective(found.logq_E, found.logq_T, records).loss_T
                 means[name].add(_numpy(loss_T), prompt_T)
+            if acceptance is not None:
+                accepted_T = acceptance(found.logq_E, found.logq_T, records)
+                means["record_acceptance"].add(_numpy(accepted_T), prompt_T)
             means["entropy"].add(_numpy(found.entropy_T), prompt_T)
             if "forward_kl" in reported:
                 teacher_T = records.weight_of(found.top_T)
@@ -123,8 +132,8 @@ def score_held_out(
         estimate = mean.estimate()
         assert estimate is not None, "there were positions"
         out[name] = estimate.mean
-        if name in reported:
-            out |= {f"{name}_se": estimate.error, f"{name}_level": reported[name].level.level}
+        if name in levels:
+            out |= {f"{name}_se": estimate.error, f"{name}_level": levels[name]}
     if "forward_kl" in reported:
         out["ece"] = calibration.error()
         if seen is not None:

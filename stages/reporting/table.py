@@ -117,6 +117,7 @@ def columns(rows: Sequence[Row]) -> list[TableColumn]:
         TableColumn("reverse KL", "reverse_kl", digits=4),
         TableColumn("forward KL", "forward_kl", digits=4),
         TableColumn("ECE %", "ece", 100, digits=2),
+        TableColumn("rec. accept %", "record_acceptance", 100),
         TableColumn("loss", "text_loss", digits=3),
         TableColumn("text KL", "text_kl", digits=3),
         TableColumn("text ECE %", "text_ece", 100, digits=2),
@@ -248,6 +249,8 @@ _LEGEND = {
     "and forward KL(teacher, model); {levels}; estimated from drawn tokens, so a small KL may come "
     "out below 0",
     "ece": "ECE: model's confidence against the teacher's probability of the same token",
+    "record_acceptance": "rec. accept: 1 - TVD to the teacher on held-out rollouts, the share of a "
+    "model's tokens that pass speculative sampling, from the records; {acceptance}",
     "text_loss": "loss: cross-entropy on held-out text, nats per token",
     "text_kl": "text KL: KL(teacher, model) on held-out text, whole distributions, nats per token",
     "text_ece": "text ECE: model's confidence against whether the next token is the one it expects",
@@ -284,7 +287,15 @@ def legend(
     if not any(row.get(key) for row in rows for key in ("unparsed", "cut")):
         shown = shown - {"unparsed"}
     lines = [text for key, text in _LEGEND.items() if key in shown]
-    lines = [line.format(levels=", ".join(sorted(levels))) for line in lines]
+    acceptance = {
+        str(level).replace("_", " ")
+        for row in rows
+        if (level := row.get("record_acceptance_level"))
+    }
+    lines = [
+        line.format(levels=", ".join(sorted(levels)), acceptance=", ".join(sorted(acceptance)))
+        for line in lines
+    ]
     return ["; ".join(first), *lines] if first else lines
 
 

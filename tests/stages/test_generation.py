@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from pipeline.planning.fingerprint import identity
 from stages import rollouts, sft_data
 from stages.config.candidates import Candidates, Coverage
 from stages.config.data import Sampling
@@ -223,6 +224,20 @@ def test_the_manifest_says_how_the_set_was_made(done: Job[Any], tiny_model: Path
     footer = read_meta(done.directory / manifest.parts[0].file)
     assert (footer.key, footer.candidates, footer.vocab_size) == (done.key, 4, 17)
     json.dumps(manifest.to_json(), allow_nan=False)
+
+
+def test_answers_of_the_teacher_are_held_out_where_the_recipe_asks_for_it(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    """And only there: without the field, the parts and the key are what they were."""
+    job = job_of(sft_data, tmp_path, tiny_model, holdout=0.2)
+    assert [(spec.split, spec.count) for spec in sft_data.plan(job)] == [
+        ("train", 7), ("train", 7), ("train", 7), ("train", 3), ("holdout", 6),
+    ]  # fmt: skip
+    none = job_of(sft_data, tmp_path, tiny_model)
+    assert {spec.split for spec in sft_data.plan(none)} == {"train"}
+    assert "holdout" not in identity(none.config)
+    assert "holdout" in identity(job.config)
 
 
 @pytest.mark.engine

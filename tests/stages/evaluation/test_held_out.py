@@ -57,6 +57,7 @@ def number(found: dict[str, object], name: str) -> float:
     [
         HeadTail(tau=0.2, candidates=2),
         HeadTail(tau=0.2, candidates=0),
+        HeadTail(tau=0.2, candidates=2, logp=True),
         HeadTail(tau=0.2, candidates=1, temperature=1.5),
         Counts(draws=20),
         Sampled(),
@@ -82,6 +83,12 @@ def test_divergences_agree_with_the_full_distributions(
         assert found[f"{name}_level"] == "unbiased"
         assert abs(number(found, name) - true[name]) < 4 * number(found, f"{name}_se")
         assert number(found, f"{name}_se") < 0.5 * true[name]
+    accepted = torch.minimum(logp_TV.exp(), logq_TV.exp()).sum(dim=1).mean().item()
+    assert 0.1 < accepted < 0.9
+    assert found["record_acceptance_level"] == "unbiased"
+    error = number(found, "record_acceptance_se")
+    assert abs(number(found, "record_acceptance") - accepted) < 4 * error
+    assert error < (0.2 if record.kind == "head_tail" else 0.3) * accepted
 
 
 def test_calibration_agrees_with_the_full_distribution(
@@ -108,6 +115,7 @@ def test_the_teacher_is_at_no_distance_from_itself(
     found = judge(teacher, scored(tmp_path / "set", teacher, everything))
     for name in ("reverse_kl", "forward_kl", "ece"):
         assert abs(number(found, name)) < 2e-3
+    assert number(found, "record_acceptance") == pytest.approx(1.0, abs=2e-3)
 
 
 def test_without_a_held_out_split_there_are_no_figures(
@@ -128,6 +136,9 @@ def test_truncated_sampling_falls_back_to_the_lower_bound(
     logp_TV, logq_TV = (log_probs(m) for m in models)
     true = (logq_TV.exp() * (logq_TV - logp_TV)).sum(dim=1).mean().item()
     assert 0 < number(found, "reverse_kl") < true
+    assert found["record_acceptance_level"] == "upper_bound"
+    accepted = torch.minimum(logp_TV.exp(), logq_TV.exp()).sum(dim=1).mean().item()
+    assert accepted < number(found, "record_acceptance") <= 1
 
 
 def test_bfloat16_models_are_judged_in_float32_logits(

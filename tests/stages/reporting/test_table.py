@@ -69,3 +69,13 @@ def test_legend_says_what_the_divergences_are() -> None:
     text = "\n".join(legend([{"model": "x", **SFT}], "sft"))
     assert "forward KL is unbiased, reverse KL is unbiased" in text
     assert "standard error over prompts" in text
+
+
+def test_the_legend_says_what_the_acceptance_from_records_is() -> None:
+    row: Row = {
+        "model": "a", "record_acceptance": 0.5, "record_acceptance_se": 0.01,
+        "record_acceptance_level": "upper_bound",
+    }  # fmt: skip
+    assert " ".join(format_table([row]).split()) == "model rec. accept % a 50.0 +- 1.0"
+    (about,) = [line for line in legend([row], None) if "speculative" in line]
+    assert about.endswith("from the records; upper bound")
