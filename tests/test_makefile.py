@@ -59,6 +59,7 @@ def test_a_recipe_brings_the_packages_that_it_needs() -> None:
     first, second = make("-n", "rollouts", "RECIPE=smollm2")
     assert first.endswith("--device auto --also smollm2")
     assert second == ".venv/bin/afterglow run rollouts --recipe smollm2 "
+    assert make("-n", "rollouts", "RECIPE=draft")[0].endswith("--also smollm2")
     assert "--also" not in make("-n", "rollouts", "RECIPE=demo")[0]
     assert "--also" not in make("-n", "rollouts", "CONFIG=my.toml", "RECIPE=smollm2")[0]
 

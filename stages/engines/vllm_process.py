@@ -94,15 +94,15 @@ def _start(directory: Path, options: Callable[[bool], dict[str, Any]]) -> Any:
                 f'{directory}: {reason}. With run.engine = "transformers" it works without vLLM.'
             )
         try:
-            arguments = EngineArgs(
-                str(directory),
-                generation_config="vllm",
-                skip_tokenizer_init=True,
-                disable_log_stats=True,
-                use_tqdm_on_load=False,
+            always: dict[str, Any] = {
+                "generation_config": "vllm",
+                "skip_tokenizer_init": True,
+                "disable_log_stats": True,
+                "use_tqdm_on_load": False,
                 **text_only(directory),
-                **options(current_platform.is_cpu()),
-            )
+            }
+            chosen = options(current_platform.is_cpu())
+            arguments = EngineArgs(str(directory), **always | chosen)
             return LLMEngine.from_engine_args(arguments, UsageContext.LLM_CLASS)
         finally:
             torch.set_num_threads = set_num_threads  # the CPU worker makes it do nothing

@@ -60,7 +60,7 @@ def test_plan_shows_what_would_be_refused_and_goes_on(store: Path) -> None:
     assert not store.exists()
 
 
-@pytest.mark.parametrize("recipe", ["demo", "qwen3-4b-math", "smollm2"])
+@pytest.mark.parametrize("recipe", ["demo", "qwen3-4b-math", "smollm2", "draft"])
 def test_check_needs_neither_torch_nor_the_network(store: Path, recipe: str) -> None:
     program = (
         "import socket, sys\n"
