@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -113,20 +114,35 @@ def _done(store: Path, recipe: str) -> bool:
     return all(node["done"] for node in found["nodes"])
 
 
-def make(store: Path, targets: list[str], *recipe: str) -> Mapping[str, Path]:
-    """Directories of the targets' sets, which are made if they are not in the store."""
-    result = _afterglow("run", *targets, *recipe, store=store)
+def make(
+    store: Path,
+    targets: list[str],
+    *recipe: str,
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> Mapping[str, Path]:
+    """Directories of the targets' sets, which are made if they are not in the store.
+
+    Args:
+        store: Where they are, or will be.
+        targets: Nodes.
+        recipe: Arguments that select a recipe and override its fields.
+        environment: Variables added to those of this process while sets are made.
+    """
+    result = _afterglow("run", *targets, *recipe, store=store, environment=environment)
     return {name: Path(directory) for name, directory in result["sets"].items()}
 
 
-def _afterglow(*arguments: str, store: Path) -> dict[str, Any]:
+def _afterglow(
+    *arguments: str, store: Path, environment: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any]:
     """Run the command; what the last line it prints says."""
+    inherited = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     done = subprocess.run(
         [sys.executable, "-m", "pipeline", *arguments, "--set", f"store={store.absolute()}"],
         check=True,
         stdout=subprocess.PIPE,
         text=True,
         cwd=ROOT,
-        env={name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"},
+        env={**inherited, **environment},
     )
     return json.loads(done.stdout.strip().splitlines()[-1])

@@ -3,7 +3,8 @@
 `keys.json` holds what version 0.1.0 computed before the packages were rearranged: every node of
 every shipped recipe, and of the demo under one override for each objective and kind of record. Of
 rounds that are one training it holds what was computed when they came. A key in it changes only
-together with the `version` of a stage in `pipeline/graph.py`.
+together with the `version` of a stage in `pipeline/graph.py`: where a shipped recipe changes, its
+cases restate what it was.
 """
 
 import json
