@@ -17,6 +17,14 @@ from tests.pipeline.execution import warm_commands
 COMMANDS = warm_commands.__name__
 
 
+@pytest.fixture(scope="module", autouse=True)
+def interruptible() -> Iterator[None]:
+    """Ctrl-C interrupts, also in the background of a shell, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope="module")
 def warm() -> Iterator[Warm]:
     """A process that has imported numpy, and failed to import what there is not."""
