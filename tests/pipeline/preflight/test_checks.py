@@ -234,10 +234,10 @@ def test_an_engine_context_that_is_too_short_is_refused(case: Case) -> None:
 # What is drawn and trained on.
 
 
-def test_holding_everything_out_is_refused(case: Case) -> None:
-    assert case.find("leaves [train] nothing to train on", "rollouts.holdout=1") == ["refused"]
-    assert case.find("1 of 4 prompts are held out", "rollouts.holdout=0.25") == ["ok"]
-    assert case.find("leaves [sft] nothing to train on", "sft-data.holdout=1") == ["refused"]
+def test_holding_everything_out_is_refused(tuned: Case) -> None:
+    assert tuned.find("leaves [train] nothing to train on", "rollouts.holdout=1") == ["refused"]
+    assert tuned.find("1 of 4 prompts are held out", "rollouts.holdout=0.25") == ["ok"]
+    assert tuned.find("leaves [sft] nothing to train on", "sft-data.holdout=1") == ["refused"]
 
 
 def test_several_greedy_responses_are_noted(case: Case) -> None:
