@@ -53,7 +53,10 @@ def measure(rounds: int, root: Path) -> Figures:
 
 
 def _children(task: Path) -> list[str]:
-    return (task / "children").read_text().split()
+    try:
+        return (task / "children").read_text().split()
+    except (FileNotFoundError, ProcessLookupError):  # the thread ended since it was listed
+        return []
 
 
 def main(root: Path, minutes: float) -> int:
