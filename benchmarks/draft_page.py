@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from benchmarks.harness import ROOT, Table, markdown
@@ -64,11 +65,6 @@ def expected_speed(acceptance: float, ahead: int, cost: float) -> float:
     return length / (ahead * cost + 1.0)
 
 
-def mean(values: Sequence[float]) -> float:
-    """The arithmetic mean."""
-    return sum(values) / len(values)
-
-
 def tables(found: Mapping[str, Any]) -> str:
     """What the page shows of the figures in docs/draft.json."""
     outcomes = [Outcome(**{**one, "accepted": tuple(one["accepted"])}) for one in found["outcomes"]]
@@ -103,7 +99,7 @@ def tables(found: Mapping[str, Any]) -> str:
 
 def _table(outcomes: Sequence[Outcome], rows: Mapping[str, Mapping[str, Any]], cost: float) -> str:
     """The outcomes at one temperature."""
-    plain = mean([one.speed for one in outcomes if not one.ahead])
+    plain = fmean(one.speed for one in outcomes if not one.ahead)
     greedy = outcomes[0].temperature == 0
     header = ["draft", "ahead", "accept, %", *([] if greedy else ["expected, %"]), "length"]
     header += ["tokens/s", "times", "by formula", *(["same, %"] if greedy else ["nats"])]

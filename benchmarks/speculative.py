@@ -26,6 +26,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from stages.models.environment import prepare_environment
@@ -36,7 +37,7 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from benchmarks.__main__ import memory, processor, version  # noqa: E402
-from benchmarks.draft_page import FIGURES, PAGE, Outcome, mean, tables  # noqa: E402
+from benchmarks.draft_page import FIGURES, PAGE, Outcome, tables  # noqa: E402
 from benchmarks.teachers import make  # noqa: E402
 from pipeline import ledger  # noqa: E402
 from pipeline.planning.config import load_recipe  # noqa: E402
@@ -137,7 +138,7 @@ def measure(
             rounds=rounds,
             accepted=tuple(accepted),
             nats=nats(setting, answers),
-            same=mean([a == b for a, b in zip(answers, plain[temperature], strict=True)]),
+            same=fmean(a == b for a, b in zip(answers, plain[temperature], strict=True)),
         )
         for temperature, seconds, answers, (rounds, *accepted) in found
     ]
@@ -285,7 +286,7 @@ def main() -> None:
     outcomes += measure(setting, target, None, plain)
 
     # A token of the draft alone against one of the target alone, each with its share of a prompt.
-    target_speed = mean([one.speed for one in outcomes if not one.ahead])
+    target_speed = fmean(one.speed for one in outcomes if not one.ahead)
     weights = [sets[name] / "model.safetensors" for name in ("derive.student", "derive.teacher")]
     draft_bytes, target_bytes = (file.stat().st_size for file in weights)
     asked = [one for one in sys.argv[1:] if one not in ("--store", str(parsed.store))]
@@ -304,7 +305,7 @@ def main() -> None:
             "date": time.strftime("%Y-%m-%d", time.gmtime()),
             "bytes_ratio": draft_bytes / target_bytes,
         },
-        "cost": target_speed / mean([one.speed for one in alone]),
+        "cost": target_speed / fmean(one.speed for one in alone),
         "rows": rows,
         "outcomes": [asdict(one) for one in outcomes],
     }
