@@ -73,12 +73,16 @@ STUDIES = (
             "prefix weights": "prefix",
             "prefix weights, no cap, no means": "prefix-exact",
             "two passes": "two-passes",
-            "three passes": "three-passes",
+            "two passes, prefix weights": "both",
         }
     ),
     Study({"four samples a prompt": "reverse_kl"}, ("rollouts.n=4", "rollouts.prompts.limit=1952")),
     Study({"2 rounds of 60 steps": "reverse_kl-2"}, _rounds(2, 60, 3904)),
     Study({"4 rounds of 30 steps": "reverse_kl-4"}, _rounds(4, 30, 1952)),
+    Study(
+        {"4 rounds of 30 steps, prefix weights": "reverse_kl-4"},
+        (*_rounds(4, 30, 1952), 'train.weights=[{name="prefix"}]'),
+    ),
     Study({"2 rounds of 120 steps, two passes": "reverse_kl-2"}, _rounds(2, 120, 3904)),
 )
 """The first has the live student. Rounds and several samples have as many sequences in all their
