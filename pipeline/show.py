@@ -8,7 +8,7 @@ from pipeline.planning.estimate import Estimate, Estimator, free_space
 from pipeline.planning.fingerprint import difference
 from pipeline.planning.machine import Machine
 from pipeline.planning.memory import gib
-from pipeline.planning.nodes import Node
+from pipeline.planning.node import Node
 from pipeline.planning.plan import Planned
 from stages.config.training import Student
 from stages.progress import duration

@@ -30,7 +30,7 @@ from transformers import (
 from pipeline.execution import runner
 from pipeline.graph import BY_NAME
 from pipeline.planning import fingerprint
-from pipeline.planning.nodes import Node
+from pipeline.planning.node import Node
 from pipeline.planning.plan import Planned
 from stages.config.candidates import Candidates, candidates_meta
 from stages.config.data import Sampling

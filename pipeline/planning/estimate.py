@@ -15,7 +15,7 @@ from pipeline.graph import MODELS
 from pipeline.planning.duration import Duration, Rates, Work, spelled
 from pipeline.planning.machine import Machine, this_machine
 from pipeline.planning.memory import Memory, memory_of
-from pipeline.planning.nodes import External, Node, Ref
+from pipeline.planning.node import External, Node, Ref
 from pipeline.planning.plan import Planned
 from stages.config.candidates import Coverage, mean_candidates
 from stages.config.corpus import Corpus

@@ -7,13 +7,13 @@ the business of `pipeline.planning.plan`.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
 from pipeline.graph import BY_NAME, MODELS, STAGES, Stage, downstream
 from pipeline.planning.config import Recipe
+from pipeline.planning.node import External, Node, Ref, data_among, node_name
 from stages.config.data import ModelRef
 from stages.config.evaluation import Evaluate, Report
 from stages.config.stage import StageTable
@@ -26,58 +26,6 @@ _ROUND_SEEDS = 1_000_000
 
 _MAIN = "[train]"
 """Heading of the table whose student the others are compared with."""
-
-
-@dataclass(frozen=True)
-class External:
-    """Something a node reads that no stage of this plan makes."""
-
-    kind: str
-    """`model` or `set`."""
-    path: str
-    """A directory or, of a model, a Hub id."""
-    revision: str = "main"
-
-
-@dataclass(frozen=True)
-class Ref:
-    """One input of a node."""
-
-    source: "Node | External"
-    dtype: str = "float32"
-    """Numeric type a model is loaded in."""
-
-
-@dataclass(frozen=True)
-class Node:
-    """One set to be made."""
-
-    stage: Stage
-    variant: str
-    """Which set of the stage; the main one is called ""."""
-    heading: str
-    """What asks for it: a table of the recipe, as in TOML, or a round of a student."""
-    config: StageTable
-    seed: int
-    inputs: Mapping[str, Ref] = field(default_factory=dict[str, Ref])
-    round: int = 1
-    """The stages up to `train` come around once more in every round; the rest follows the last."""
-
-    @property
-    def name(self) -> str:
-        """`stage` or `stage.variant`."""
-        return _name(self.stage.name, self.variant)
-
-    def upstream(self) -> Iterator["Node"]:
-        """The nodes this one reads."""
-        for ref in self.inputs.values():
-            if isinstance(ref.source, Node):
-                yield ref.source
-
-    @property
-    def data(self) -> "Node | External | None":
-        """The set of sequences or records that this node reads, if it reads one."""
-        return _data(self.inputs)
 
 
 def build(recipe: Recipe) -> list[Node]:
@@ -127,7 +75,7 @@ class _Builder:
         inputs: Mapping[str, Ref],
         number: int = 1,
     ) -> Node:
-        name = _name(stage.name, variant)
+        name = node_name(stage.name, variant)
         taken = self.made[name].heading if name in self.made else None
         if stage.name == "train" and (row := self._starting_points().get(variant)):
             taken = row[0]
@@ -151,11 +99,11 @@ class _Builder:
     def _latest(self, stage: str, variant: str = "") -> Node | None:
         """A set of a stage or, of the stages that refine it, what the last so far made of it."""
         names = {stage}
-        found = self.made.get(_name(stage, variant))
+        found = self.made.get(node_name(stage, variant))
         for later in STAGES:
             if later.refines in names:
                 names.add(later.name)
-                found = self.made.get(_name(later.name, variant), found)
+                found = self.made.get(node_name(later.name, variant), found)
         return found
 
     # What a node reads.
@@ -216,7 +164,7 @@ class _Builder:
             raise ConfigError(f"{missing} is missing: {heading} {why}")
         if model.made_here is None:
             return Ref(External("model", model.path, model.revision), model.dtype)
-        if node := self.made.get(_name(*model.made_here)):
+        if node := self.made.get(node_name(*model.made_here)):
             return Ref(node, model.dtype)
         table = ".".join(model.made_here)
         above = " above it" if heading.startswith("[derive") else ""
@@ -227,7 +175,7 @@ class _Builder:
     def _set(self, name: str, stage: Stage, role: str, heading: str) -> Node | External:
         """A set that a table names: `stage`, `stage:name` or a directory."""
         maker, _, variant = name.partition(":")
-        if node := self.made.get(_name(maker, variant)):
+        if node := self.made.get(node_name(maker, variant)):
             if maker in stage.sources(role):
                 return node
             known = ", ".join(source for source in BY_NAME if source in stage.sources(role))
@@ -251,7 +199,7 @@ class _Builder:
         read as in the first.
         """
         data = student.data
-        if not isinstance(data, Node) or not _depends_on_policy(data):
+        if not isinstance(data, Node) or not data.depends_on_policy:
             reader, read = (data, data.data) if isinstance(data, Node) else (student, data)
             name = read.name if isinstance(read, Node) else read.path if read else "no sequences"
             raise ConfigError(
@@ -269,9 +217,9 @@ class _Builder:
 
         def read(role: str, reader: Node) -> Ref:
             ref = reader.inputs[role]
-            if _is_policy(reader, role):
+            if reader.reads_policy(role):
                 return policy
-            if isinstance(ref.source, Node) and _depends_on_policy(ref.source):
+            if isinstance(ref.source, Node) and ref.source.depends_on_policy:
                 return Ref(make(ref.source), ref.dtype)
             return ref
 
@@ -338,7 +286,7 @@ class _Builder:
         students = self._all("train")
         names = {student.variant for student in students}
         for student in sorted(students, key=lambda student: student.heading != _MAIN):
-            if (start := _start_of(student)) is None:
+            if (start := student.start) is None:
                 continue
             row = next((name for name, ref in rows.items() if ref.source == start.source), None)
             if row is None:
@@ -371,39 +319,12 @@ class _Builder:
         )
 
 
-def _name(stage: str, variant: str) -> str:
-    return f"{stage}.{variant}" if variant else stage
-
-
-def _data(inputs: Mapping[str, Ref]) -> Node | External | None:
-    roles = ("sequences", "records", "data")
-    return next((inputs[role].source for role in roles if role in inputs), None)
-
-
 def _origin(inputs: Mapping[str, Ref]) -> StageTable | None:
     """Table of the stage that generated the sequences among `inputs`; None for other sets."""
-    source = _data(inputs)
+    source = data_among(inputs)
     while isinstance(source, Node) and (before := source.data):
         source = before
     return source.config if isinstance(source, Node) else None
-
-
-def _start_of(student: Node) -> Ref | None:
-    """The model a student started its first round from; None for one from scratch."""
-    start = student.inputs.get("init")
-    while start and isinstance(start.source, Node) and start.source.stage is student.stage:
-        start = start.source.inputs.get("init")
-    return start
-
-
-def _is_policy(node: Node, role: str) -> bool:
-    return node.stage.reads[role][0] == "policy"
-
-
-def _depends_on_policy(node: Node) -> bool:
-    return any(_is_policy(node, role) for role in node.inputs) or any(
-        _depends_on_policy(source) for source in node.upstream()
-    )
 
 
 def _records_of(model: Ref, evaluate: Stage) -> Ref | None:

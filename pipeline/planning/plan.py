@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from pipeline.planning import fingerprint
-from pipeline.planning.nodes import External, Node
+from pipeline.planning.node import External, Node
 from stages.config.stage import StageTable
 from stages.data.sources import content_identity, content_paths
 from stages.job import Input, Job

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.planning.nodes import External, Node
+from pipeline.planning.node import External, Node
 from pipeline.planning.plan import Planned
 from pipeline.preflight.finding import Finding
 from pipeline.preflight.scope import Scope

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.planning.nodes import External, Node, Ref
+from pipeline.planning.node import External, Node, Ref
 from pipeline.planning.plan import Planned
 from stages.config.training import Architecture
 from stages.models.descent import TOKENIZER

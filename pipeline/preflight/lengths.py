@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from pipeline.planning.nodes import Node, Ref
+from pipeline.planning.node import Node, Ref
 from pipeline.preflight.finding import Finding
 from pipeline.preflight.known import KnownModel
 from pipeline.preflight.scope import Scope

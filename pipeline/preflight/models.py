@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.planning.nodes import External
+from pipeline.planning.node import External
 from pipeline.preflight.finding import Finding
 from pipeline.preflight.known import KnownModel
 from pipeline.preflight.scope import Scope

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.planning.nodes import Node
+from pipeline.planning.node import Node
 from pipeline.preflight.finding import Finding
 from pipeline.preflight.known import KnownModel
 from pipeline.preflight.scope import Scope

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 
-from pipeline.planning.nodes import External, Node
+from pipeline.planning.node import External, Node
 from pipeline.planning.plan import Planned
 from pipeline.preflight.known import KnownModel, Models
 from stages.config.corpus import Corpus

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from pipeline.planning.nodes import Node
+from pipeline.planning.node import Node
 from pipeline.preflight.known import KnownModel
 from pipeline.preflight.prompts import Rendering, rendered, renderings
 from pipeline.preflight.scope import Scope

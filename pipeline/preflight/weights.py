@@ -4,7 +4,7 @@ import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.planning.nodes import External
+from pipeline.planning.node import External
 from pipeline.preflight.finding import Finding
 from pipeline.preflight.scope import Scope
 from stages.config.stage import StageTable

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.planning.config import load_recipe
-from pipeline.planning.nodes import Node, build, select
+from pipeline.planning.node import Node
+from pipeline.planning.nodes import build, select
 from pipeline.planning.plan import resolve
 from stages.config.generation import Rollouts
 from stages.config.records import TeacherLogits
