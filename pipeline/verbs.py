@@ -4,11 +4,7 @@ import argparse
 import logging
 import shlex
 import sys
-import tempfile
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 
 from pipeline import init, show
 from pipeline.execution import repair, runner
@@ -18,100 +14,22 @@ from pipeline.execution.units import find_units, parse_shards
 from pipeline.graph import BY_NAME
 from pipeline.inspector import cmd_inspect as cmd_inspect
 from pipeline.ledger import to_toml
-from pipeline.planning import nodes, plan
-from pipeline.planning.config import Recipe, load_recipe
+from pipeline.opened import Rejected, Result, open_plan, read_recipe, recipe_argv
+from pipeline.planning import nodes
 from pipeline.planning.plan import Planned
-from pipeline.preflight.finding import Finding, finding_lines, log_notes, refuse
-from pipeline.preflight.gate import preflight
+from pipeline.preflight.finding import finding_lines, log_notes, refuse
 from pipeline.preflight.scope import Scope
 from pipeline.preflight.show import shown_prompts
-from pipeline.upkeep import publish
-from pipeline.upkeep.adopt import adopt_parts, adopt_set
-from pipeline.upkeep.sweep import find_strays, remove
-from stages.job import Input
+from pipeline.upkeep.verbs import cmd_adopt as cmd_adopt
+from pipeline.upkeep.verbs import cmd_gc as cmd_gc
+from pipeline.upkeep.verbs import cmd_prune as cmd_prune
+from pipeline.upkeep.verbs import cmd_publish as cmd_publish
+from pipeline.upkeep.verbs import cmd_verify as cmd_verify
 from stages.progress import Progress
 from stages.ranks import here
-from storage.errors import DataError, UsageError
-from storage.files.place import Place, place
-from storage.manifest import FILE_NAME, read_manifest
-from storage.sets import verify_set
 from storage.store import Store
 
 log = logging.getLogger(__name__)
-
-Result = dict[str, object] | None
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A recipe, its store and its plan."""
-
-    recipe: Recipe
-    store: Store
-    planned: list[Planned]
-    """The targets and all they need, in order."""
-    targets: list[Planned]
-    later: list[Planned]
-    """What reads the targets, directly or through others, in order; none of `planned`."""
-    ready: bool
-    """Whether the plan is about to be run."""
-
-    def check(self, *, elsewhere: bool = False) -> list[Finding]:
-        """What the preflight finds; nothing runs, and nothing is found of what is up to date."""
-        todo = runner.needed(self.targets, self.planned, self.store)
-        if not todo:
-            return []
-        return preflight(
-            todo, self.store, self.later, self.planned, elsewhere=elsewhere, ready=self.ready
-        )
-
-    def check_targets(self, *, elsewhere: bool = False) -> list[Finding]:
-        """What the preflight finds of the targets alone."""
-        return preflight(
-            self.targets, self.store, beside=self.planned, elsewhere=elsewhere, ready=self.ready
-        )
-
-
-def read_recipe(options: argparse.Namespace) -> tuple[Recipe, Store]:
-    """The recipe the command line selects (default: the demo), and the store it names.
-
-    A relative store starts at the working directory.
-    """
-    name = options.recipe or (None if options.config else "demo")
-    recipe = load_recipe(name, options.config, options.overrides)
-    root = place(recipe.store)
-    return recipe, Store(root.absolute() if isinstance(root, Path) else root)
-
-
-def recipe_argv(options: argparse.Namespace) -> list[str]:
-    """The arguments that select the same recipe in another process."""
-    out = ["--recipe", options.recipe] if options.recipe else []
-    for file in options.config:
-        out += ["--config", str(file)]
-    for override in options.overrides:
-        out += ["--set", override]
-    return out
-
-
-def open_plan(options: argparse.Namespace, *, ready: bool, exact: bool = False) -> Opened:
-    """Read the recipe and resolve its plan.
-
-    Args:
-        options: Parsed command line.
-        ready: The plan is about to be run: files must be there, the Hub may be asked.
-        exact: A target that names both a stage and a node means the node.
-    """
-    recipe, store = read_recipe(options)
-    made = nodes.build(recipe)
-    targets = options.targets or [node.name for node in made]
-    with Progress("digests of models and files"):
-        planned = plan.resolve(nodes.select(made, targets), store, ready=ready)
-    chosen = plan.select(planned, targets, exact=exact)
-    readers = nodes.readers(made, [one.node for one in chosen])
-    beside = plan.resolve(nodes.select(made, readers), store) if readers else []
-    known = {one.node.name for one in planned}
-    later = [one for one in beside if one.node.name in set(readers) - known]
-    return Opened(recipe, store, planned, chosen, later, ready)
 
 
 def cmd_run(options: argparse.Namespace) -> Result:
@@ -247,135 +165,6 @@ def cmd_seeds(options: argparse.Namespace) -> Result:
     """Run the recipe for several seeds and print one table over them."""
     recipe, store = read_recipe(options)
     return run_seeds(recipe, options.count, store, recipe_argv(options), options.into)
-
-
-class Rejected(DataError):
-    """A check completed and failed. `result` is still printed as the last line."""
-
-    def __init__(self, message: str, result: Result) -> None:
-        super().__init__(message)
-        self.result = result
-
-
-def cmd_verify(options: argparse.Namespace) -> Result:
-    """Check every hash and checksum of sets; with a teacher, whether it sampled or scored them.
-
-    Raises:
-        DataError: something is damaged; the message names every problem.
-        Rejected: the teacher did not sample or score one of the sets.
-    """
-    if options.teacher is not None:
-        return _verify_teacher(options)
-    problems: list[str] = []
-    for directory in options.directories:
-        found = _verified(directory)
-        log.info("%s: %s", directory, f"{len(found)} problems" if found else "sound")
-        problems += found
-    if problems:
-        raise DataError("; ".join(problems))
-    return {"verb": "verify", "sound": [str(directory) for directory in options.directories]}
-
-
-def _verified(directory: Place) -> list[str]:
-    """Everything wrong with a set, while a line or a bar says how much of it has been read."""
-    try:
-        size = read_manifest(directory).totals.bytes
-    except DataError as error:
-        return [str(error)]
-    with Progress(f"verify {directory}", size, "bytes") as progress:
-        return verify_set(directory, progress.advance)
-
-
-def _verify_teacher(options: argparse.Namespace) -> Result:
-    from stages.attribution.verify import Settings, verify_teacher  # torch
-
-    fields = ("tokens", "level", "temperature", "dtype")
-    given = {name: value for name in fields if (value := getattr(options, name)) is not None}
-    found = verify_teacher(Input(options.teacher), options.directories, Settings(**given))
-    sys.stdout.write("".join(f"{line}\n" for one in found for line in one.lines()))
-    result: Result = {"verb": "verify", "findings": [one.to_json() for one in found]}
-    rejected = [one for one in found if one.rejected]
-    if rejected:
-        sets = "; ".join(f"{one.set} ({', '.join(one.reasons)})" for one in rejected)
-        raise Rejected(f"{options.teacher} did not make {sets}", result)
-    return result
-
-
-def cmd_prune(options: argparse.Namespace) -> Result:
-    """Write a model with some layers of another, its tokenizer and template beside it.
-
-    Raises:
-        UsageError: the directory exists, or the layers are no list of indices.
-        ConfigError, DataError: the model cannot be pruned so, or cannot be loaded.
-    """
-    layers, into = parse_shards(options.layers, "--layers"), options.into
-    if into.exists():
-        raise UsageError(f"{into}: exists already; give a directory that does not")
-    from stages.models.identity import local_directory
-    from stages.models.prune import prune_directory  # torch
-    from stages.training.output import write_model
-
-    source = local_directory(Input(options.model))
-    model = prune_directory(source, layers)
-    into.mkdir(parents=True)
-    with tempfile.TemporaryDirectory(dir=into) as work:
-        write_model(model, into, source, model.dtype, Path(work))
-    millions = model.num_parameters() / 1e6
-    log.info("%s: %d layers, %.1f million parameters", into, len(layers), millions)
-    return {"verb": "prune", "directory": str(into), "layers": layers}
-
-
-def cmd_gc(options: argparse.Namespace) -> Result:
-    """Print what the store holds that nothing uses; with `--yes`, remove it."""
-    if not options.older_than >= 0:
-        raise UsageError(f"--older-than {options.older_than}: give hours, 0 or more")
-    recipe, store = read_recipe(options)
-    if not isinstance(store.root, Path):
-        raise UsageError(
-            f"{store.root}: gc works on stores on this machine. On an object store let a lifecycle "
-            "rule remove unfinished uploads, and remove sets by hand."
-        )
-    planned = plan.resolve(nodes.build(recipe), store)
-    keep = {one.directory(store).name if one.key else one.node.stage.name for one in planned}
-    strays = find_strays(store.root, keep, time.time() - 3600.0 * options.older_than)
-    for stray in strays:
-        sys.stdout.write(f"{stray.bytes:>15,}  {stray.path}  ({stray.why})\n")
-    total = sum(stray.bytes for stray in strays)
-    removed = remove(strays) if options.yes else 0
-    what = "removed" if options.yes else "to be removed with --yes"
-    sys.stdout.write(f"{total:>15,}  bytes {what}\n")
-    items = [{"path": str(one.path), "bytes": one.bytes, "why": one.why} for one in strays]
-    return {"verb": "gc", "strays": items, "bytes": total, "removed": removed}
-
-
-def cmd_adopt(options: argparse.Namespace) -> Result:
-    """Copy sets that were made elsewhere into the store, after checking every byte."""
-    recipe, store = read_recipe(options)
-    sets: dict[str, str] = {}
-    for source in options.directories:
-        with Progress(f"adopt {source}"):
-            if (source / FILE_NAME).exists():
-                manifest = adopt_set(source, store)
-            else:
-                manifest = adopt_parts(source, plan.resolve(nodes.build(recipe), store), store)
-        sets[str(source)] = str(store.path(manifest.stage, manifest.key))
-        log.info("%s: adopted as %s", source, sets[str(source)])
-    return {"verb": "adopt", "sets": sets}
-
-
-def cmd_publish(options: argparse.Namespace) -> Result:
-    """Send sets to the Hub with a card; as a dry run, write what would be sent."""
-    kind, content = publish.contents(options.repo, options.directories, options.licence)
-    result = {"verb": "publish", "repo": options.repo, "type": kind, "files": len(content)}
-    if options.dry_run:
-        into: Path = options.into or Path(options.repo.replace("/", "--"))
-        publish.write(content, into)
-        log.info("%s: %d files in %s", options.repo, len(content), into)
-        return {**result, "into": str(into), "url": None}
-    with Progress(f"publish {options.repo}"):
-        url = publish.upload(options.repo, kind, content, private=options.private)
-    log.info("%s: %d files at %s", options.repo, len(content), url)
-    return {**result, "into": None, "url": url}
 
 
 def _show(

@@ -1,1 +1,1 @@
-"""Looking after a store: adopt, publish, sweep."""
+"""Looking after what is there: sets are verified, adopted, published, a store is swept."""
