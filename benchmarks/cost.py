@@ -19,7 +19,6 @@ given the rollouts' for nothing. Tables go between the markers of docs/cost.md, 
 import argparse
 import json
 import logging
-import os
 import resource
 import shutil
 import subprocess
@@ -55,8 +54,6 @@ STUDENTS = {
 """By row of the table, in the order in which they are made."""
 FIRST = "offline, first student"
 APART = "offline, first student, stages apart"
-_SETTINGS = {"OMP_WAIT_POLICY": "PASSIVE", "TQDM_DISABLE": "1"}
-"""Those that a run gives its stages: stages apart shall have them too."""
 _STAGES = ("rollouts", "teacher-logits", "train", "evaluate")
 
 
@@ -96,11 +93,11 @@ def _run(store: Store, student: str, *, apart: bool) -> Cost:
     """Make what is missing of a student and its evaluation, in one run or stage by stage."""
     nodes = ["rollouts", "teacher-logits", f"train.{student}", f"evaluate.{student}"]
     before, start = set(store.root.iterdir()), time.monotonic()
-    used, settings = _children(), _SETTINGS | os.environ
+    used = _children()
     for command in [[node, "--here"] for node in nodes] if apart else [[nodes[-1]]]:
         call = [sys.executable, "-m", "pipeline", "run", *command, "--config", str(RECIPE)]
         call += ["--set", f"store={store.root}", "--json"]
-        subprocess.run(call, cwd=ROOT, check=True, stdout=subprocess.PIPE, env=settings)
+        subprocess.run(call, cwd=ROOT, check=True, stdout=subprocess.PIPE)
     seconds, used = time.monotonic() - start, _children() - used
     made = [path for path in store.root.iterdir() if path not in before and path.is_dir()]
     stages = {

@@ -48,7 +48,6 @@ from stages.evaluation.answers import ANSWERS, Answer, accuracy, read_answers, w
 from stages.evaluation.positions import POSITIONS, Seen, write_positions
 from stages.job import Job
 from stages.models.descent import data_tokenizer, manifest_of_model
-from stages.models.environment import prepare_environment
 from stages.models.facts import model_facts
 from stages.models.identity import check_tokenizer, local_directory, tokenizer_of
 from stages.models.tokenizer import load_tokenizer
@@ -72,7 +71,6 @@ def run(job: Job[Evaluate]) -> Manifest:
         ConfigError, EngineError: as the engine.
         RetryError: a write failed.
     """
-    prepare_environment()
     config, model = job.config, local_directory(job.inputs["model"])
     for role in ("records", "text", "data"):  # figures on another vocabulary would mean nothing
         if role in job.inputs:

@@ -20,6 +20,7 @@ from pipeline import ledger
 from pipeline.planning.plan import Planned
 from stages.config.training import Training
 from stages.job import Job, ShardSpec
+from stages.models.environment import prepare_process
 from stages.progress import Progress, duration
 from stages.ranks import here
 from stages.training.group import ALONE
@@ -68,6 +69,7 @@ def run_node(planned: Planned, store: Store) -> Manifest:
     Raises:
         ConfigError: torchrun started several processes, but the stage runs in one.
     """
+    prepare_process()
     job, group, start = planned.job(store), ALONE, time.time()
     told = Progress(job.name)
     if here().size > 1:
@@ -108,6 +110,7 @@ def run_shards(planned: Planned, store: Store, indices: list[int]) -> None:
     Raises:
         DataError: the stage is not sharded, or has no part of such an index.
     """
+    prepare_process()
     job = planned.job(store)
     if not planned.node.stage.sharded:
         raise DataError(f"{job.stage} is not sharded: run it without --shard")

@@ -25,7 +25,7 @@ from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import IO, Self
 
-from stages.models.environment import prepare_environment
+from stages.models.environment import prepare_process
 from storage.errors import RetryError
 
 _ENDED = "\x04"
@@ -106,17 +106,11 @@ class Warm:
             signal.signal(signal.SIGTERM, before)
 
     def _start(self) -> subprocess.Popen[str]:
-        # Idle OpenMP threads that spin cost small models most of their speed as soon as anything
-        # else runs on the machine. Libraries' progress bars belong on a terminal only.
-        settings = {"OMP_WAIT_POLICY": "PASSIVE"}
-        if not sys.stderr.isatty():
-            settings["TQDM_DISABLE"] = "1"
         return subprocess.Popen(
             [sys.executable, "-m", "pipeline.execution.warm", *self._modules],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=settings | os.environ,
         )
 
 
@@ -149,7 +143,7 @@ def serve(modules: Sequence[str]) -> tuple[str, list[str]]:
 
     signal.signal(signal.SIGTERM, pass_on)
     interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the fork too
-    prepare_environment()
+    prepare_process()
     for line in sys.stdin:
         imports, module, arguments = json.loads(line)
         _import(imports)

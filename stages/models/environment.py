@@ -8,6 +8,7 @@ passive waiting at 9,000. In-process vLLM without dynamo starts in a quarter of 
 import importlib.metadata
 import logging
 import os
+import sys
 
 _ALWAYS = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "true"}
 _VLLM = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
@@ -16,6 +17,13 @@ _VLLM_ON_CPU = {
     "TORCHDYNAMO_DISABLE": "1",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
 }
+
+
+def prepare_process() -> None:
+    """As `prepare_environment`, for a process that makes sets and does nothing else."""
+    if not sys.stderr.isatty():  # libraries' progress bars belong on a terminal only
+        os.environ.setdefault("TQDM_DISABLE", "1")
+    prepare_environment()
 
 
 def prepare_environment() -> None:

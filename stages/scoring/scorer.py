@@ -12,7 +12,6 @@ from transformers import PreTrainedModel
 
 from stages.config.record_kinds import Record
 from stages.config.records import ScoreRun
-from stages.models.environment import prepare_environment
 from stages.models.model import Head, load_model, load_tokenizer, pick_device, real_vocab_size
 from stages.scoring.memory import memory_errors
 from stages.scoring.score import score_rows, scoring_head
@@ -160,7 +159,6 @@ def open_scorer(directory: Path, dtype: str, run: ScoreRun) -> Iterator[Scorer]:
         EngineError: an architecture whose head is not understood, or vLLM does not start.
     """
     if run.engine == "vllm":
-        prepare_environment()
         if importlib.util.find_spec("vllm") is None:
             raise ConfigError(
                 'teacher-logits.run.engine = "vllm", but vLLM is not installed. Install the extra '
