@@ -32,6 +32,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -285,7 +286,7 @@ def _row(
         rate,
         seed,
         step,
-        (mean([one.loss for one in offline]), mean([one.loss for one in live])),
+        (fmean(one.loss for one in offline), fmean(one.loss for one in live)),
         cosine,
         difference,
         (by_place[0], by_place[1]),
@@ -321,7 +322,7 @@ def candidates(offline: Sequence[Gradients], held: Sequence[Batch]) -> dict[str,
         "drift": sums["drift"],
         "first half": -float(log_w_T[place_T < 0.5].mean()),
         "second half": -float(log_w_T[place_T >= 0.5].mean()),
-        "sequence KL": -mean(whole),
+        "sequence KL": -fmean(whole),
         "tv": float(_lost(log_w_T).mean()),
         "states": float(_lost(np.concatenate(before)).mean()),
         "mean w": sums["drift_mean"],
@@ -334,11 +335,6 @@ def candidates(offline: Sequence[Gradients], held: Sequence[Batch]) -> dict[str,
 def _lost(log_w: Floats) -> Floats:
     """(1 - w)+: what the student no longer gives of the probability this was drawn with."""
     return -np.expm1(np.minimum(log_w, 0.0))
-
-
-def mean(values: Sequence[float]) -> float:
-    """Of finitely many numbers."""
-    return sum(values) / len(values)
 
 
 # ---------------------------------------------------------------------------------------------
