@@ -9,13 +9,13 @@ model.
 
 import hashlib
 import logging
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from storage.errors import RESTORE, DamageError, DataError
 from storage.files.place import Place, cache_root
 from storage.files.remote import Remote
 from storage.files.write import disk_errors, sha256_file, temporary_name
-from storage.manifest import FILE_NAME, Manifest, read_manifest
+from storage.manifest import FILE_NAME, File, Manifest, read_manifest
 
 log = logging.getLogger(__name__)
 
@@ -42,13 +42,11 @@ def local_copy(directory: Place, below: str = "") -> Path:
         return directory / below
     manifest = read_manifest(directory)
     copy = cache_root() / "sets" / f"{directory.name}-{manifest.digest[:16]}"
-    for file in manifest.files:
-        first, *inside = PurePosixPath(file.path).parts
-        if first.startswith(ATTEMPT) and inside:
-            first, *inside = inside
+    for path, file in files_by_path(manifest).items():
+        first = path.partition("/")[0]
         if (below and first != below) or (first == NEXT_ROUND and not below):
             continue
-        source, target = directory / file.path, copy.joinpath(first, *inside)
+        source, target = directory / file.path, copy / path
         if target.exists() and sha256_file(target) == file.sha256:
             continue
         log.info("%s: fetching %s (%.1f MB)", directory, file.path, file.bytes / 1e6)
@@ -59,6 +57,18 @@ def local_copy(directory: Place, below: str = "") -> Path:
     if not (copy / FILE_NAME).exists():
         fetch(directory / FILE_NAME, copy / FILE_NAME)
     return copy / below
+
+
+def files_by_path(manifest: Manifest) -> dict[str, File]:
+    """The files of a set by their path on this machine, with forward slashes.
+
+    On an object store a model's files lie one directory deeper (`ATTEMPT`).
+    """
+    found: dict[str, File] = {}
+    for file in manifest.files:
+        first, _, inside = file.path.partition("/")
+        found[inside if first.startswith(ATTEMPT) and inside else file.path] = file
+    return found
 
 
 def fetch(source: Remote, target: Path, sha256: str | None = None) -> None:
@@ -98,14 +108,13 @@ def check_files(directory: Place, manifest: Manifest | None = None, *, whole: bo
     if not (directory / FILE_NAME).exists():
         return
     manifest = manifest or read_manifest(directory)
-    apart = {file.path for file in manifest.files if NEXT_ROUND in PurePosixPath(file.path).parts}
     if not isinstance(directory, Path):
         local_copy(directory)
-        if apart and whole:
+        if whole:
             local_copy(directory, NEXT_ROUND)
         return
-    for file in manifest.files:
-        if file.path in apart and not whole:
+    for name, file in files_by_path(manifest).items():
+        if name.startswith(f"{NEXT_ROUND}/") and not whole:
             continue
         path = directory / file.path
         found = sha256_file(path) if path.is_file() else "that of no file"

@@ -26,7 +26,7 @@ from stages.config.training import Student
 from stages.job import Input, Job
 from stages.training import checkpoint
 from stages.training.group import Group
-from storage.copies import NEXT_ROUND, local_copy
+from storage.copies import NEXT_ROUND, files_by_path, local_copy
 from storage.errors import DataError
 from storage.files.write import disk_errors, sha256_file
 
@@ -114,10 +114,9 @@ def take_over(before: Input, tensors: Mapping[str, Tensor], group: Group) -> Non
         RetryError, ConfigError: the set is on an object store and cannot be read.
     """
     work = local_copy(before.directory, NEXT_ROUND)
-    head = f"{NEXT_ROUND}/{checkpoint.HEAD}"
-    listed = {file.sha256 for file in before.manifest.files if f"/{file.path}".endswith(f"/{head}")}
+    listed = files_by_path(before.manifest).get(f"{NEXT_ROUND}/{checkpoint.HEAD}")
     path = work / checkpoint.HEAD
-    if not path.exists() or sha256_file(path) not in listed:
+    if listed is None or not path.exists() or sha256_file(path) != listed.sha256:
         raise DataError(
             f"{path}: missing, or not the file that the manifest lists, and this round goes on "
             f"from it. Restore it from a copy, or remove {before.directory} and run the same "
