@@ -214,81 +214,116 @@ def read_prompts(source: PromptSource, tokenizer: Any) -> Prompts:
 
     `tokenizer` is one that is loaded already.
     """
-    where = source.where
-    renderer = Renderer(tokenizer, source)
-    answers = Answers(source)
-    seen: set[bytes] = set()  # 16-byte digests of token ids
-    kept: list[Prompt] = []
-    dropped: dict[str, list[int]] = {reason: [] for reason in DROPPED}
-    with_control_tokens = total = 0
+    reading = _Reading(source, Renderer(tokenizer, source))
     numbered = numbered_rows(source, wanted_fields(source))
     while rows := list(islice(numbered, _BATCH)):
-        total += len(rows)
-        dialogues = [renderer.dialogue(number, row) for number, row in rows]
-        for (number, row), dialogue, ids in zip(
-            rows, dialogues, renderer.encode(dialogues), strict=True
-        ):
-            answer = answers.read(number, row)
-            control = renderer.control_token(dialogue) if ids else None
-            with_control_tokens += control is not None
-            digest = blake2b(np.asarray(ids, np.uint32).tobytes(), digest_size=16).digest()
-            reason = None
-            if not ids:
-                reason = "empty"
-            elif control is not None and source.control_tokens != "keep":
-                reason = "control_tokens"
-                if source.control_tokens == "refuse":
-                    raise DataError(
-                        f"{where}, row {number}: its text spells the control token `{control}`, "
-                        'which `prompts.control_tokens = "refuse"` forbids'
-                    )
-            elif answer is None and source.no_answer != "keep":
-                reason = "without_answer"
-                if source.no_answer == "refuse":
-                    raise DataError(_no_answer(source, number, row))
-            elif source.max_prompt_tokens is not None and len(ids) > source.max_prompt_tokens:
-                reason = "over_long"
-                if source.over_long == "refuse":
-                    raise DataError(
-                        f"{where}, row {number}: the prompt has {len(ids)} tokens, more than "
-                        f"prompts.max_prompt_tokens = {source.max_prompt_tokens}. Raise it, or set "
-                        '`prompts.over_long = "drop"`.'
-                    )
-            elif digest in seen:
-                reason = "duplicates"
-            if reason is not None:
-                dropped[reason].append(number)
+        reading.add(rows)
+    return reading.prompts()
+
+
+class _Reading:
+    """Rows of a source become prompts, or are dropped for a reason."""
+
+    def __init__(self, source: PromptSource, renderer: Renderer) -> None:
+        self._source, self._renderer = source, renderer
+        self._answers = Answers(source)
+        self._seen: set[bytes] = set()  # 16-byte digests of token ids
+        self._kept: list[Prompt] = []
+        self._dropped: dict[str, list[int]] = {reason: [] for reason in DROPPED}
+        self._rows = self._with_control_tokens = 0
+
+    def add(self, rows: list[tuple[int, Row]]) -> None:
+        """Render, encode and sort out rows, each with its number.
+
+        Raises:
+            DataError: as `load_prompts`.
+        """
+        self._rows += len(rows)
+        dialogues = [self._renderer.dialogue(number, row) for number, row in rows]
+        encoded = self._renderer.encode(dialogues)
+        for (number, row), dialogue, ids in zip(rows, dialogues, encoded, strict=True):
+            answer = self._answers.read(number, row)
+            control = self._renderer.control_token(dialogue) if ids else None
+            self._with_control_tokens += control is not None
+            prompt = Prompt(number, np.asarray(ids, np.uint32), answer)
+            reason = self._why_dropped(prompt, row, control)
+            if reason is None:
+                self._kept.append(prompt)
             else:
-                seen.add(digest)
-                kept.append(Prompt(number, np.asarray(ids, np.uint32), answer))
-    counts = {reason: len(numbers) for reason, numbers in dropped.items()}
-    first = {f"first_{reason}": tuple(numbers[:_SHOWN]) for reason, numbers in dropped.items()}
-    report = PromptReport(
-        rows=total,
-        kept=len(kept),
-        answers=sum(one.answer is not None for one in kept),
-        with_control_tokens=with_control_tokens,
-        with_tools=renderer.rows_with_tools,
-        end_tokens_removed=renderer.end_tokens_removed,
-        **cast("dict[str, Any]", counts | first),
-    )
-    if not kept:
-        reasons = ", ".join(f"{counts[one]} {DROPPED[one]}" for one in DROPPED if counts[one])
-        why = f"of {total} rows: {reasons}" if total else "no rows"
-        raise DataError(
-            f"{where}: the set of prompts is empty ({why}). Check `prompts.path`, `first` and "
-            "`limit`."
+                self._dropped[reason].append(number)
+
+    def _why_dropped(self, prompt: Prompt, row: Row, control: str | None) -> str | None:
+        """One of `DROPPED`; None where the prompt is kept.
+
+        Raises:
+            DataError: it is what the recipe refuses.
+        """
+        source, number, length = self._source, prompt.prompt_id, len(prompt.ids)
+        if not length:
+            return "empty"
+        if control is not None and source.control_tokens != "keep":
+            if source.control_tokens == "refuse":
+                raise DataError(
+                    f"{source.where}, row {number}: its text spells the control token "
+                    f'`{control}`, which `prompts.control_tokens = "refuse"` forbids'
+                )
+            return "control_tokens"
+        if prompt.answer is None and source.no_answer != "keep":
+            if source.no_answer == "refuse":
+                raise DataError(_no_answer(source, number, row))
+            return "without_answer"
+        if source.max_prompt_tokens is not None and length > source.max_prompt_tokens:
+            if source.over_long == "refuse":
+                raise DataError(
+                    f"{source.where}, row {number}: the prompt has {length} tokens, more than "
+                    f"prompts.max_prompt_tokens = {source.max_prompt_tokens}. Raise it, or set "
+                    '`prompts.over_long = "drop"`.'
+                )
+            return "over_long"
+        digest = blake2b(prompt.ids.tobytes(), digest_size=16).digest()
+        if digest in self._seen:
+            return "duplicates"
+        self._seen.add(digest)
+        return None
+
+    def prompts(self) -> Prompts:
+        """What was kept.
+
+        Raises:
+            DataError: nothing was.
+        """
+        kept, where = self._kept, self._source.where
+        counts = {reason: len(numbers) for reason, numbers in self._dropped.items()}
+        if not kept:
+            reasons = ", ".join(f"{counts[one]} {DROPPED[one]}" for one in DROPPED if counts[one])
+            why = f"of {self._rows} rows: {reasons}" if self._rows else "no rows"
+            raise DataError(
+                f"{where}: the set of prompts is empty ({why}). Check `prompts.path`, `first` and "
+                "`limit`."
+            )
+        report = self._report(counts)
+        return Prompts(
+            prompt_ids=np.array([one.prompt_id for one in kept], np.int64),
+            tokens=np.concatenate([one.ids for one in kept]),
+            offsets=np.cumsum([0, *(len(one.ids) for one in kept)], dtype=np.int64),
+            answers=tuple(one.answer for one in kept),
+            report=report,
+            template=self._renderer.template.described(),
+            notes=tuple(_notes(report, self._renderer.template)),
+            where=where,
         )
-    return Prompts(
-        prompt_ids=np.array([one.prompt_id for one in kept], np.int64),
-        tokens=np.concatenate([one.ids for one in kept]),
-        offsets=np.cumsum([0, *(len(one.ids) for one in kept)], dtype=np.int64),
-        answers=tuple(one.answer for one in kept),
-        report=report,
-        template=renderer.template.described(),
-        notes=tuple(_notes(report, renderer.template)),
-        where=where,
-    )
+
+    def _report(self, counts: dict[str, int]) -> PromptReport:
+        first = {f"first_{one}": tuple(rows[:_SHOWN]) for one, rows in self._dropped.items()}
+        return PromptReport(
+            rows=self._rows,
+            kept=len(self._kept),
+            answers=sum(one.answer is not None for one in self._kept),
+            with_control_tokens=self._with_control_tokens,
+            with_tools=self._renderer.rows_with_tools,
+            end_tokens_removed=self._renderer.end_tokens_removed,
+            **cast("dict[str, Any]", counts | first),
+        )
 
 
 def wanted_fields(source: PromptSource) -> tuple[str, ...]:
