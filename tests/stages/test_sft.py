@@ -19,16 +19,10 @@ from tests.world import (
     commit,
     identity,
     make_job,
-    make_world,
     rollouts,
     weights,
     write_model,
 )
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return make_world(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="module")

@@ -27,11 +27,6 @@ from tests.world import (
 )
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return make_world(tmp_path_factory.mktemp("world"))
-
-
 def job(store: Path, data: Input, start: Input | None, **settings: object) -> Job[Student]:
     config = Student.model_validate(
         {

@@ -32,11 +32,6 @@ from tests.world import (
 )
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return make_world(tmp_path_factory.mktemp("world"))
-
-
 def live(world: World, **meta: object) -> LiveSource:
     return LiveSource(
         prompts=Stream(world.records.directory, seed=3, batch_size=8),

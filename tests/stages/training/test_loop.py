@@ -26,14 +26,9 @@ from storage.batch import Batch
 from storage.errors import DataError, EngineError
 from storage.manifest import read_manifest
 from storage.stream import Stream
-from tests.world import VOCABULARY, World, make_job, make_world
+from tests.world import VOCABULARY, World, make_job
 
 Make = Callable[..., Task]
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return make_world(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture

@@ -13,14 +13,9 @@ from stages.training import checkpoint
 from stages.training.metrics import Line, read
 from storage.errors import DataError
 from tests.stages.training.child import second_round, student_job
-from tests.world import World, make_world, run, weights
+from tests.world import World, run, weights
 
 ROOT = Path(__file__).parents[3]
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return make_world(tmp_path_factory.mktemp("world"))
 
 
 def kill(world: World, store: Path, *points: str) -> None:

@@ -33,7 +33,6 @@ from tests.world import (
     commit,
     identity,
     make_job,
-    make_world,
     run,
     score,
     weights,
@@ -49,11 +48,6 @@ MOVING = {
 """Changes from step to step, in its weights and in the target of a term."""
 EACH = 24
 """Sequences of a round: three steps of eight."""
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return make_world(tmp_path_factory.mktemp("world"))
 
 
 def reading_order(sizes: list[int], seed: int = 0) -> np.ndarray:
