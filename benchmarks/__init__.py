@@ -11,6 +11,7 @@
     records       records of a teacher as rows and sets
     peers         other containers for the same records; `trl_losses` the losses of TRL
     steps         training steps with one loss or another
+    models        random teachers with the entropy of trained ones
 
     gradient_error, size, packed          error and bytes of records
     decode, containers, memory            reading records

@@ -15,11 +15,10 @@ from unittest import mock
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from benchmarks.harness import Options, Report, Table, figure, interleave, main, ratios, spread
+from benchmarks.models import save_numbers
 from stages.config.data import Sampling
 from stages.config.generation import GenerateRun
 from stages.engines.base import Generator, Request, sequence_seed
@@ -98,8 +97,7 @@ def _write_model(directory: Path) -> None:
         eos_token_id=0,
     )
     Qwen3ForCausalLM(config).save_pretrained(directory)
-    words = Tokenizer(WordLevel({str(i): i for i in range(_IDS)}, unk_token="0"))
-    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="0").save_pretrained(directory)
+    save_numbers(directory, _IDS, eos_token="0")
 
 
 if __name__ == "__main__":

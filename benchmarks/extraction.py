@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedModel
 
 from benchmarks.harness import (
     Goal,
@@ -25,16 +25,15 @@ from benchmarks.harness import (
     main,
     ratios,
 )
+from benchmarks.models import random_teacher
 from stages.config.record_kinds import Counts, HeadTail, Sampled
-from stages.models.model import lm_head, response_hidden
+from stages.models.model import response_hidden
 from stages.scoring.score import score_rows, scoring_head
 from storage.codec import to_batch
 from storage.manifest import SetMeta
 from storage.rows import Rows
 
 _CHUNK = 128
-_SPREAD = 4.5
-"""Standard deviation of the logits: a mean entropy of 4 nats, more than text has."""
 _LIMIT = Goal("ratio", "<=", 1.06)
 RECORDS = {
     "head_tail": HeadTail(),
@@ -49,7 +48,7 @@ def run(options: Options) -> Report:
     shapes = [(64, 1)] if options.quick else [(1024, 2), (512, 2), (256, 2)]
     lines, rows, raw = [], [], {}
     for hidden, layers in shapes:
-        model = _teacher(vocabulary, hidden, layers)
+        model = random_teacher(vocabulary, hidden, layers)
         found = interleave(_candidates(model, length, vocabulary), options.rounds)
         name = f"hidden {hidden}, {layers} layers"
         raw[name] = found
@@ -77,26 +76,6 @@ def run(options: Options) -> Report:
         rows,
     )
     return Report("Extraction of records", lines, [table], [], raw)
-
-
-def _teacher(vocabulary: int, hidden: int, layers: int) -> PreTrainedModel:
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=vocabulary,
-        hidden_size=hidden,
-        intermediate_size=3 * hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=max(1, hidden // 64),
-        num_key_value_heads=max(1, hidden // 128),
-        head_dim=64,
-        max_position_embeddings=4096,
-        tie_word_embeddings=False,
-    )
-    model = Qwen3ForCausalLM(config).eval()
-    with torch.no_grad():
-        # Logits as spread as those of a trained model: entropy decides what a record costs.
-        lm_head(model).weight.mul_(_SPREAD / (0.02 * hidden**0.5))
-    return model
 
 
 def _candidates(

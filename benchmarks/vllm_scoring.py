@@ -16,10 +16,6 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from benchmarks.harness import (
     Options,
@@ -33,6 +29,7 @@ from benchmarks.harness import (
     ratios,
     spread,
 )
+from benchmarks.models import random_teacher, save_numbers
 from stages.config.record_kinds import Counts, HeadTail, Sampled
 from stages.config.records import ScoreRun
 from stages.models.environment import prepare_environment
@@ -40,8 +37,6 @@ from stages.scoring.drawn import Records
 from stages.scoring.scorer import Scorer, open_scorer
 from storage.rows import Rows
 
-_SPREAD = 4.5
-"""Standard deviation of the logits: a mean entropy of 4 nats, more than text has."""
 _RUN = {"tokens_per_batch": 512, "rows_per_chunk": 128, "device": "cpu"}
 _IN_VLLM = {**_RUN, "engine": "vllm"}
 
@@ -54,7 +49,8 @@ def run(options: Options) -> Report:
     record = HeadTail()
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch)
-        _write_teacher(directory, vocabulary, hidden)
+        random_teacher(vocabulary, hidden, 4, context=256).save_pretrained(directory)
+        save_numbers(directory, vocabulary)
         scored: dict[tuple[str, str], Rows] = {}
         found: dict[str, Seconds] = {}
         for dtype in ("float32", "bfloat16"):
@@ -161,28 +157,6 @@ def _sequences(vocabulary: int, count: int) -> Rows:
         }
         for index in range(count)
     )
-
-
-def _write_teacher(directory: Path, vocabulary: int, hidden: int) -> None:
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=vocabulary,
-        hidden_size=hidden,
-        intermediate_size=3 * hidden,
-        num_hidden_layers=4,
-        num_attention_heads=max(1, hidden // 64),
-        num_key_value_heads=max(1, hidden // 128),
-        head_dim=64,
-        max_position_embeddings=256,
-        tie_word_embeddings=False,
-    )
-    model = Qwen3ForCausalLM(config)
-    with torch.no_grad():
-        # Logits as spread as those of a trained model: entropy decides what a record costs.
-        model.lm_head.weight.mul_(_SPREAD / (0.02 * hidden**0.5))
-    model.save_pretrained(directory)
-    words = Tokenizer(WordLevel({str(i): i for i in range(vocabulary)}, unk_token="0"))
-    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(directory)
 
 
 if __name__ == "__main__":
