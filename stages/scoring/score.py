@@ -25,6 +25,9 @@ from stages.scoring.philox import uniforms
 from storage.errors import SequenceError
 from storage.rows import Rows, gather, offsets_of, values_per_position
 
+_PER_THREAD = 1 << 18
+"""Logits that take a thread longer than it takes to start."""
+
 _CARRIED = ("seq_id", "prompt_id", "sample", "finish", "outcome", "prompt", "tok", "ref_lp")
 
 
@@ -192,7 +195,7 @@ def _records(
     given = (positions.tok_T, positions.cand_TC, u_RU)
     try:
         if z_RW.device.type == "cpu":
-            threads = torch.get_num_threads()
+            threads = max(1, min(torch.get_num_threads(), z_RW.numel() // _PER_THREAD))
             return sampler.on_cpu(z_RW.numpy(), vocab_size, *given, record, threads)
         tok, cand, u = (torch.from_numpy(array).to(z_RW.device) for array in given)
         return sampler.on_gpu(z_RW, vocab_size, tok, cand, u, record)
