@@ -41,9 +41,14 @@ class Opened:
     ready: bool
     """Whether the plan is about to be run."""
 
+    @property
+    def todo(self) -> list[Planned]:
+        """The sets to be made so that the targets are there, in order."""
+        return runner.needed(self.targets, self.planned, self.store)
+
     def check(self, *, elsewhere: bool = False) -> list[Finding]:
         """What the preflight finds; nothing runs, and nothing is found of what is up to date."""
-        todo = runner.needed(self.targets, self.planned, self.store)
+        todo = self.todo
         if not todo:
             return []
         return preflight(

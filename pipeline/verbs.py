@@ -34,33 +34,37 @@ log = logging.getLogger(__name__)
 
 def cmd_run(options: argparse.Namespace) -> Result:
     """Complete the targets and all they need, or only parts or nodes of them."""
-    single = options.here or options.shard is not None
-    opened = open_plan(options, ready=True, exact=single)
-    if single:  # part of a run whose command has checked everything and logged the notes
-        refuse(opened.check_targets())
-    else:
-        log_notes(refuse(opened.check()))
-    store, chain = opened.store, Chain(opened.recipe, recipe_argv(options))
+    if not options.here and options.shard is None:
+        return _complete(options)
+    # Part of a run whose command has checked everything and logged the notes.
+    opened = open_plan(options, ready=True, exact=True)
+    refuse(opened.check_targets())
     if options.shard is not None:
         for chosen in opened.targets:
-            runner.run_shards(chosen, store, parse_shards(options.shard))
+            runner.run_shards(chosen, opened.store, parse_shards(options.shard))
         return {"verb": "run", "shard": options.shard, "done": _names(opened.targets)}
-    if options.here:
-        for chosen in opened.targets:
-            if here().size == 1 and processes_wanted(chosen) > 1:
-                chain.run([chosen])
-            else:
-                runner.run_node(chosen, store)
-        if here().size > 1:
-            from stages.training.distributed import shutdown  # torch
+    for chosen in opened.targets:
+        if here().size == 1 and processes_wanted(chosen) > 1:
+            Chain(opened.recipe, recipe_argv(options)).run([chosen])
+        else:
+            runner.run_node(chosen, opened.store)
+    if here().size > 1:
+        from stages.training.distributed import shutdown  # torch
 
-            shutdown()
-        return {"verb": "run", "done": _names(opened.targets)}
-    repaired: list[str] = []
-    if options.check:
-        with Progress("check of what is there"):
-            repaired = repair.check(opened.planned, store, chain)
-    ran = repair.complete(opened.targets, opened.planned, store, chain)
+        shutdown()
+    return {"verb": "run", "done": _names(opened.targets)}
+
+
+def _complete(options: argparse.Namespace) -> Result:
+    """Check everything, then make what is missing."""
+    opened = open_plan(options, ready=True)
+    store, repaired = opened.store, list[str]()
+    with Chain(opened.recipe, recipe_argv(options)).ahead(opened.todo) as chain:
+        log_notes(refuse(opened.check()))
+        if options.check:
+            with Progress("check of what is there"):
+                repaired = repair.check(opened.planned, store, chain)
+        ran = repair.complete(opened.targets, opened.planned, store, chain)
     if not ran:
         log.info("%s: up to date", ", ".join(options.targets))
     for chosen in opened.targets:

@@ -6,9 +6,11 @@ they need (`pipeline.execution.warm`).
 """
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import Self
 
 from pipeline.command import last_object
 from pipeline.execution.ray_executor import cluster
@@ -19,8 +21,11 @@ from pipeline.planning.config import Recipe
 from pipeline.planning.plan import Planned
 from stages.config.evaluation import Evaluate
 from stages.config.execution import Workers
+from stages.config.generation import EngineRun
+from stages.config.records import ScoreRun
 from stages.config.stage import StageTable
 from stages.config.training import Training
+from stages.engines.open import engine_modules
 from stages.engines.vllm_process import CPU_ENGINE
 from stages.models.environment import cpu_build
 from storage.errors import AfterglowError, RetryError
@@ -48,6 +53,19 @@ class Chain:
     recipe: Recipe
     arguments: list[str]
     """Command-line arguments that select the recipe."""
+    warm: Warm | None = None
+    """Where its processes are forked; None: a process of its own for each `run`."""
+
+    @contextmanager
+    def ahead(self, todo: Sequence[Planned]) -> Generator[Self]:
+        """The same chain, while what the first stages of `todo` need is being imported."""
+        if not todo:
+            yield self
+            return
+        with Warm(imports_of(todo)) as warm:
+            _, first = next(groupby(todo, key=_batch_key))
+            warm.begin(imports_of(list(first)))
+            yield replace(self, warm=warm)
 
     def run(self, todo: list[Planned]) -> None:
         """Make the nodes in `todo`, which come in order and miss nothing but each other.
@@ -55,7 +73,7 @@ class Chain:
         Raises:
             StageFailed: a process failed; its exit code becomes ours.
         """
-        with Warm(_imports(todo)) as warm:
+        with nullcontext(self.warm) if self.warm else Warm(imports_of(todo)) as warm:
             for (stage, workers, processes), group in groupby(todo, key=_batch_key):
                 batch = list(group)
                 names = [planned.node.name for planned in batch]
@@ -72,7 +90,7 @@ class Chain:
         Raises:
             StageFailed: the process failed.
         """
-        with Warm(_imports([])) as warm:
+        with nullcontext(self.warm) if self.warm else Warm(imports_of([])) as warm:
             self._call(warm, "run", [name], "--shard", format_shards(indices))
 
     def _side_by_side(self, warm: Warm, name: str, workers: Workers) -> None:
@@ -111,25 +129,28 @@ class Chain:
         module, arguments = "pipeline.cli", [verb, *names, *options, "--json", *self.arguments]
         if processes > 1:
             module, arguments = "pipeline.execution.launch", [str(processes), *arguments]
-        code, out = warm.run(module, arguments, _imports(batch))
+        code, out = warm.run(module, arguments, imports_of(batch))
         if code != 0:
             raise StageFailed(", ".join(names), RetryError.exit_code if code < 0 else code, out)
         return out
 
 
-def _imports(todo: Sequence[Planned]) -> list[str]:
+def imports_of(todo: Sequence[Planned]) -> list[str]:
     """What stages that run here import; with a GPU only the command: its driver bears no fork."""
     here = [one for one in todo if _batch_key(one)[1:] == (None, 1)] if cpu_build() else []
     modules = {one.node.stage.module for one in here}
-    if any(_may_start_vllm(one.node.config) for one in here):
-        modules.update(CPU_ENGINE)
+    modules.update(*(_engine_modules(one.node.config) for one in here))
     return ["pipeline.verbs", *sorted(modules)]
 
 
-def _may_start_vllm(config: StageTable) -> bool:
+def _engine_modules(config: StageTable) -> tuple[str, ...]:
+    """What the engine of a stage imports, beside the module of the stage."""
+    run = getattr(config, "run", None)
     if isinstance(config, Evaluate) and config.prompts is None:
-        return False
-    return getattr(getattr(config, "run", None), "engine", "transformers") != "transformers"
+        return ()
+    if isinstance(run, EngineRun):
+        return engine_modules(run)
+    return CPU_ENGINE if isinstance(run, ScoreRun) and run.engine == "vllm" else ()
 
 
 def processes_wanted(planned: Planned) -> int:

@@ -10,7 +10,7 @@ begins where every other did.
 
 reads commands from stdin, one a line, as a JSON list: what must be imported before, the module
 whose `main` runs, and its arguments. On stdout follow an empty line when the fork begins, what the
-command prints, and a line with its exit code.
+command prints, and a line with its exit code. Without a module nothing but the import happens.
 """
 
 import gc
@@ -23,7 +23,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from types import FrameType, TracebackType
-from typing import IO, Self
+from typing import IO, Any, Self
 
 from stages.models.environment import prepare_process
 from storage.errors import RetryError
@@ -68,6 +68,10 @@ class Warm:
         with self._process as process:  # closes the pipes
             process.kill()  # it holds nothing, and would take a second to leave by itself
 
+    def begin(self, imports: Sequence[str]) -> None:
+        """Import `imports` from now on, since a command that needs them is about to come."""
+        self._send([imports, None, []])
+
     def run(
         self, module: str, arguments: Sequence[str], imports: Sequence[str] = ()
     ) -> tuple[int, str]:
@@ -83,8 +87,7 @@ class Warm:
         """
         if self._process.poll() is not None:
             self._process = self._start()
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None
+        stdout = self._process.stdout
         assert stdout is not None
         begun = False
 
@@ -93,9 +96,7 @@ class Warm:
 
         before = signal.signal(signal.SIGTERM, pass_on)
         try:
-            with suppress(BrokenPipeError):  # it was killed: so says the end of its stdout
-                command = json.dumps([imports, module, arguments])
-                os.write(stdin.fileno(), f"{command}\n".encode())
+            self._send([imports, module, arguments])
             begun = stdout.readline() != ""
             return _read(stdout)
         except KeyboardInterrupt as error:
@@ -104,6 +105,11 @@ class Warm:
             raise Interrupted(reported=code == RetryError.exit_code) from error
         finally:
             signal.signal(signal.SIGTERM, before)
+
+    def _send(self, command: list[Any]) -> None:
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # it was killed: so says the end of its stdout
+            os.write(self._process.stdin.fileno(), f"{json.dumps(command)}\n".encode())
 
     def _start(self) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -147,6 +153,8 @@ def serve(modules: Sequence[str]) -> tuple[str, list[str]]:
     for line in sys.stdin:
         imports, module, arguments = json.loads(line)
         _import(imports)
+        if module is None:
+            continue
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         fork = os.fork()
         if fork == 0:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from stages.config.generation import EngineRun
 from stages.engines.base import Generator
+from stages.engines.vllm_process import CPU_ENGINE
 from stages.models.environment import prepare_environment
 from storage.errors import ConfigError
 
@@ -44,6 +45,13 @@ def open_generator(
     from stages.engines.vllm_engine import open_vllm
 
     return open_vllm(directory, dtype=dtype, run=run, max_model_len=max_model_len, seed=seed)
+
+
+def engine_modules(run: EngineRun) -> tuple[str, ...]:
+    """What `open_generator` is likely to import for `run`, as far as it can be told beforehand."""
+    if run.engine == "transformers" or importlib.util.find_spec("vllm") is None:
+        return ("stages.engines.transformers_engine",)
+    return CPU_ENGINE
 
 
 def _without_vllm(directory: Path, run: EngineRun) -> bool:
