@@ -188,10 +188,10 @@ def _arrow_type(column: Column) -> pa.DataType:
 def to_arrow(rows: Rows, blobs: Blobs) -> pa.RecordBatch:
     """The rows as one Arrow batch; values are shared, not copied."""
     schema = arrow_schema(tuple(rows.columns), tuple(blobs))
-    lists = {level: pa.array(value.astype(np.int32)) for level, value in rows.offsets.items()}
+    lists = {level: _from_numpy(value.astype(np.int32)) for level, value in rows.offsets.items()}
     arrays: list[Any] = []
     for name, values in rows.columns.items():
-        level, flat = COLUMNS[name].level, pa.array(values)
+        level, flat = COLUMNS[name].level, _from_numpy(values)
         if level == "row":
             arrays.append(flat)
         else:
@@ -230,14 +230,36 @@ def from_arrow(table: pa.Table) -> tuple[Rows, Blobs]:
         if array.type != _arrow_type(column):
             raise DataError(f"column {name!r} has type {array.type}, not {_arrow_type(column)}")
         if column.level == "row":
-            columns[name] = array.to_numpy(zero_copy_only=True)
+            columns[name] = _to_numpy(array, column.dtype)
             continue
-        ends = array.offsets.to_numpy(zero_copy_only=True).astype(np.int64)
-        columns[name] = array.values.to_numpy(zero_copy_only=True)[ends[0] : ends[-1]]
+        ends = _to_numpy(array.offsets, np.dtype(np.int32)).astype(np.int64)
+        columns[name] = _to_numpy(array.values, column.dtype)[ends[0] : ends[-1]]
         own = ends - ends[0]
         _same_lengths(name, offsets.setdefault(column.level, own), own)
     _check_draws(offsets)
     return Rows(columns, offsets), blobs
+
+
+def _from_numpy(values: Array) -> pa.Array:
+    """The numbers as Arrow sees them, not copied.
+
+    `pa.array` would do, and so would `to_numpy` for the way back; but both import pandas where it
+    is installed, which takes a second.
+    """
+    data = pa.py_buffer(np.ascontiguousarray(values))
+    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, data])
+
+
+def _to_numpy(array: pa.Array, dtype: np.dtype[Any]) -> Array:
+    """The numbers of an array of that type, not copied and not to be written to."""
+    if array.null_count:
+        raise DataError(f"{array.null_count} values are missing where every value is required")
+    _, data = array.buffers()
+    if not len(array):
+        return np.empty(0, dtype)
+    values = np.frombuffer(data, dtype, len(array), array.offset * dtype.itemsize)
+    values.flags.writeable = False
+    return values
 
 
 def _same_lengths(name: str, known: Offsets, own: Offsets) -> None:

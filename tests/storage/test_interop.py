@@ -73,6 +73,22 @@ def test_storage_needs_neither_torch_nor_an_engine() -> None:
     assert _run(program) == "[]"
 
 
+def test_neither_writing_nor_reading_imports_pandas(tmp_path: Path) -> None:
+    """Arrow does so by itself where it can, and a stage would take a second longer."""
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from storage.shard import PartWriter, read_rows\n"
+        "from tests.storage.make import meta_of, random_rows\n"
+        "directory, meta = Path(sys.argv[1]), meta_of('sequences')\n"
+        "with PartWriter(directory, 0, meta) as writer:\n"
+        "    writer.write(random_rows(meta, 40))\n"
+        "rows = sum(map(len, read_rows(directory / writer.part.file)))\n"
+        "print(rows, 'pandas' in sys.modules)"
+    )
+    assert _run(program, tmp_path) == "40 False"
+
+
 def test_reading_a_manifest_needs_no_more_than_the_standard_library() -> None:
     program = (
         "import sys\n"
