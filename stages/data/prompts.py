@@ -12,7 +12,7 @@ neither torch nor transformers.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from itertools import islice
@@ -27,6 +27,7 @@ from stages.data import fields
 from stages.data.chat_template import ChatTemplate
 from stages.data.fields import Answers
 from stages.data.hub import hub_dataset, load_hub
+from stages.data.problem import check_range
 from stages.data.prompt_files import Row, count_rows, dataset_rows, read_rows
 from stages.data.render import TOOLS, Renderer
 from stages.data.tasks import task
@@ -378,16 +379,21 @@ def numbered_rows(source: PromptSource, columns: tuple[str, ...]) -> Iterator[tu
         DataError: the file is missing or damaged.
         ConfigError: the task does not exist.
     """
-    rows: Iterable[Row]
     if source.task is not None:
-        made = task(source.task).problems(source.first, source.limit or 0, seed=0)
-        rows = ({source.field: item.prompt, source.answer_field: item.answer} for item in made)
+        return enumerate(_problems(source, source.task), start=source.first)
+    stop = None if source.limit is None else source.first + source.limit
+    name = hub_dataset(source.path)
+    if name is not None:
+        found = dataset_rows(load_hub(name, source), columns)
     else:
-        stop = None if source.limit is None else source.first + source.limit
-        name = hub_dataset(source.path)
-        if name is not None:
-            found = dataset_rows(load_hub(name, source), columns)
-        else:
-            found = read_rows(Path(source.path or ""), columns, source.split)
-        rows = islice(found, source.first, stop)
-    return enumerate(rows, start=source.first)
+        found = read_rows(Path(source.path or ""), columns, source.split)
+    return enumerate(islice(found, source.first, stop), start=source.first)
+
+
+def _problems(source: PromptSource, name: str) -> Iterator[Row]:
+    """The problems of a task as rows, made as they are read: planning looks at the first alone."""
+    made, last = task(name), source.first + (source.limit or 0)
+    check_range(name, made.size, source.first, last - source.first)
+    for first in range(source.first, last, _BATCH):
+        for item in made.problems(first, min(_BATCH, last - first), seed=0):
+            yield {source.field: item.prompt, source.answer_field: item.answer}
