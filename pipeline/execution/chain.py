@@ -32,6 +32,9 @@ from storage.errors import AfterglowError, RetryError
 
 log = logging.getLogger(__name__)
 
+_READING = ("storage.kernels", "storage.parquet.pages")
+"""What reads sets of sequences and records: with it, numba and its compiled loops."""
+
 
 class StageFailed(AfterglowError):
     """A stage's process ended with an error that it has already reported.
@@ -140,6 +143,8 @@ def imports_of(todo: Sequence[Planned]) -> list[str]:
     here = [one for one in todo if _batch_key(one)[1:] == (None, 1)] if cpu_build() else []
     modules = {one.node.stage.module for one in here}
     modules.update(*(_engine_modules(one.node.config) for one in here))
+    if any(one.node.data is not None for one in here):
+        modules.update(_READING)
     return ["pipeline.verbs", *sorted(modules)]
 
 

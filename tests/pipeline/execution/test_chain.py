@@ -30,4 +30,4 @@ def test_the_engine_of_a_stage_is_imported_with_it() -> None:
     vllm = set(imports_of([planned("rollouts", 'rollouts.run.engine="vllm"')]))
     assert vllm == {"pipeline.verbs", "stages.rollouts", *CPU_ENGINE}
     assert set(CPU_ENGINE) < set(imports_of([demo, planned("evaluate.reverse_kl")]))
-    assert imports_of([planned("teacher-logits")]) == ["pipeline.verbs", "stages.teacher_logits"]
+    assert "storage.kernels" in imports_of([planned("teacher-logits")])
