@@ -12,13 +12,16 @@ A round takes some five minutes on two cores. In a store of its own with copies 
               schedulers do
 
 Seconds are those between start and end of the commands, with planning, imports and engine starts;
-processor time is that of all their processes. The live student also needs a list of prompts and is
-given the rollouts' for nothing. Tables go between the markers of docs/cost.md, means over rounds.
+processor time is that of all their processes. The commands run as `make` runs them: bytecode and
+compiled loops are on disk, where a small run before the first round has left them. The live student
+also needs a list of prompts and is given the rollouts' for nothing. Tables go between the markers
+of docs/cost.md, means over rounds.
 """
 
 import argparse
 import json
 import logging
+import os
 import resource
 import shutil
 import subprocess
@@ -54,6 +57,7 @@ STUDENTS = {
 """By row of the table, in the order in which they are made."""
 FIRST = "offline, first student"
 APART = "offline, first student, stages apart"
+_SMALL = ("rollouts.prompts.limit=192", "train.steps=2", "evaluate.prompts.limit=8")
 _STAGES = ("rollouts", "teacher-logits", "train", "evaluate")
 
 
@@ -66,6 +70,14 @@ class Cost:
     """Processor seconds."""
     stages: dict[str, float]
     """Seconds of each stage at work, as the sets' ledgers have them: without starting it."""
+
+
+def prepare(base: Store) -> None:
+    """Make a student of a few steps, so that what is compiled once is compiled."""
+    with tempfile.TemporaryDirectory() as root:
+        store = Store(Path(root) / "small")
+        copy_start(base, store)
+        _run(store, STUDENTS[FIRST], apart=False, overrides=_SMALL)
 
 
 def measure(base: Store) -> dict[str, Cost]:
@@ -89,15 +101,20 @@ def copy_start(base: Store, store: Store) -> None:
         shutil.copytree(str(directory), str(store.root / directory.name))
 
 
-def _run(store: Store, student: str, *, apart: bool) -> Cost:
+def _run(store: Store, student: str, *, apart: bool, overrides: Sequence[str] = ()) -> Cost:
     """Make what is missing of a student and its evaluation, in one run or stage by stage."""
     nodes = ["rollouts", "teacher-logits", f"train.{student}", f"evaluate.{student}"]
     before, start = set(store.root.iterdir()), time.monotonic()
-    used = _children()
+    used, environment = _children(), dict(os.environ)
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    environment["PYTHONPYCACHEPREFIX"] = str(ROOT / ".pycache")
     for command in [[node, "--here"] for node in nodes] if apart else [[nodes[-1]]]:
         call = [sys.executable, "-m", "pipeline", "run", *command, "--config", str(RECIPE)]
-        call += ["--set", f"store={store.root}", "--json"]
-        subprocess.run(call, cwd=ROOT, check=True, stdout=subprocess.PIPE)
+        for override in (f"store={store.root}", *overrides):
+            call += ["--set", override]
+        subprocess.run(
+            [*call, "--json"], cwd=ROOT, check=True, stdout=subprocess.PIPE, env=environment
+        )
     seconds, used = time.monotonic() - start, _children() - used
     made = [path for path in store.root.iterdir() if path not in before and path.is_dir()]
     stages = {
@@ -167,7 +184,9 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     surroundings(PAGE)  # an error now, not after the work
     make(parsed.store, ["sft"])
-    rounds = [measure(Store(parsed.store.absolute())) for _ in range(parsed.rounds)]
+    base = Store(parsed.store.absolute())
+    prepare(base)
+    rounds = [measure(base) for _ in range(parsed.rounds)]
     date = time.strftime("%Y-%m-%d", time.gmtime())
     minutes = sum(cost.seconds for one in rounds for cost in one.values()) / 60
     about = (
