@@ -28,7 +28,7 @@ export PYTHONPYCACHEPREFIX := $(CURDIR)/.pycache
 .NOTPARALLEL:
 .SUFFIXES:
 .DEFAULT_GOAL := help
-.PHONY: help env lock clean distclean test test-schedulers test-faults test-models test-browser test-real soak lint types $(STAGES) demo demo-live live repro-rskd draft status explain bench
+.PHONY: help env lock clean distclean test test-schedulers test-faults test-models test-browser test-real soak lint types $(STAGES) demo demo-live live repro-rskd repro-lightning draft status explain bench
 
 ## Stages (each first completes what it depends on and is not yet done; `train` prints the report too)
 $(STAGES): env
@@ -39,6 +39,7 @@ $(STAGES): env
 # demo-live       the same students with the teacher in the loop: the baseline to match
 # live            offline against live: equal steps, tokens, time; writes docs/live.md, SEEDS=5
 # repro-rskd      pre-training distillation on real text, kinds of records compared, SEEDS=3
+# repro-lightning Lightning OPD's claims at this size; writes docs/repro-lightning.md, SEEDS=5
 # draft           a draft model trained, then timed in vLLM; writes docs/draft.md (a quiet machine!)
 demo: env
 	@$(AFTERGLOW) seeds --count $(SEEDS) $(SOURCE) $(ARGS)
@@ -51,6 +52,10 @@ live: env
 
 repro-rskd: env
 	@$(AFTERGLOW) seeds --count $(SEEDS) --recipe repro-rskd $(ARGS)
+
+repro-lightning: env
+	$(if $(findstring --smollm2,$(ARGS)),@$(PYTHON) tools/setup_env.py --venv "$(VENV)" --device $(DEVICE) --also smollm2)
+	@$(BIN)/python -m benchmarks.lightning --seeds $(SEEDS) $(ARGS)
 
 draft: env
 	@$(PYTHON) tools/setup_env.py --venv "$(VENV)" --device $(DEVICE) --also smollm2
@@ -137,7 +142,7 @@ distclean: clean
 #                 the environment is installed
 # CONFIG=my.toml  your own recipe instead; several files are laid over each other in this order
 # ARGS="..."      passed on to afterglow, e.g. ARGS="--set train.steps=500"
-# SEEDS=3         demo, live, repro-rskd: number of seeds
+# SEEDS=3         demo, live, repro-rskd, repro-lightning: number of seeds
 # STAGE=name      explain: the stage in question
 # TESTS="..."     test: passed on to pytest, e.g. TESTS="tests/storage -x"
 # PYTHON=path     the Python that the environment is made from (default: python3)

@@ -10,10 +10,9 @@ its weights:
     offline   on fresh rollouts of pi_ref, weighted as the objective does
     live      on fresh rollouts of the student itself, where all weights are 1
 
-Both are scored by the same teacher with the record parameters of the set, and are means over chunks
-of sequences. Inner products between them are estimated from pairs of *different* chunks, so that
-noise adds nothing to them, and standard errors are those of a jackknife over chunks (Efron 1982).
-Beside them stand the candidates: figures of drift on the tokens of the offline rollouts.
+Both are scored by the same teacher with the record parameters of the set, and compared without the
+noise of the sample (`benchmarks.gradients`). Beside them stand the candidates: figures of drift on
+the tokens of the offline rollouts.
 
 Runs that are done stand in docs/drift.jsonl and are not made again; the tables go between the
 markers of docs/drift.md.
@@ -24,13 +23,12 @@ Shape letters: T positions of a batch, N chunks, P parameters (every k-th, of la
 import argparse
 import json
 import logging
-import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -42,26 +40,23 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from benchmarks.__main__ import memory, processor
+from benchmarks.gradients import Estimate, Floats, compare, place
 from benchmarks.harness import ROOT, Table, markdown
+from benchmarks.students import ROWS_PER_CHUNK, responses, train
 from benchmarks.teachers import make
 from pipeline.planning.config import load_recipe
 from pipeline.planning.document import replace_block
 from stages.config.training import Student
 from stages.losses.head_loss import RecordLoss
-from stages.models.facts import model_facts
 from stages.models.model import lm_head, load_model, response_hidden
 from stages.objectives.temper import build_objective
 from stages.objectives.tensors import TorchRecords
 from stages.training.drift import ratio_sums, summary
-from stages.training.live import LiveSource
-from stages.training.optim import adamw, clip_gradients, rate_at, set_rate
 from storage.batch import Batch
 from storage.manifest import read_manifest
 from storage.stream import Stream
 
 log = logging.getLogger("benchmarks")
-
-Floats = NDArray[np.float64]
 
 PAGE, ROWS = ROOT / "docs" / "drift.md", ROOT / "docs" / "drift.jsonl"
 
@@ -92,7 +87,6 @@ PLANS = {
     "smollm2": Plan("derive.teacher", (1e-4,), (0,), 375, (0, 40), 6, 16, trained=True),
 }
 _MOST_PARAMETERS = 1 << 21
-_ROWS_PER_CHUNK, _TOKENS_PER_BATCH = 1024, 1 << 14
 
 
 @dataclass(frozen=True)
@@ -111,18 +105,6 @@ class Setting:
     chunks: int = 24
     per_chunk: int = 128
     """Sequences."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure and its standard error."""
-
-    value: float
-    error: float
-
-    def __str__(self) -> str:
-        known = math.isfinite(self.value) and math.isfinite(self.error)
-        return f"{self.value:.2f} ± {self.error:.2f}" if known else "-"
 
 
 @dataclass(frozen=True)
@@ -148,15 +130,12 @@ def measure(setting: Setting, rate: float, seed: int, marks: Sequence[int]) -> I
     policy, student = (
         load_model(start, "float32", "cpu") for start in (setting.policy, setting.student)
     )
-    student.requires_grad_(True)
     config = setting.config.model_copy(update={"learning_rate": rate})
-    assert config.steps is not None, "given by the command line"
     record = read_manifest(setting.records).meta.get("record")
-    loss = RecordLoss(build_objective(config.objective, record), _ROWS_PER_CHUNK)
-    optimiser = adamw(student, config)
+    loss = RecordLoss(build_objective(config.objective, record), ROWS_PER_CHUNK)
     held = list(_rollouts(setting, policy, teacher, seed=1000 + seed))
     with closing(Stream(setting.records, seed=seed, batch_size=config.batch_size)) as batches:
-        for step in range(max(marks) + 1):
+        for step in train(student, batches, loss, config):
             if step in marks:
                 offline = [gradients(student, batch, loss) for batch in held]
                 fresh = _rollouts(setting, student, teacher, seed=2000 + seed + step)
@@ -164,35 +143,16 @@ def measure(setting: Setting, rate: float, seed: int, marks: Sequence[int]) -> I
                 yield _row(rate, seed, step, offline, live, held)
             if step == max(marks):
                 return
-            batch = next(batches)
-            records = TorchRecords.from_batch(batch)
-            hidden_TD = response_hidden(student, batch)
-            loss(hidden_TD, lm_head(student), batch, records, None, batch.tokens)[0].backward()
-            clip_gradients(student.parameters(), config.grad_clip)
-            set_rate(optimiser, rate_at(step, config.steps, config))
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
 
 
 def _rollouts(
     setting: Setting, model: PreTrainedModel, teacher: PreTrainedModel, seed: int
 ) -> Iterator[Batch]:
     """Chunks of fresh responses of `model` to prompts of the set, scored by the teacher."""
-    with closing(Stream(setting.records, seed=seed, batch_size=setting.per_chunk)) as prompts:
-        source = LiveSource(
-            prompts=prompts,
-            student=model,
-            facts=model_facts(setting.policy),
-            teacher=teacher,
-            meta=read_manifest(setting.records).meta,
-            seed=seed,
-            dtype=torch.float32,
-            rows_per_chunk=_ROWS_PER_CHUNK,
-            tokens_per_batch=_TOKENS_PER_BATCH,
-            tokenizer=setting.policy,
-        )
-        for _ in range(setting.chunks):
-            yield next(source)
+    fresh = responses(
+        setting.records, model, teacher, setting.policy, batch_size=setting.per_chunk, seed=seed
+    )
+    return islice(fresh, setting.chunks)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -231,44 +191,6 @@ def gradients(model: PreTrainedModel, batch: Batch, loss: RecordLoss) -> Gradien
         model.zero_grad(set_to_none=True)
     log_w_T = (logq_T - records.ref_lp_T.double()).numpy()
     return Gradients(torch.stack(found), total, log_w_T, records.covers_token().numpy())
-
-
-def place(batch: Batch) -> Floats:
-    """[T] where in its response a position lies: 0 at the first, near 1 at the last."""
-    lengths = np.diff(batch.tok_off)
-    return np.concatenate([np.arange(length) / length for length in lengths.tolist()])
-
-
-def compare(offline_NP: Tensor, live_NP: Tensor) -> tuple[Estimate, Estimate]:
-    """Cosine, and the norm of the difference over that of the live gradient.
-
-    Norms are estimated without the noise of the chunks: |mean g|^2 by the mean of g_i g_j over
-    pairs i != j. Chunks of the two sides are independent of each other.
-    """
-    both = torch.cat([offline_NP, live_NP])
-    products = (both.double() @ both.double().T).numpy()
-    n = len(offline_NP)
-    whole = _figures(products, n, np.arange(n))
-    left = np.array([_figures(products, n, np.delete(np.arange(n), i)) for i in range(n)])
-    errors = np.sqrt((n - 1) / n * ((left - left.mean(0)) ** 2).sum(0))
-    first, second = (Estimate(float(a), float(b)) for a, b in zip(whole, errors, strict=True))
-    return first, second
-
-
-def _figures(products: Floats, n: int, kept: NDArray[np.int64]) -> Floats:
-    def block(rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Floats:
-        return products[np.ix_(rows, columns)]
-
-    m = len(kept)
-    own, other = block(kept, kept), block(kept + n, kept + n)
-    own_square, live_square = (
-        (float(one.sum()) - float(np.trace(one))) / (m * (m - 1)) for one in (own, other)
-    )
-    inner = float(block(kept, kept + n).mean())
-    if own_square <= 0 or live_square <= 0:
-        return np.array([math.nan, math.nan])  # nothing but noise
-    apart = max(0.0, own_square + live_square - 2 * inner)
-    return np.array([inner / math.sqrt(own_square * live_square), math.sqrt(apart / live_square)])
 
 
 def _row(

@@ -73,6 +73,7 @@ def test_benchmarks_bring_their_peers() -> None:
 def test_seeds_are_passed_on() -> None:
     assert commands("demo", "SEEDS=2") == ["afterglow seeds --count 2 --recipe demo "]
     assert commands("live", "SEEDS=5") == ["python -m benchmarks.live --seeds 5 "]
+    assert commands("repro-lightning", "SEEDS=5") == ["python -m benchmarks.lightning --seeds 5 "]
 
 
 def test_help_lists_every_target() -> None:
