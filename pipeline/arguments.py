@@ -171,7 +171,12 @@ def _inspect(verbs: _Verbs) -> None:
         "write a page that shows a set token by token, worst sequences first",
         recipe=False,
     )
-    inspect.add_argument("set", type=_place, metavar="SET", help="sequences or records")
+    inspect.add_argument(
+        "set",
+        type=_place,
+        metavar="SET",
+        help="sequences or records; of a model or an evaluation, those that it read",
+    )
     inspect.add_argument(
         "--model",
         action="append",

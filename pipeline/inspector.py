@@ -20,18 +20,20 @@ def cmd_inspect(options: argparse.Namespace) -> dict[str, object]:
 
     Raises:
         UsageError: sizes that are not positive.
-        DataError: not a readable set, or a model that cannot be loaded or has another tokenizer.
+        DataError: not a readable set, none with tokens, or a model that cannot be loaded or has
+            another tokenizer.
     """
     for name in ("limit", "tokens"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name} {value}: give 1 or more")
     from stages.inspection.inspect import Settings, inspect_set
+    from stages.inspection.subject import named
     from stages.models.identity import local_directory
 
     directory: Place = options.set
     only = None if options.only is None else parse_shards(options.only, "--only")
-    models = _named([local_directory(Input(source)) for source in options.model])
+    models = named([local_directory(Input(source)) for source in options.model])
     settings = Settings(limit=options.limit, only=only, tokens=options.tokens, dtype=options.dtype)
     page, figures = inspect_set(directory, models, settings)
     into: Path = options.into or Path(f"inspect-{directory.name}.html")
@@ -48,15 +50,3 @@ def cmd_inspect(options: argparse.Namespace) -> dict[str, object]:
     if options.open:
         webbrowser.open(into.resolve().as_uri())
     return {"verb": "inspect", "page": str(into), **figures}
-
-
-def _named(directories: list[Path]) -> dict[str, Path]:
-    """Models by the name that is shown: of the node that made them, else of their directory."""
-    from stages.models.descent import manifest_of_model
-
-    out: dict[str, Path] = {}
-    for directory in directories:
-        made_here = manifest_of_model(directory)
-        name = made_here.name if made_here else directory.resolve().name
-        out[name if name not in out else f"{name} ({len(out) + 1})"] = directory
-    return out

@@ -6,7 +6,7 @@ inspect` shows any set, and runs the models it is given; torch is imported only 
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from stages.evaluation.positions import LIKELIEST, HeldOutValues, PositionValues
 from stages.inspection.gather import Gathered, Models, gather_set
 from stages.inspection.pack import pack
 from stages.inspection.pieces import token_bytes
+from stages.inspection.subject import subject
 from stages.models.descent import TOKENIZER, data_tokenizer
 from stages.models.tokenizer import read_tokenizer
 from stages.progress import Progress
@@ -64,59 +65,60 @@ class Settings:
 def inspect_set(
     directory: Place, models: Mapping[str, Path], settings: Settings
 ) -> tuple[str, dict[str, object]]:
-    """The page of a set of sequences or records, and what it holds.
+    """The page of a set, and what it holds.
 
     Args:
-        directory: Of the set.
+        directory: Of the set; of one without tokens, those that it was made from are shown
+            (`stages.inspection.subject`).
         models: Directories by the name that is shown, in the order before, after training.
         settings: How much of it.
 
     Raises:
-        DataError: not a readable set, a model that cannot be loaded or has another tokenizer.
+        DataError: not a readable set, none with tokens, or a model that cannot be loaded or has
+            another tokenizer.
     """
-    manifest = read_manifest(directory)
-    if manifest.kind not in ("sequences", "records"):
-        raise DataError(
-            f"{directory}: holds {manifest.kind}, and the inspector shows sequences or records"
-        )
-    run: dict[str, Any] = {}
-    if models:
+    shown = subject(directory, models)
+    tokens, manifest = shown.directory, shown.manifest
+    known: dict[str, Any] = {name: _lookup(found) for name, found in shown.values.items()}
+    if shown.models:
         from stages.inspection.student import Student  # torch
 
-        expected = data_tokenizer(directory, manifest)
-        for name, path in models.items():
-            run[name] = Student(
+        expected = data_tokenizer(tokens, manifest)
+        for name, path in shown.models.items():
+            known[name] = Student(
                 path,
                 manifest.meta,
                 expected,
-                str(directory),
+                str(tokens),
                 dtype=settings.dtype,
                 device=settings.device,
                 tokens_per_batch=settings.tokens_per_batch,
             )
     limit = settings.limit
-    if limit is None and models and settings.only is None:
+    if limit is None and shown.models and settings.only is None:
         limit = MODEL_LIMIT
     with Progress(f"inspect {directory.name}", manifest.totals.tokens, "tokens"):
         found = gather_set(
-            directory,
+            tokens,
             manifest,
-            models=run,
+            models=known,
             limit=limit,
             tokens=settings.tokens,
-            only=settings.only,
+            split=shown.split,
+            only=_common(shown.values, settings.only),
         )
     if found.kept is None:
         raise DataError(f"{directory}: no sequence to show")
-    tokenizer = _tokenizer(directory, manifest, list(models.values()))
-    made = inspector_section(directory.name, manifest, found, list(models), tokenizer)
+    tokenizer = _tokenizer(tokens, manifest, list(shown.models.values()))
+    made = inspector_section(tokens.name, manifest, found, list(known), tokenizer)
     figures: dict[str, object] = {
         "sequences": found.total,
         "read": len(found.table.get("seq_id", ())),
         "shown": len(found.kept.batch),
         "quantities": [one.key for one in found.quantities],
     }
-    title = f"{manifest.name} ({manifest.key[:12]})"
+    asked = read_manifest(directory)
+    title = f"{asked.name} ({asked.key[:12]})"
     return document(title, made.parts, made.assets), figures
 
 
@@ -135,7 +137,6 @@ def held_out_section(
     """
     manifest = read_manifest(directory)
     models: Models = {name: _lookup(found) for name, found in values.items()}
-    known = [set(one.seq_id_N.tolist()) for one in values.values()]
     found = gather_set(
         directory,
         manifest,
@@ -143,10 +144,20 @@ def held_out_section(
         limit=None,
         tokens=tokens,
         split="holdout",
-        only=set.intersection(*known) if known else None,
+        only=_common(values, None),
     )
     tokenizer = _tokenizer(directory, manifest, [])
     return inspector_section(directory.name, manifest, found, list(values), tokenizer)
+
+
+def _common(
+    values: Mapping[str, HeldOutValues], only: Sequence[int] | None
+) -> Collection[int] | None:
+    """Numbers of the sequences of which all values are known, among `only`; None: any."""
+    known = [set(one.seq_id_N.tolist()) for one in values.values()]
+    if only is not None:
+        known.append(set(only))
+    return set.intersection(*known) if known else None
 
 
 def _lookup(found: HeldOutValues) -> Any:
@@ -239,6 +250,7 @@ def _content(
             {
                 "key": one.key,
                 "title": one.title,
+                "short": one.title.removeprefix(f"{one.model}: "),
                 "about": one.about,
                 "worst": one.worst,
                 "signed": one.signed,

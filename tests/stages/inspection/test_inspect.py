@@ -120,9 +120,7 @@ def test_a_model_with_another_tokenizer_is_refused(world: World, tmp_path: Path)
 
 
 def test_other_sets_are_refused(world: World) -> None:
-    with pytest.raises(
-        DataError, match="holds model, and the inspector shows sequences or records"
-    ):
+    with pytest.raises(DataError, match="holds model, and the tokens that it was made from"):
         inspect_set(world.reference, {}, Settings())
     with pytest.raises(DataError, match="no sequence to show"):
         inspect_set(world.records.directory, {}, Settings(only=[10**6]))
