@@ -19,11 +19,11 @@ from collections.abc import Mapping, Sequence
 from stages.config.evaluation import Report
 from stages.evaluation.answers import ANSWERS, Answer, read_answers, right_by_prompt
 from stages.evaluation.difficulty import by_difficulty
-from stages.evaluation.positions import POSITIONS, HeldOutValues, read_positions
+from stages.evaluation.positions import POSITIONS, read_positions
 from stages.inspection.inspect import TITLE, held_out_section
 from stages.job import Job
-from stages.reporting.diagrams import Point, by_group, calibration
-from stages.reporting.html import listed
+from stages.reporting.diagrams import FEW, Point, by_group, calibration
+from stages.reporting.html import charted, listed
 from stages.reporting.page import FILE, Section, page
 from stages.reporting.table import (
     ROWS,
@@ -36,12 +36,13 @@ from stages.reporting.table import (
     with_gain,
 )
 from storage.errors import DataError
+from storage.files.place import Place
 from storage.manifest import FILE_NAME, Manifest, build_manifest
 
 log = logging.getLogger(__name__)
 
 MOST_MODELS = 6
-"""Models, in the order of the table, whose values the page shows token by token."""
+"""Models whose values the page shows token by token."""
 
 
 def run(job: Job[Report]) -> Manifest:
@@ -141,18 +142,18 @@ def _calibration(found: Mapping[str, Mapping[str, object]]) -> Section:
             for name, one in found.items()
             if isinstance(bins := one.get("calibration"), Mapping) and bins.get(source)
         ]
-        if drawn:
-            parts += ['<div class="charts">', *drawn, "</div>"]
+        parts.append(charted(drawn))
     note = (
         "Tokens are put into bins by the model's confidence, its probability of the id it expects. "
-        "A mark on the diagonal is a calibrated bin; the grey bars show how many tokens are in it."
+        "A mark on the diagonal is a calibrated bin; the grey bars show how many tokens are in it. "
+        f"Hollow marks are bins with less than {FEW:.0%} of them."
     )
-    return Section("Calibration", [*parts, listed([note])] if parts else [])
+    return Section("Calibration", [*parts, listed([note])] if any(parts) else [])
 
 
 def _tokens(job: Job[Report]) -> Section:
     """Held-out records, token by token, with what each evaluated model but the teacher says."""
-    values: dict[str, HeldOutValues] = {}
+    kept: dict[str, Place] = {}
     shown: str | None = None
     for name, source in job.inputs.items():
         directory = source.directory
@@ -161,10 +162,11 @@ def _tokens(job: Job[Report]) -> Section:
         inputs = job.store.read(directory).payload.get("inputs")
         key = inputs.get("records", {}).get("key") if isinstance(inputs, Mapping) else None
         shown = shown or key
-        if key is None or key != shown or name == "teacher" or len(values) == MOST_MODELS:
+        if key is None or key != shown or name == "teacher":
             continue
         if (directory / POSITIONS).exists():
-            values[name] = read_positions(directory / POSITIONS)
+            kept[name] = directory / POSITIONS
+    values = {name: read_positions(kept[name]) for name in at_most(MOST_MODELS, list(kept))}
     records = next(job.store.named(shown), None) if shown else None
     if records is None:
         return Section(TITLE, [])
@@ -173,6 +175,14 @@ def _tokens(job: Job[Report]) -> Section:
     except DataError as error:  # the figures stand without it
         log.warning("%s: the page shows no tokens: %s", job.name, error)
         return Section(TITLE, [])
+
+
+def at_most(count: int, names: Sequence[str]) -> Sequence[str]:
+    """Of more rows of the table the first, where students start, and the last ones.
+
+    The very last one is the student of `[train]` itself, with which the others are compared.
+    """
+    return names if len(names) <= count else [names[0], *names[1 - count :]]
 
 
 def _markdown(rows: Sequence[Row], notes: Sequence[str], guarantees: Mapping[str, str]) -> str:

@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 
 COLOURS = ("#0072b2", "#d55e00", "#008f68", "#b5679a", "#9a7500", "#3d8fc4", "#7f7f7f", "#8a5bc7")
 DASHES = ("", "7 3", "2 3", "8 3 2 3")
-WIDTH, HEIGHT, LEFT, TOP, BOTTOM, RIGHT = 720, 260, 56, 34, 30, 150
+WIDTH, HEIGHT, LEFT, TOP, BOTTOM, RIGHT = 580, 240, 56, 34, 30, 150
+"""Two charts lie side by side on a page of full width."""
 
 
 def curves(title: str, values: Mapping[str, Sequence[tuple[float, float]]]) -> str:
@@ -51,7 +52,7 @@ def curves(title: str, values: Mapping[str, Sequence[tuple[float, float]]]) -> s
         "high": x_of.high,
         "series": [{"name": name, "points": values[name]} for _, name in drawn],
     }
-    data = f'tabindex="0" data-curves="{html.escape(json.dumps(read))}"'
+    data = f'data-curves="{html.escape(json.dumps(read))}"'
     return svg(title, max(HEIGHT, TOP + 18 * len(drawn)), out, attributes=data)
 
 
@@ -83,7 +84,7 @@ def grid(value: float, y: float, right: float = WIDTH - RIGHT) -> str:
     return f'<line {ends} stroke="#8884" />' + label(f"{value:.4g}", LEFT - 6, y + 4, "end")
 
 
-def mark(index: int, x: float, y: float, told: str = "") -> str:
+def mark(index: int, x: float, y: float, told: str = "", *, hollow: bool = False) -> str:
     """A dot, square, triangle or diamond; `told` is shown where a pointer rests on it."""
     shapes = (
         "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0 -8 0",
@@ -91,7 +92,9 @@ def mark(index: int, x: float, y: float, told: str = "") -> str:
         "M0 -4.6L4.4 3.6H-4.4z",
         "M0 -5L4.6 0L0 5L-4.6 0z",
     )
-    place = f'transform="translate({x:.1f} {y:.1f})" fill="{colour(index)}"'
+    tint = colour(index)
+    paint = f'fill="none" stroke="{tint}" stroke-width="1.2"' if hollow else f'fill="{tint}"'
+    place = f'transform="translate({x:.1f} {y:.1f})" {paint}'
     inner = f"<title>{html.escape(told)}</title>" if told else ""
     return f'<path d="{shapes[index % 4]}" {place}>{inner}</path>'
 
@@ -118,11 +121,11 @@ def label(text: str, x: float, y: float, anchor: str) -> str:
 def svg(
     title: str, height: float, parts: Sequence[str], *, width: float = WIDTH, attributes: str = ""
 ) -> str:
-    """A picture with its title."""
+    """A picture with its title, in a box that scrolls where the page is narrower."""
     name = html.escape(title)
     heading = f'<text x="0" y="12" font-size="12" font-weight="600">{name}</text>'
     size = f'viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}"'
     return (
-        f'<svg {size} role="img" {attributes} aria-label="{name}" '
-        f'font-family="system-ui, sans-serif">{heading}{"".join(parts)}</svg>'
+        f'<div class="chart"><svg {size} role="img" {attributes} aria-label="{name}" '
+        f'font-family="system-ui, sans-serif">{heading}{"".join(parts)}</svg></div>'
     )

@@ -8,8 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from stages.reporting.charts import (
+    HEIGHT,
     LEFT,
+    RIGHT,
     TOP,
+    WIDTH,
     Axis,
     colour,
     grid,
@@ -18,6 +21,9 @@ from stages.reporting.charts import (
     mark,
     svg,
 )
+
+FEW = 0.01
+"""Share of all tokens below which a bin of a calibration diagram has a hollow mark."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ def intervals(title: str, values: Mapping[str, Mapping[str, Point]]) -> str:
     every = [end for row in values.values() for point in row.values() for end in point.ends]
     if not every:
         return ""
-    left, right, step = 190, 660, 14 * len(names) + 12
+    left, right, step = 150, 540, 14 * len(names) + 12
     bottom = TOP + len(values) * step
     x_of = Axis(min(0.0, *every), max(every), left, right)
     out: list[str] = []
@@ -84,7 +90,7 @@ def by_group(
     points = [point for row in values.values() for point in row if point is not None]
     if not points:
         return ""
-    width, height, right = 720, 260, 570
+    width, height, right = WIDTH, HEIGHT, WIDTH - RIGHT
     high = max(end for point in points for end in point.ends)
     y_of = Axis(0.0, max(high, 1.0), height - 40, TOP)
     out = [grid(tick, y_of(tick), right) for tick in y_of.ticks()]
@@ -108,6 +114,8 @@ def by_group(
 
 def calibration(title: str, bins: Sequence[Mapping[str, float]], truth: str) -> str:
     """Confidence against what is true of it, bin by bin; the diagonal is a calibrated model.
+
+    Bins with few tokens have hollow marks.
 
     Args:
         title: Of the model.
@@ -133,16 +141,17 @@ def calibration(title: str, bins: Sequence[Mapping[str, float]], truth: str) -> 
             f"confidence {one['confidence']:.3f}, {truth} {one['truth']:.3f}, "
             f"{one['count']:,.0f} tokens"
         )
+        few = one["count"] < FEW * total
         out.append(
             f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{y_of(one["confidence"]):.1f}" '
-            f'y2="{y:.1f}" stroke="{colour(1)}" stroke-width="2"/>'
+            f'y2="{y:.1f}" stroke="{colour(1)}" stroke-width="{1 if few else 3}"/>'
         )
         tall = 24 * one["count"] / total
         out.append(
             f'<rect x="{x - 3:.1f}" y="{top + side - tall:.1f}" width="6" '
             f'height="{tall:.1f}" fill="#8886"/>'
         )
-        out.append(mark(0, x, y, told))
+        out.append(mark(0, x, y, told, hollow=few))
     out.append(label("confidence", left + side / 2, top + side + 28, "middle"))
     middle = top + side / 2
     out.append(

@@ -5,6 +5,7 @@ to load anything, whatever ends up in its text: names of models and tokens of un
 """
 
 import html
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -56,6 +57,12 @@ def table(lines: Sequence[Sequence[str]]) -> str:
     return "<table>" + "".join(out) + "</table>"
 
 
+def charted(charts: Sequence[str]) -> str:
+    """Charts side by side; without one, an empty text."""
+    drawn = "".join(charts)
+    return f'<div class="charts">{drawn}</div>' if drawn else ""
+
+
 def listed(items: Sequence[str], kind: str = "notes") -> str:
     """A list of HTML items; without one, an empty text."""
     found = "".join(f"<li>{item}</li>" for item in items)
@@ -64,4 +71,4 @@ def listed(items: Sequence[str], kind: str = "notes") -> str:
 
 def text(value: str) -> str:
     """Plain text as HTML."""
-    return html.escape(value.replace(" +- ", " ± "))
+    return html.escape(re.sub(r"(^| )\+- ", r"\1± ", value))

@@ -17,7 +17,7 @@ from stages.job import Job
 from stages.reporting import charts
 from stages.reporting.cautions import cautions
 from stages.reporting.diagrams import Point, intervals
-from stages.reporting.html import document, listed, section, table, text
+from stages.reporting.html import charted, document, listed, section, table, text
 from stages.reporting.table import Row, cells
 from storage.files.place import Place
 from storage.manifest import FILE_NAME, Manifest, read_manifest
@@ -92,14 +92,12 @@ def page(
         listed([text(one) for one in beware], "warnings"),
         table(cells(rows)),
         listed([text(note) for note in notes]),
-        '<div class="charts">',
-        *_intervals(rows),
-        "</div>",
+        charted(_intervals(rows)),
     ]
     for one in sections:
         body += section(one.title, one.parts)
     body += [
-        *section("Training", _curves(found)),
+        *section("Training", [charted(_curves(found))]),
         *section("What each objective guarantees on its records", [listed(promised)]),
         *section("Prompts, and rows that were dropped", [_prompts(found)]),
         *section("Responses, and what the verifier said of them", [_responses(found)]),
@@ -163,20 +161,22 @@ def _curves(found: Sequence[Ancestor]) -> list[str]:
             name = one.manifest.name.partition(".")[2] or one.manifest.name
             lines = (one.directory / METRICS).read_text().splitlines()
             runs[name] = [json.loads(line) for line in lines]
-    return [
-        charts.curves(
-            title,
-            {
-                name: [
-                    (float(line["step"] or 0), float(value))
-                    for line in lines
-                    if (value := line.get(key)) is not None
-                ]
-                for name, lines in runs.items()
-            },
-        )
-        for key, title in _CURVES.items()
-    ]
+
+    def points(lines: Sequence[dict[str, Any]], key: str) -> list[tuple[float, float]]:
+        return [
+            (float(line["step"] or 0), float(value))
+            for line in lines
+            if (value := line.get(key)) is not None
+        ]
+
+    out: list[str] = []
+    for key, title in _CURVES.items():
+        values = {name: points(lines, key) for name, lines in runs.items()}
+        if key == "drift":  # students of the same records: the teacher is as far in all of them
+            far = (points(lines, "drift_teacher") for lines in runs.values())
+            values["the teacher"] = next(filter(None, far), [])
+        out.append(charts.curves(title, values))
+    return out
 
 
 def _prompts(found: Sequence[Ancestor]) -> str:
@@ -224,13 +224,15 @@ def _responses(found: Sequence[Ancestor]) -> str:
 
 
 def _ledger(found: Sequence[Ancestor]) -> str:
-    lines = [["set", "seconds", "sequences", "tokens", "bytes"]]
+    lines = [["set", "seconds", "sequences", "tokens", "bytes", "bytes a token"]]
     total = 0.0
     for one in found:
         file = one.directory / PROVENANCE
         cost: dict[str, Any] = json.loads(file.read_text())["cost"] if file.exists() else {}
         total += float(cost.get("seconds", 0.0))
-        amounts = [f"{cost[name]:,}" if cost.get(name) else "" for name in lines[0][2:]]
+        amounts = [f"{cost[name]:,}" if cost.get(name) else "" for name in lines[0][2:5]]
         seconds = f"{cost['seconds']:,.1f}" if cost else ""
+        stored = one.manifest.kind in ("sequences", "records") and cost.get("tokens")
+        amounts.append(f"{cost.get('bytes', 0) / cost['tokens']:.1f}" if stored else "")
         lines.append([f"{one.manifest.name} ({one.manifest.key[:12]})", seconds, *amounts])
-    return table([*lines, ["total", f"{total:,.1f}", "", "", ""]]) if found else ""
+    return table([*lines, ["total", f"{total:,.1f}", "", "", "", ""]]) if found else ""

@@ -1,20 +1,12 @@
 """A real Chromium. Tests are skipped, with what to do, where there is none."""
 
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
-
-
-def executable() -> str | None:
-    """The browser to use: $AFTERGLOW_CHROMIUM, or the first one on the path."""
-    named = os.environ.get("AFTERGLOW_CHROMIUM")
-    return named or next(filter(None, map(shutil.which, NAMES)), None)
+from benchmarks.browser import MISSING, executable
 
 
 @pytest.fixture(scope="session")
@@ -25,10 +17,7 @@ def chromium() -> Iterator[Any]:
     )
     program = executable()
     if program is None:
-        pytest.skip(
-            "no Chromium: `apt-get install chromium-headless-shell`, or name one in "
-            "AFTERGLOW_CHROMIUM"
-        )
+        pytest.skip(MISSING)
     with playwright.sync_playwright() as running:
         browser = running.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield browser
@@ -44,9 +33,9 @@ def show(chromium: Any) -> Iterator[Open]:
     problems: list[str] = []
     contexts: list[Any] = []
 
-    def opened(file: Path, scheme: str = "light") -> Any:
+    def opened(file: Path, scheme: str = "light", width: int = 1280) -> Any:
         context = chromium.new_context(
-            color_scheme=scheme, viewport={"width": 1280, "height": 900}, offline=True
+            color_scheme=scheme, viewport={"width": width, "height": 900}, offline=True
         )
         contexts.append(context)
         page = context.new_page()

@@ -12,7 +12,7 @@ import pytest
 from stages.config.evaluation import Report
 from stages.evaluation.answers import ANSWERS, Answer, write_answers
 from stages.job import Input, Job
-from stages.report import run
+from stages.report import at_most, run
 from stages.reporting.table import (
     EVALUATION,
     format_table,
@@ -68,6 +68,12 @@ def test_every_evaluated_model_is_a_row(tmp_path: Path) -> None:
     assert [row["model"] for row in rows] == ["sft", "reverse_kl"]
     assert rows[1]["gain"] == pytest.approx(0.41)
     assert "gain" not in rows[0]
+
+
+def test_of_many_models_the_start_and_the_main_student_are_shown_token_by_token() -> None:
+    names = ["sft", "a", "b", "c", "reverse_kl"]
+    assert at_most(5, names) == names
+    assert at_most(3, names) == ["sft", "c", "reverse_kl"]
 
 
 def test_files_are_the_same_every_time(tmp_path: Path) -> None:

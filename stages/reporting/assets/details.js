@@ -11,7 +11,8 @@ function idTable(title, rows, more = 0, left = 0) {
     bar.style.setProperty("--share", `${Math.min(100, 100 * share)}%`);
     const name = element("td", { class: "piece", title: `id ${piece.id}` }, quoted(piece));
     return element("tr", realised ? { class: "realised" } : {}, name, bar,
-                   element("td", {}, realised ? "◀ this token" : note ?? ""));
+                   element("td", realised ? { title: "this token" } : {},
+                           realised ? "◀" : note ?? ""));
   });
   if (more > 0) lines.push(element("tr", {}, element("th", {}, `and ${more} more`)));
   if (left > 0) {
@@ -21,17 +22,46 @@ function idTable(title, rows, more = 0, left = 0) {
   return element("div", {}, element("h3", {}, title), element("table", {}, ...lines));
 }
 
-function detailsOf({ meta, columns, piece }, position, place) {
+// A line for each quantity, a column for each of the models, or one for what the set itself holds.
+function quantityTable({ meta, columns }, position, models, chosen) {
+  const found = meta.quantities.filter((one) => models.includes(one.model));
+  const names = [...new Set(found.map((one) => one.short))];
+  const lines = names.map((name) => {
+    const cells = models.map((model) => {
+      const one = found.find((each) => each.model === model && each.short === name);
+      const kind = one?.key === chosen ? "chosen" : null;
+      return element("td", { class: kind }, one ? number(columns[one.key][position]) : "-");
+    });
+    const about = found.find((one) => one.short === name).about;
+    return element("tr", { title: about }, element("th", {}, name), ...cells);
+  });
+  const heads = models.map((model) => element("th", { scope: "col" }, model));
+  if (models[0] !== null) lines.unshift(element("tr", {}, element("th"), ...heads));
+  return element("table", {}, ...lines);
+}
+
+// Log-probability that a model gives the token, out of the quantities it stands in; NaN without any.
+function logOf({ columns }, name, position) {
+  const gap = columns[`gap:${name}`];
+  if (gap) return -columns.surprise[position] - gap[position];
+  const drift = columns[`drift:${name}`];
+  return drift ? drift[position] - columns.drawn[position] : NaN;
+}
+
+function detailsOf(page, position, place, chosen) {
+  const { meta, columns, piece } = page;
   const tok = columns.tok[position];
-  const about = meta.quantities.map((one) => element("tr", { title: one.about },
-    element("th", {}, one.title), element("td", {}, number(columns[one.key][position]))));
   const heading = element("h3", {}, `token ${place + 1}: `, element("code", {}, quoted(piece(tok))),
                           ` (id ${piece(tok).id})`);
-  const out = [element("div", {}, heading, element("table", {}, ...about))];
+  const out = [element("div", {}, heading, quantityTable(page, position, [null], chosen))];
+  if (meta.models.length) {
+    out.push(element("div", {}, element("h3", {}, "what the models say of it"),
+                     quantityTable(page, position, meta.models, chosen)));
+  }
 
+  const head = [];
+  const tail = [];
   if (meta.records) {
-    const head = [];
-    const tail = [];
     const first = columns.entryOff[position];
     const middle = first + columns.heads[position];
     for (let at = first; at < columns.entryOff[position + 1]; at++) {
@@ -45,9 +75,11 @@ function detailsOf({ meta, columns, piece }, position, place) {
         tail.push({ ...one, share: columns.share[at], note });
       }
     }
-    const [headLeft, tailLeft] = [columns.head_left[position], columns.tail_left[position]];
-    if (head.length) out.push(idTable("teacher, head", head, headLeft, columns.rest[position]));
-    if (tail.length) out.push(idTable("teacher, drawn tail (weights)", tail, tailLeft));
+  }
+  // What is to be compared stands side by side: the teacher, and the models before and after.
+  out.push(element("div", { class: "break" }));
+  if (head.length) {
+    out.push(idTable("teacher, head", head, columns.head_left[position], columns.rest[position]));
   }
   const k = meta.likeliest;
   for (const name of meta.models) {
@@ -59,7 +91,15 @@ function detailsOf({ meta, columns, piece }, position, place) {
       left -= share;
       rows.push({ piece: piece(id), share, realised: id === tok });
     }
+    const own = Math.exp(logOf(page, name, position));
+    if (!rows.some((one) => one.realised) && Number.isFinite(own)) {
+      rows.push({ piece: piece(tok), share: own, realised: true });
+      left -= own;
+    }
     out.push(idTable(name, rows, 0, Math.max(0, left)));
+  }
+  if (tail.length) {
+    out.push(idTable("teacher, drawn tail (weights)", tail, columns.tail_left[position]));
   }
   if (columns.cand) {
     const width = columns.cand.length / columns.tok.length;

@@ -22,12 +22,16 @@ async function startInspector(root, text) {
     ...outcomes.map((code) => [String(code), meta.outcomes[code] ?? code])], () => refresh());
   const [keptLabel, keptBox] = choice("show", [["kept", "sequences with tokens"],
     ["all", "all sequences"]], () => refresh());
+  const numberBox = element("input", { "aria-label": "go to sequence", inputmode: "numeric",
+    size: 8, placeholder: "number" });
+  numberBox.addEventListener("change", () => goTo(Number(numberBox.value)));
   const count = element("span", { role: "status" });
   const low = element("span");
   const high = element("span");
   const scale = element("span", { class: "scale" });
   const bar = element("div", { class: "bar" }, quantityLabel, orderLabel,
-    outcomes.length > 1 ? outcomeLabel : null, keptLabel, count,
+    outcomes.length > 1 ? outcomeLabel : null, keptLabel,
+    element("label", {}, "go to", numberBox), count,
     element("span", {}, low, " ", scale, " ", high));
   const listBox = element("div", { class: "list" });
   const reader = element("div", { class: "reader" });
@@ -88,6 +92,21 @@ async function startInspector(root, text) {
     list.show(Uint32Array.from(lines).sort((a, b) => keys[b] - keys[a] || a - b));
   }
 
+  // Any sequence that was read, also one that the choices leave out of the list.
+  function goTo(number) {
+    const line = columns.seq_id.indexOf(number);
+    if (numberBox.value === "") return;
+    if (line < 0) {
+      count.textContent = `no sequence ${numberBox.value} here`;
+      return;
+    }
+    if (list.choose(line)) return;
+    outcomeBox.value = "";
+    keptBox.value = "all";
+    refresh();
+    list.choose(line);
+  }
+
   function read(line) {
     const kept = columns.kept[line] - 1;
     const outcome = meta.outcomes[columns.outcome[line]];
@@ -133,7 +152,8 @@ async function startInspector(root, text) {
       now.classList.add("now");
       now.tabIndex = 0;
       const position = Number(token.dataset.at);
-      details.replaceChildren(...detailsOf({ meta, columns, piece }, position, position - start));
+      details.replaceChildren(
+        ...detailsOf({ meta, columns, piece }, position, position - start, quantity.key));
     }
     tokens.addEventListener("pointerover", (event) => look(event.target.closest(".token")));
     tokens.addEventListener("focusin", (event) => look(event.target.closest(".token")));

@@ -60,5 +60,11 @@ function virtualList(box, { height, label, draw, choose }) {
       if (!found.length) paint();
     },
     step: (by) => go(at + by),
+    // Whether the line is in the list; if so, it is chosen.
+    choose(line) {
+      const place = order.indexOf(line);
+      if (place >= 0) go(place);
+      return place >= 0;
+    },
   };
 }

@@ -11,6 +11,13 @@ function element(tag, attributes = {}, ...children) {
 // Characters that cannot be seen, or that turn the direction of what follows.
 const HIDDEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202f\u2060-\u206f\ufeff\ufff9-\ufffb\u{e0000}-\u{e007f}]/gu;
 
+// Nothing but characters that change the look of one before them, or have none.
+const BARE = /^\p{Default_Ignorable_Code_Point}+$/u;
+
+function byCodePoint(letter) {
+  return `⟨U+${letter.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`;
+}
+
 function pieceReader(columns) {
   const { vocabulary, pieces, piece_off: off, special } = columns;
   const strict = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
@@ -24,9 +31,10 @@ function pieceReader(columns) {
     if (!bytes.length) found = { text: `⟨${vocabulary[index]}⟩`, whole: false };
     else {
       try {
-        const text = strict.decode(bytes).replace(HIDDEN, (letter) =>
-          `⟨U+${letter.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`);
-        found = { text, whole: true };
+        const text = strict.decode(bytes);
+        const shown = BARE.test(text) ? Array.from(text, byCodePoint).join("")
+          : text.replace(HIDDEN, byCodePoint);
+        found = { text: shown, whole: true };
       } catch {
         const hex = Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0"));
         found = { text: `⟨${hex.join(" ")}⟩`, whole: false };

@@ -11,7 +11,7 @@ def test_an_interval_is_two_standard_errors_to_each_side() -> None:
     drawn = intervals(
         "accuracy", {"a": {"sampled": Point(50.0, 5.0)}, "b": {"sampled": Point(100)}}
     )
-    root = ElementTree.fromstring(drawn)
+    (root,) = ElementTree.fromstring(drawn)
     marks = [
         float(one.attrib["transform"].partition("(")[2].split()[0]) for one in root.findall("path")
     ]
@@ -55,3 +55,10 @@ def test_every_colour_can_be_seen_on_a_light_and_on_a_dark_page() -> None:
         for colour in COLOURS:
             low, high = sorted((luminance(colour), luminance(paper)))
             assert (high + 0.05) / (low + 0.05) >= 3, (colour, paper)  # WCAG 2.2, 1.4.11
+
+
+def test_a_bin_of_few_tokens_has_a_hollow_mark() -> None:
+    bins = [{"count": count, "confidence": 0.5, "truth": 0.2} for count in (5.0, 995.0)]
+    (root,) = ElementTree.fromstring(calibration("model", bins, "hits"))
+    few, many = (one for one in root.findall("path") if "transform" in one.attrib)
+    assert (few.attrib["fill"], few.attrib["stroke"]) == ("none", many.attrib["fill"])

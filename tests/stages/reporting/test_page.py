@@ -1,5 +1,6 @@
 """The page of a report: whole by itself, well-formed, and about every set it descends from."""
 
+import html
 import json
 import re
 from dataclasses import replace
@@ -33,7 +34,10 @@ SETS = {
     "evaluate.<b>": ("evaluate", {"model": "train.<b>", "data": "corpus"}),
 }
 """By name: stage, and what is read by role. One name would be markup if it were not escaped."""
-LINES = [{"step": 10, "loss": 2.0, "grad_norm": 1.0}, {"step": 20, "loss": 0.5, "grad_norm": None}]
+LINES = [
+    {"step": 10, "loss": 2.0, "grad_norm": 1.0, "drift": 0.125, "drift_teacher": 0.875},
+    {"step": 20, "loss": 0.5, "grad_norm": None},
+]
 
 
 def key(name: str) -> str:
@@ -49,11 +53,12 @@ def job(tmp_path: Path) -> Job[Report]:
         directory.mkdir()
         inputs = {role: {"key": key(source)} for role, source in reads.items()}
         meta = {"outcomes": {"right": 1234, "cut": 5}, "skipped": 7} if name == "corpus" else {}
-        identity = SetIdentity(stage, 1, key(name), name, "metrics", {"inputs": inputs}, meta=meta)
+        kind = "sequences" if stage == "corpus" else "metrics"
+        identity = SetIdentity(stage, 1, key(name), name, kind, {"inputs": inputs}, meta=meta)
         manifest = build_manifest(directory, identity)
         write_manifest(directory, manifest)
         (directory / "provenance.json").write_text(
-            json.dumps({"cost": {"seconds": 1.5, "sequences": 0, "tokens": 1234, "bytes": 10}})
+            json.dumps({"cost": {"seconds": 1.5, "sequences": 0, "tokens": 1234, "bytes": 5923}})
         )
         if stage == "train":
             text = "".join(json.dumps(line) + "\n" for line in LINES)
@@ -113,7 +118,19 @@ def test_the_page_holds_everything_and_needs_nothing(job: Job[Report]) -> None:
     assert "6.0" in shown  # seconds of four sets together
     for svg in re.findall(r"<svg.*?</svg>", text, re.DOTALL):
         ElementTree.fromstring(svg)
-    assert text.count("<svg") == 3  # accuracy, loss, gradient; nothing has drifted
+    assert text.count("<svg") == 4  # accuracy, loss, drift, gradient
+    drift = html.unescape(re.findall('data-curves="(.*?)"', text)[1])
+    assert [(one["name"], one["points"]) for one in json.loads(drift)["series"]] == [
+        ("<b>", [[10.0, 0.125]]),
+        ("the teacher", [[10.0, 0.875]]),
+    ]
+
+
+def test_bytes_are_also_given_for_a_token_of_data(job: Job[Report]) -> None:
+    reader = Reader()
+    reader.feed(page(job, [{"model": "<b>"}], [], {}))
+    text = " ".join(" ".join(reader.text).split())
+    assert f"corpus ({key('corpus')[:12]}) 1.5 1,234 5,923 4.8 sft" in text
 
 
 def test_outcomes_and_skipped_sequences_are_counted(job: Job[Report]) -> None:
@@ -165,10 +182,10 @@ def test_curves_of_anything_stay_inside_the_picture(values: dict) -> None:
     if not any(values.values()):
         assert drawn == ""
         return
-    root = ElementTree.fromstring(drawn)
-    lines = root.findall("polyline")
+    (picture,) = ElementTree.fromstring(drawn)
+    lines = picture.findall("polyline")
     assert len(lines) == sum(bool(points) for points in values.values())
-    top = float(root.attrib["height"])
+    top = float(picture.attrib["height"])
     for line in lines:
         for place in line.attrib["points"].split():
             assert 0 <= float(place.split(",")[1]) <= top
