@@ -1,7 +1,7 @@
 """When the gradient on records departs from the live one, and which figure of drift says so.
 
     python -m benchmarks.drift demo        students trained here, at several learning rates
-    python -m benchmarks.drift smollm2     a real language model: at its start, and once trained
+    python -m benchmarks.drift smollm2     a real language model: on its way, and once trained
 
 A student is trained on the records of a recipe at several learning rates, from healthy ones to
 those at which it collapses. At several steps two gradients of the recipe's objective are taken at
@@ -17,12 +17,14 @@ the tokens of the offline rollouts.
 Runs that are done stand in docs/drift.jsonl and are not made again; the tables go between the
 markers of docs/drift.md.
 
-Shape letters: T positions of a batch, N chunks, P parameters (every k-th, of large models).
+Shape letters: T positions of a batch, N chunks, P parameters (every k-th, of large models), K parts
+of the responses.
 """
 
 import argparse
 import json
 import logging
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -54,11 +56,19 @@ from stages.objectives.tensors import TorchRecords
 from stages.training.drift import ratio_sums, summary
 from storage.batch import Batch
 from storage.manifest import read_manifest
-from storage.stream import Stream
+from storage.stream import Stream, read_split
 
 log = logging.getLogger("benchmarks")
 
 PAGE, ROWS = ROOT / "docs" / "drift.md", ROOT / "docs" / "drift.jsonl"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A student that a recipe has trained, measured as it is."""
+
+    overrides: tuple[str, ...] = ()
+    """Of fields of the recipe."""
 
 
 @dataclass(frozen=True)
@@ -76,16 +86,31 @@ class Plan:
     chunks: int
     per_chunk: int
     """Sequences."""
-    trained: bool = False
-    """Whether the student of the recipe is measured too."""
+    halves: bool = True
+    """Whether the two halves of the responses are compared too, at twice the cost of a gradient."""
+    finished: tuple[Finished, ...] = ()
 
 
 PLANS = {
     "demo": Plan(
         "pretrain.teacher", (3e-4, 1e-3, 2e-3, 3e-3, 1e-2), (0, 1), 120, (10, 40, 120), 16, 128
     ),
-    "smollm2": Plan("derive.teacher", (1e-4,), (0,), 375, (0, 40), 6, 16, trained=True),
-}
+    "smollm2": Plan(
+        "derive.teacher", (1e-2, 1e-3), (0,), 375, (40,), 8, 24, False,
+        (
+            Finished(),
+            Finished(
+                (  # as docs/smollm2.md has it
+                    "train.learning_rate=1e-4",
+                    "train.epochs=2",
+                    "rollouts.prompts.limit=3100",
+                    "rollouts.holdout=0.0323",
+                    'train.objective={name="reverse_kl",max_weight=10.0}',
+                )
+            ),
+        ),
+    ),
+}  # fmt: skip
 _MOST_PARAMETERS = 1 << 21
 
 
@@ -105,6 +130,8 @@ class Setting:
     chunks: int = 24
     per_chunk: int = 128
     """Sequences."""
+    halves: bool = True
+    """Whether the two halves of the responses are compared too."""
 
 
 @dataclass(frozen=True)
@@ -124,22 +151,28 @@ class Row:
     candidates: dict[str, float]
 
 
-def measure(setting: Setting, rate: float, seed: int, marks: Sequence[int]) -> Iterator[Row]:
-    """Train at `rate` and compare at the steps `marks`."""
+def held_out(setting: Setting, seed: int) -> list[Batch]:
+    """Fresh rollouts of pi_ref, scored: the same for all students that are compared on them."""
     teacher = load_model(setting.teacher, setting.teacher_dtype, "cpu")
-    policy, student = (
-        load_model(start, "float32", "cpu") for start in (setting.policy, setting.student)
-    )
+    policy = load_model(setting.policy, "float32", "cpu")
+    return list(_rollouts(setting, policy, teacher, seed=1000 + seed))
+
+
+def measure(
+    setting: Setting, rate: float, seed: int, marks: Sequence[int], held: Sequence[Batch]
+) -> Iterator[Row]:
+    """Train at `rate` and compare at the steps `marks`, offline on `held`."""
+    teacher = load_model(setting.teacher, setting.teacher_dtype, "cpu")
+    student = load_model(setting.student, "float32", "cpu")
     config = setting.config.model_copy(update={"learning_rate": rate})
     record = read_manifest(setting.records).meta.get("record")
     loss = RecordLoss(build_objective(config.objective, record), ROWS_PER_CHUNK)
-    held = list(_rollouts(setting, policy, teacher, seed=1000 + seed))
     with closing(Stream(setting.records, seed=seed, batch_size=config.batch_size)) as batches:
         for step in train(student, batches, loss, config):
             if step in marks:
-                offline = [gradients(student, batch, loss) for batch in held]
+                offline = [gradients(student, batch, loss, setting.halves) for batch in held]
                 fresh = _rollouts(setting, student, teacher, seed=2000 + seed + step)
-                live = [gradients(student, batch, loss) for batch in fresh]
+                live = [gradients(student, batch, loss, setting.halves) for batch in fresh]
                 yield _row(rate, seed, step, offline, live, held)
             if step == max(marks):
                 return
@@ -163,15 +196,15 @@ def _rollouts(
 class Gradients:
     """Of one chunk, and what the loss says of its positions."""
 
-    halves_2P: Tensor
-    """By the first and by the second half of each response; they add up to the whole."""
+    parts_KP: Tensor
+    """By the first and by the second half of each response; they add up to the whole. Or that."""
     loss: float
     log_w_T: Floats
     covered_T: NDArray[np.bool_]
 
 
-def gradients(model: PreTrainedModel, batch: Batch, loss: RecordLoss) -> Gradients:
-    """Gradients of the mean loss over `batch`, half by half."""
+def gradients(model: PreTrainedModel, batch: Batch, loss: RecordLoss, halves: bool) -> Gradients:
+    """Gradients of the mean loss over `batch`, half by half or whole."""
     records = TorchRecords.from_batch(batch)
     assert records.ref_lp_T is not None, "rollouts know how they were drawn"
     first_T = torch.from_numpy(place(batch) < 0.5)
@@ -180,14 +213,15 @@ def gradients(model: PreTrainedModel, batch: Batch, loss: RecordLoss) -> Gradien
     total = 0.0
     logq_T = torch.empty(batch.tokens, dtype=torch.float64)
     hidden_TD = response_hidden(model, batch)
-    for kept_T in (first_T, ~first_T):
+    parts = (first_T, ~first_T) if halves else (torch.ones_like(first_T),)
+    for kept_T in parts:
         weight_T = kept_T.to(hidden_TD.dtype)
         value, stats = loss(hidden_TD, lm_head(model), batch, records, weight_T, batch.tokens)
-        value.backward(retain_graph=kept_T is first_T)
+        value.backward(retain_graph=kept_T is not parts[-1])
         total += float(value.detach())
         logq_T[kept_T] = stats["logq"].double()
-        parts = (weight.grad for weight in model.parameters())
-        found.append(torch.cat([part.flatten()[::stride] for part in parts if part is not None]))
+        own = [weight.grad for weight in model.parameters() if weight.grad is not None]
+        found.append(torch.cat([weight.flatten()[::stride] for weight in own]))
         model.zero_grad(set_to_none=True)
     log_w_T = (logq_T - records.ref_lp_T.double()).numpy()
     return Gradients(torch.stack(found), total, log_w_T, records.covers_token().numpy())
@@ -201,9 +235,11 @@ def _row(
     live: Sequence[Gradients],
     held: Sequence[Batch],
 ) -> Row:
-    ours, theirs = (torch.stack([one.halves_2P for one in side]) for side in (offline, live))
+    ours, theirs = (torch.stack([one.parts_KP for one in side]) for side in (offline, live))
     cosine, difference = compare(ours.sum(1), theirs.sum(1))
-    by_place = tuple(compare(ours[:, half], theirs[:, half])[0] for half in (0, 1))
+    by_place = [Estimate(math.nan, math.nan)] * 2
+    if ours.shape[1] == 2:
+        by_place = [compare(ours[:, half], theirs[:, half])[0] for half in (0, 1)]
     return Row(
         rate,
         seed,
@@ -297,20 +333,34 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     torch.set_num_threads(1)
     plan = PLANS[parsed.recipe]
-    setting, trained = of_recipe(parsed.recipe, parsed.store)
-    runs = [(setting, rate, seed, plan.marks, 0) for seed in plan.seeds for rate in plan.rates]
-    if plan.trained:
-        start = replace(setting, student=trained)
-        runs.append((start, setting.config.learning_rate, 0, (0,), plan.steps))
+    setting = of_recipe(parsed.recipe, parsed.store)
+    runs: list[tuple[Setting, float, int, tuple[int, ...], int]] = []
+    for one in plan.finished:
+        start = of_recipe(parsed.recipe, parsed.store, one)
+        runs.append((start, start.config.learning_rate, 0, (0,), plan.steps))
+    runs += [(setting, rate, seed, plan.marks, 0) for seed in plan.seeds for rate in plan.rates]
+    rollouts: dict[tuple[Path, int], list[Batch]] = {}
     for start, rate, seed, marks, made in runs:
-        named = {"recipe": parsed.recipe, "rate": rate, "seed": seed, "from": made}
+        objective = start.config.objective.name
+        named = {
+            "recipe": parsed.recipe,
+            "objective": objective,
+            "rate": rate,
+            "seed": seed,
+            "from": made,
+        }
         if any(named.items() <= run.items() for run in done()):
             continue
         began = time.time()
-        rows = [replace(row, step=made + row.step) for row in measure(start, rate, seed, marks)]
-        for row in rows:
-            log.info(" | ".join(cells(row)))
+        drawn = start.records, seed
+        if drawn not in rollouts:
+            rollouts[drawn] = held_out(start, seed)
+        rows: list[Row] = []
+        for row in measure(start, rate, seed, marks, rollouts[drawn]):
+            rows.append(replace(row, step=made + row.step))
+            log.info(" | ".join(cells(rows[-1])))
         facts = {
+            "teacher": distance(start.records),
             "seconds": time.time() - began,
             "machine": f"one core of {processor()}, {memory()}, torch {torch.__version__}",
             "date": time.strftime("%Y-%m-%d", time.gmtime()),
@@ -330,17 +380,16 @@ def done() -> list[dict[str, Any]]:
 def tables() -> str:
     """What the page shows: a table for each recipe that has runs."""
     parts: list[str] = []
-    for recipe in PLANS:
-        runs = [run for run in done() if run["recipe"] == recipe]
+    for recipe, objective in sorted({(run["recipe"], run["objective"]) for run in done()}):
+        runs = [run for run in done() if (run["recipe"], run["objective"]) == (recipe, objective)]
         runs.sort(key=lambda run: (run["rate"], run["seed"], run["from"]))
-        if not runs:
-            continue
         rows = [_read(row) for run in runs for row in run["rows"]]
         minutes = sum(run["seconds"] for run in runs) / 60
         parts.append(
-            f"### {recipe}\n\n`python -m benchmarks.drift {recipe}`: {runs[0]['sequences']:,} "
-            f"sequences on each side, {minutes:.0f} min on {runs[0]['machine']}, "
-            f"{runs[-1]['date']}.\n\n"
+            f"### {recipe}, {objective}\n\n`python -m benchmarks.drift {recipe}`: "
+            f"{runs[0]['sequences']:,} sequences on each side, {minutes:.0f} min on "
+            f"{runs[0]['machine']}, {runs[-1]['date']}. KL(pi_ref || teacher) on the records is "
+            f"{runs[0]['teacher']:.2f} nats a token.\n\n"
             f"{markdown(Table('', HEADER, [cells(row) for row in rows]))}"
         )
     return "\n".join(parts)
@@ -352,26 +401,39 @@ def _read(row: dict[str, Any]) -> Row:
     return Row(**{**row, **estimates, "by_place": (first, second)})
 
 
-def of_recipe(recipe: str, store: Path) -> tuple[Setting, Path]:
-    """The sets of a recipe, made if they are not in the store, and its student if that is read."""
-    plan, loaded = PLANS[recipe], load_recipe(recipe)
+def of_recipe(recipe: str, store: Path, finished: Finished | None = None) -> Setting:
+    """The sets of a recipe, made if they are not in the store; where to start is `finished`."""
+    plan, overrides = PLANS[recipe], list(finished.overrides if finished else ())
+    loaded = load_recipe(recipe, overrides=overrides)
     assert loaded.teacher is not None, "each of these recipes has one"
-    table = loaded.train
-    name = f"train.{table.objective.name}"
-    targets = [plan.teacher, "sft", "teacher-logits", *([name] if plan.trained else [])]
-    sets = make(store, targets, "--recipe", recipe)
-    student = table.variants()[table.objective.name]
-    setting = Setting(
+    objective = loaded.train.objective.name
+    start = f"train.{objective}" if finished else "sft"
+    options = [word for override in overrides for word in ("--set", override)]
+    targets = [plan.teacher, "sft", "teacher-logits", start]
+    sets = make(store, list(dict.fromkeys(targets)), "--recipe", recipe, *options)
+    student = loaded.train.variants()[objective]
+    return Setting(
         teacher=sets[plan.teacher],
         teacher_dtype=loaded.teacher.dtype,
         policy=sets["sft"],
-        student=sets["sft"],
+        student=sets[start],
         records=sets["teacher-logits"],
         config=student.model_copy(update={"steps": plan.steps, "epochs": None}),
         chunks=plan.chunks,
         per_chunk=plan.per_chunk,
+        halves=plan.halves,
     )
-    return setting, sets.get(name, sets["sft"])
+
+
+def distance(records: Path) -> float:
+    """KL(pi_ref || teacher) in nats per token, as a set of records estimates it."""
+    lost, tokens = 0.0, 0
+    for batch in read_split(records, "train"):
+        assert batch.ref_lp is not None, "records of rollouts"
+        assert batch.lp is not None, "records of a teacher"
+        lost += float((batch.ref_lp - batch.lp).sum(dtype=np.float64))
+        tokens += batch.tokens
+    return lost / tokens
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Tables of objectives and of how far a student may drift."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, cast
+from typing import Annotated, Literal, cast
 
 from pydantic import Field
 
@@ -31,9 +31,10 @@ def of_manifest(table: Mapping[str, object]) -> Objective:
 class Drift(Table):
     """Limits on how far the student may leave pi_ref, the policy that wrote the data."""
 
-    warn: Annotated[Bound, NOT_IN_KEY] = 0.5
+    warn: Annotated[Bound | Literal["teacher"], NOT_IN_KEY] = "teacher"
     """KL(pi_ref || student) in nats per token, on the tokens of the data, above which a warning is
-    logged; `"none"` for no warning. docs/drift.md has what the default rests on."""
+    logged; `"none"` for no warning. `"teacher"` is KL(pi_ref || teacher) on the same tokens, as far
+    as a student goes that becomes its teacher, and at least 0.5 (docs/drift.md)."""
     stop: Annotated[float, Field(gt=0.0)] | None = None
     """The same, above which training stops with the model as it is."""
     warn_chi2: Annotated[float | None, Field(gt=0.0), KeyDefault(1.0)] = None

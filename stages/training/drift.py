@@ -9,11 +9,13 @@ over the tokens of the data:
     sd      sd(w)
     ess     (sum w)^2 / (n sum w^2)   effective share of the sample
     chi2    E[w^2] - 1       token-level chi-square divergence
+    teacher E[log b - log p] = KL(b || p) of the teacher p, nats per token
 
 A run is judged by `drift`. It rises when the student no longer writes what the data hold, which is
 when the gradient on the data departs from that of live training: benchmarks/drift.py measures both
 side by side, and docs/drift.md has the table that the default limit comes from. As a mean of
-logarithms it has little variance.
+logarithms it has little variance. A student that becomes its teacher ends at the drift `teacher`:
+only beyond that does drift say that something has gone wrong.
 
 chi2 bounds the same departure (arXiv 2604.13010, theorem 3.5), but the estimate is decided by the
 few tokens that the student has raised most, one in ten thousand, and those may be tokens at which
@@ -40,50 +42,74 @@ CHECKED_EVERY = 10
 """Optimiser steps over which drift is measured before it is checked: one batch is too few tokens to
 judge by, and log lines must not decide, since how often they come is not in the key."""
 
+LEAST_OF_TEACHER = 0.5
+"""Nats per token that the limit `"teacher"` has at least: a student that leaves a policy close to
+its teacher by less has not been thrown off."""
+
 _LARGEST_LOG_RATIO = 300.0  # exp(600) is still finite in float64: w^2 never overflows
 
 
-def ratio_sums(logq_T: Tensor, ref_lp_T: Tensor) -> Tensor:
-    """Float64 [n, sum w, sum w^2, sum -log w] of w = exp(logq - ref_lp) over T tokens (nats)."""
-    log_w = logq_T.double() - ref_lp_T.double()
+def ratio_sums(logq_T: Tensor, ref_lp_T: Tensor, lp_T: Tensor | None = None) -> Tensor:
+    """Float64 [n, sum w, sum w^2, sum -log w, sum ref_lp - lp] of w = exp(logq - ref_lp).
+
+    Args:
+        logq_T: Log-probabilities of T tokens under the student, nats.
+        ref_lp_T: The same under the policy that drew them.
+        lp_T: The same under the teacher; None where it is not known, then the last sum is NaN.
+    """
+    log_w, lost = logq_T.double() - ref_lp_T.double(), ref_lp_T.new_tensor(math.nan)
     w = log_w.clamp(max=_LARGEST_LOG_RATIO).exp_()
-    return torch.stack([w.new_tensor(float(w.numel())), w.sum(), torch.dot(w, w), -log_w.sum()])
+    if lp_T is not None:
+        lost = (ref_lp_T.double() - lp_T.double()).sum()
+    sums = [w.new_tensor(float(w.numel())), w.sum(), torch.dot(w, w), -log_w.sum(), lost.double()]
+    return torch.stack(sums)
 
 
 def restored(sums: Sequence[float]) -> list[float]:
-    """`ratio_sums` out of a checkpoint; until 0.1.0 they had no last number, which is unknown."""
-    return [*sums, math.nan][:4]
+    """`ratio_sums` out of a checkpoint; former ones lack the last numbers, which are unknown."""
+    return [*sums, math.nan, math.nan][:5]
 
 
-def summary(n: float, sum_w: float, sum_w2: float, sum_gap: float) -> dict[str, float]:
+def summary(
+    n: float, sum_w: float, sum_w2: float, sum_gap: float, sum_teacher: float = math.nan
+) -> dict[str, float]:
     """Drift, mean and spread of w, effective sample share and chi2, from the sums.
 
-    Returns an empty dictionary when there were no tokens.
+    Returns an empty dictionary when there were no tokens; `drift_teacher` is left out where it is
+    not known.
     """
     if n == 0:
         return {}
     mean, square = sum_w / n, sum_w2 / n
+    teacher = {} if math.isnan(sum_teacher) else {"drift_teacher": sum_teacher / n}
     return {
         "drift": sum_gap / n,
         "drift_mean": mean,
         "drift_sd": math.sqrt(max(0.0, square - mean * mean)),
         "drift_ess": sum_w * sum_w / (n * sum_w2) if sum_w2 > 0 else 0.0,
         "drift_chi2": square - 1.0,
+        **teacher,
     }
 
 
 def verdict(found: Mapping[str, float], limits: Drift) -> tuple[Verdict, str]:
     """What `limits` make of a `summary`, and which figure is above which limit."""
+    warn, whose = limits.warn, ""
+    if warn == "teacher":
+        teacher = found.get("drift_teacher", 0.0)
+        warn = max(LEAST_OF_TEACHER, teacher)
+        whose = " (as far as the teacher is)" if teacher > LEAST_OF_TEACHER else ""
     checks: tuple[tuple[Verdict, str, str, float | None], ...] = (
         ("stop", "stop", "drift", limits.stop),
         ("stop", "stop_chi2", "drift_chi2", limits.stop_chi2),
-        ("warn", "warn", "drift", limits.warn),
+        ("warn", "warn", "drift", warn),
         ("warn", "warn_chi2", "drift_chi2", limits.warn_chi2),
     )
     for made, limit, figure, value in checks:
         if value is not None and found[figure] > value:
             shown = "chi2 {:.3g}" if figure == "drift_chi2" else "drift {:.2g} nats a token"
-            return made, f"{shown.format(found[figure])} > drift.{limit} = {value:g}"
+            said = f"{shown.format(found[figure])} > drift.{limit} = {value:.3g}"
+            return made, said + (whose if limit == "warn" else "")
     return "ok", ""
 
 

@@ -228,7 +228,8 @@ def _forward_backward(
         drift = None
         if task.limits is not None and records.ref_lp_T is not None:
             kept_T = slice(None) if weight_T is None else weight_T != 0
-            drift = ratio_sums(stats["logq"], records.ref_lp_T[kept_T])
+            lp_T = None if records.lp_T is None else records.lp_T[kept_T]
+            drift = ratio_sums(stats["logq"], records.ref_lp_T[kept_T], lp_T)
         window.add(stats, drift, len(part.prompt) + len(part.tok), weight_T)
         guard.add(drift)
     for _ in range(passes - len(parts)):

@@ -95,6 +95,25 @@ def test_the_temperature_of_the_objective_is_no_drift(tmp_path: Path) -> None:
     assert train.run(made).meta["stopped_by_drift"] is True  # who asks for it gets it
 
 
+def test_a_student_on_its_way_to_a_teacher_far_off_is_no_reason_to_warn(
+    world: World, tmp_path: Path
+) -> None:
+    found: list[bool] = []
+    for limits in ({}, {"warn": 0.5}):
+        made = job(
+            tmp_path,
+            world.records,
+            world.init,
+            steps=40,
+            objective={"name": "forward_kl"},
+            drift=limits,
+        )
+        meta = train.run(made).meta
+        assert 0.5 < meta["last"]["drift"] < meta["last"]["drift_teacher"]
+        found.append("drifted" in meta)
+    assert found == [False, True]
+
+
 @pytest.mark.parametrize("limits", [{"stop": 0.01}, {"warn_chi2": 1e-6, "stop_chi2": 1e-3}])
 def test_a_drift_stop_is_in_the_manifest_and_the_model_is_kept(
     world: World, tmp_path: Path, limits: dict[str, float]

@@ -60,7 +60,7 @@ def test_sums_of_parts_add_up() -> None:
     whole = ratio_sums(*weights(0.2, 0.7, 1.1, 2.0))
     logq, ref_lp = weights(0.2, 0.7, 1.1, 2.0)
     parts = ratio_sums(logq[:1], ref_lp[:1]) + ratio_sums(logq[1:], ref_lp[1:])
-    torch.testing.assert_close(whole, parts)
+    torch.testing.assert_close(whole, parts, equal_nan=True)
 
 
 def test_an_absurd_ratio_stays_finite() -> None:
@@ -84,6 +84,39 @@ def test_verdict(figure: str, drift: float, expected: str) -> None:
     made, above = verdict(found, limits)
     assert made == expected
     assert (f"> drift.{expected}{suffix} = " in above) == (made != "ok")
+
+
+@pytest.mark.parametrize(
+    ("drift", "teacher", "expected"),
+    [
+        (0.9, 1.6, ""),  # on its way to a teacher that is far from the policy
+        (1.7, 1.6, "drift 1.7 nats a token > drift.warn = 1.6 (as far as the teacher is)"),
+        (0.4, 0.2, ""),
+        (0.6, 0.2, "drift 0.6 nats a token > drift.warn = 0.5"),
+        (0.6, None, "drift 0.6 nats a token > drift.warn = 0.5"),
+    ],
+)
+def test_by_default_the_limit_is_how_far_the_teacher_is(
+    drift: float, teacher: float | None, expected: str
+) -> None:
+    found = {"drift": drift, "drift_chi2": 0.0}
+    if teacher is not None:
+        found["drift_teacher"] = teacher
+    assert verdict(found, Drift()) == ("warn" if expected else "ok", expected)
+    # Who sets a number gets that number, wherever the teacher is.
+    assert verdict(found, Drift(warn=0.3))[0] == "warn"
+
+
+def test_a_teacher_is_as_far_from_the_policy_as_the_records_say() -> None:
+    """Enumerated, as above: KL(b || p) of a teacher whose tokens the policy drew."""
+    b = torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64)
+    p = torch.tensor([0.125, 0.25, 0.625], dtype=torch.float64)
+    drawn = torch.repeat_interleave(torch.arange(3), (b * 4).long())
+    logb, logp = b.log()[drawn], p.log()[drawn]
+    found = summary(*ratio_sums(logp, logb, logp).tolist())
+    assert found["drift_teacher"] == pytest.approx(float((b * (b / p).log()).sum()))
+    assert found["drift_teacher"] == found["drift"]  # of a student that has become its teacher
+    assert "drift_teacher" not in summary(*ratio_sums(logp, logb).tolist())
 
 
 def test_without_a_stop_limit_nothing_stops() -> None:

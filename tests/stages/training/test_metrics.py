@@ -48,5 +48,5 @@ def test_negative_estimates_say_what_they_are() -> None:
 
 
 def test_one_figure_of_drift_is_shown() -> None:
-    line = {"step": 3, "drift": 0.1, "drift_mean": 0.9, "drift_ess": 0.2, "drift_chi2": 40.0}
+    line = {"step": 3, "drift": 0.1, "drift_mean": 0.9, "drift_ess": 0.2, "drift_teacher": 1.6}
     assert describe(line, 9) == "step 3/9, drift 0.1"
