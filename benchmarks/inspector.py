@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 from benchmarks.__main__ import environment, memory, processor
@@ -159,9 +160,9 @@ def of_page(what: str, directory: Path, options: Sequence[str], into: Path) -> F
     if status:
         raise subprocess.CalledProcessError(os.waitstatus_to_exitcode(status), command)
     told = json.loads(said.splitlines()[-1])
-    log.info("%s: %.0f s", what, used.ru_utime + used.ru_stime)
-    from playwright.sync_api import sync_playwright
-
+    sync_playwright = import_module(
+        "playwright.sync_api"
+    ).sync_playwright  # not in every environment
     program = executable()
     if program is None:
         sys.exit(MISSING)
@@ -187,6 +188,7 @@ def of_page(what: str, directory: Path, options: Sequence[str], into: Path) -> F
             shown.heap,
         )
         browser.close()
+    log.info("%s", " | ".join(found.cells()))
     return found
 
 

@@ -53,7 +53,7 @@ def held_out(tmp_path: Path) -> Path:
 def test_a_model_is_shown_on_its_data_before_and_after_training(tmp_path: Path) -> None:
     world: World = make_world(tmp_path / "world", count=12)
     records = tmp_path / f"teacher-logits-{RECORDS[:12]}"
-    world.records.directory.rename(records)
+    (world.root / "records").rename(records)
     start = write_model(tmp_path / f"sft-{START[:12]}", 2)
     describe(start, START, "sft", "model")
     trained = write_model(tmp_path / f"train-{TRAINED[:12]}", 1)
