@@ -204,9 +204,11 @@ class Choice(Table):
             return values
         given = cast("Mapping[str, Any]", values)
         inherited = values.inherited if isinstance(values, Layers) else frozenset[str]()
+        written = [field.alias or own for own, field in cls.model_fields.items()]
+        readable = {*cls.model_fields, *written}
         for name in given:
-            if name not in cls.model_fields and name not in inherited:
-                options = ", ".join(f"`{own}`" for own in cls.model_fields if own != cls.chosen_by)
+            if name not in readable and name not in inherited:
+                options = ", ".join(f"`{own}`" for own in written if own != cls.chosen_by)
                 choice = f'{cls.chosen_by} = "{cls.model_fields[cls.chosen_by].default}"'
                 raise ValueError(f"`{name}` is not an option of {choice}, which has {options}")
-        return {name: value for name, value in given.items() if name in cls.model_fields}
+        return {name: value for name, value in given.items() if name in readable}

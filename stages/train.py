@@ -14,7 +14,7 @@ serve, other token ids, another teacher than the one pi_ref descends from.
 import logging
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -46,7 +46,7 @@ from stages.models.identity import (
     tokenizer_of,
 )
 from stages.models.model import context_length, load_model, load_tokenizer, pick_device
-from stages.objectives.contract import FULL, guarantee, weighted
+from stages.objectives.contract import guarantee, guarantee_in_full
 from stages.objectives.objective import Guarantee
 from stages.objectives.temper import build_objective
 from stages.training.agreement import Agreement, check_agreement
@@ -56,7 +56,7 @@ from stages.training.live import LiveSource
 from stages.training.loop import Task
 from stages.training.microbatches import BatchSource, step_count
 from stages.training.rounds import Round
-from stages.weights.rates import has_outcomes, read_rates
+from stages.weights.rates import has_outcomes, read_groups, read_rates
 from stages.weights.step import Weighting
 from storage.errors import ConfigError
 from storage.files.place import Place
@@ -140,7 +140,7 @@ def _check(job: Job[Student]) -> _Checked:
                 "sharded. Set run.processes = 1, or train on stored records."
             )
     promise = (
-        _full(job.config)
+        guarantee_in_full(job.config.weights)
         if job.config.reads_all
         else guarantee(
             job.config.objective, data.meta, _passes(job.config, data), job.config.weights
@@ -193,12 +193,6 @@ def _check_descent(job: Job[Student], init: Path, directory: Place, data: Manife
     check_teacher(expected, data.teacher, str(init), job.config.consistency)
 
 
-def _full(config: Student) -> Guarantee:
-    """Of a loss that reads the whole distribution: exact, for the weighted loss."""
-    by_token = any(weight.reads == "token" for weight in config.weights)
-    return replace(FULL, reason=FULL.reason + weighted(config.weights, by_token=by_token))
-
-
 def _described(config: Student) -> dict[str, object]:
     """The weights as the manifest holds them; nothing where there are none."""
     if not config.weights:
@@ -219,7 +213,11 @@ def _weighting(job: Job[Student], directory: Place) -> Weighting | None:
         f"weight `{one.name}`" for one in config.weights if one.reads_outcome or one.reads_rates
     ]
     readers += [
-        f"term `{one.name}` by `on`" for one in config.objective.losses if one.reads_outcome
+        f"objective `{one.name}`"
+        if getattr(one, "on", "all") == "all"
+        else f"term `{one.name}` by `on`"
+        for one in config.objective.losses
+        if one.reads_outcome
     ]
     if readers and (config.data == "live" or not has_outcomes(directory)):
         where = 'fresh responses (`data = "live"`)' if config.data == "live" else str(directory)
@@ -231,7 +229,8 @@ def _weighting(job: Job[Student], directory: Place) -> Weighting | None:
     if not config.weights:
         return None
     rates = read_rates(directory) if any(one.reads_rates for one in config.weights) else None
-    return Weighting(config.weights, config.normalise, job.seed, rates)
+    groups = read_groups(directory, config.weights)
+    return Weighting(config.weights, config.normalise, job.seed, rates, groups)
 
 
 def _loss(known: _Checked, teacher: FullTeacher | None) -> PositionLoss:

@@ -10,9 +10,11 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import stages.weights.catalogue  # noqa: F401  (makes all weights known)
 from stages.config.record_kinds import stored_record
 from stages.objectives.contract import COLUMNS, NO_TEACHER, RULES, all_rows, guarantee, variants
 from stages.objectives.objective import Guarantee, Objective
+from stages.weights.base import Weight
 from storage.errors import ConfigError
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "contract.md"
@@ -121,6 +123,24 @@ stay what they are, for the loss weighted so.
 - It is refused where nobody drew the tokens, or at another temperature than the objective's.
 """
 
+WEIGHTS = """\
+`[[train.weights]]` says how much each position counts; several weights multiply, and no gradient
+flows through them. What a weight looks at decides what is left of a level:
+
+| looks at | level |
+|---|---|
+| the context: student and teacher there, the place in the response, the tokens before | as it is, \
+for the weighted loss |
+| the token: what was realised, so the length and the outcome of the response too | another \
+objective, as that decides which contexts count; biased where the loss corrects by the token |
+| the draw: ids or counts drawn for the record | refused beside a loss that reads them too |
+
+`tests/stages/weights/test_contract.py` sums over all outcomes for each of these weights, that it
+looks at no more than it says and leaves what is said here. What a weight needs and a set does not
+have is an error before a model is loaded.
+
+"""
+
 Cells = Mapping[str, Mapping[str, Guarantee]]
 
 
@@ -148,12 +168,39 @@ def page() -> str:
             _table(_cells(2.0, {"loss_temperature": 2.0}, truncation=None)),
             "At any other:\n",
             _table(_cells(2.0, {}, truncation=None)),
+            "## Weights\n",
+            WEIGHTS + _weights(),
             "## More than one pass\n",
             PASSES,
             "## Contexts of the student\n",
             CONTEXTS,
         ]
     )
+
+
+def _weights() -> str:
+    """One line for each weight that ships."""
+    lines = [_line(["weight", "looks at", "needs", "counts a position by"]), "|---|---|---|---|"]
+    for name, weight in sorted(Weight.known.items()):
+        if weight.__module__.startswith("stages."):
+            one: Weight = weight.model_validate({"name": name})
+            needs = ", ".join(text for text, needed in _needs(one).items() if needed) or "nothing"
+            lines.append(_line([f"`{name}`", one.reads, needs, one.reason]))
+    return "\n".join([*lines, ""])
+
+
+def _needs(weight: Weight) -> dict[str, bool]:
+    """What a set or a step must have for a weight."""
+    return {
+        "the student's distribution": weight.reads_student,
+        "the teacher's entropy": weight.reads_record == "entropy",
+        "the head of the record": weight.reads_record == "head",
+        "outcomes": weight.reads_outcome or weight.reads_rates,
+        "log p of the token": weight.reads_record == "token",
+        "several responses to a prompt": weight.reads_rates or weight.reads_groups,
+        "tokens drawn at the objective's temperature": weight.reads_policy,
+        "all positions of the step": weight.whole_step,
+    }
 
 
 def _introduction() -> str:

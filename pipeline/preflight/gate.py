@@ -33,6 +33,8 @@ CHECKS: tuple[Callable[[Scope], Iterator[Finding]], ...] = (
     lengths.check_readers,
     sampling.check_repeats,
     sampling.check_holdout,
+    objectives.check_contract,
+    objectives.check_outcomes,
     objectives.check_likelihood,
     resources.check_memory,
     resources.check_disk,

@@ -146,6 +146,10 @@ def _needed_by(scope: Scope, node: Node) -> list[str]:
             out.append('sft.keep = "correct"')
         if isinstance(config, Student):
             weights = [one.name for one in config.weights if one.reads_outcome or one.reads_rates]
-            terms = [f"{one.name} by `on`" for one in config.objective.losses if one.reads_outcome]
+            terms = [
+                one.name if getattr(one, "on", "all") == "all" else f"{one.name} by `on`"
+                for one in config.objective.losses
+                if one.reads_outcome
+            ]
             out += [f"{name} of {other.node.heading}" for name in weights + terms]
     return out

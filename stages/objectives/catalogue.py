@@ -5,7 +5,9 @@ from stages.objectives import (  # noqa: F401
     lightning,
     likelihood,
     mixture,
+    nkd,
     policy_gradient,
+    ranking,
     reverse_kl,
     taid,
 )

@@ -22,6 +22,7 @@ from typing import NamedTuple, cast
 
 import stages.objectives.catalogue  # noqa: F401  (makes all objectives known)
 from stages.objectives.objective import WEAKEST_LAST, Guarantee, Kept, Objective
+from stages.objectives.weighted import check_weights, check_weights_without_record, weighted
 from stages.weights.base import Weight
 from storage.errors import ConfigError
 from storage.kinds import KINDS
@@ -35,9 +36,6 @@ COLUMNS: Mapping[str, Kept | None] = {NO_TEACHER: None} | {
     for kept in (Kept.by(kind), Kept.by(kind, logp=True))
 }
 """Columns of the contract."""
-
-FULL = Guarantee("exact", "no record: the whole distribution of the teacher, run at every position")
-"""Of `live = "full"`, which asks no record for anything."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +108,8 @@ def guarantee(
     found = promise(weakest)
     if found.level == "refused":
         raise ConfigError(_refusal(weakest, found.reason))
-    _refuse_weights_of_the_draw(cases)
-    _refuse_weights_of_another_policy(objective.temperature, meta, weights)
+    readers = [case.loss.label for case in cases if case.reads_draws]
+    check_weights(weights, readers, objective.temperature, meta)
     mixed = f"weakest term, {weakest.loss.label}: " if objective.name == "mixture" else ""
     reason = (
         mixed + found.reason + weighted(weights, by_token=any(c.weighed_by_token for c in cases))
@@ -119,53 +117,16 @@ def guarantee(
     return Guarantee(found.level, reason, _note(cases, passes))
 
 
-def weighted(weights: tuple[Weight, ...], *, by_token: bool) -> str:
-    """What weights and routing make of the loss that a reason speaks of; empty without them."""
-    counted = f"; weighted by {', and by '.join(one.reason for one in weights)}" if weights else ""
-    if by_token:
-        counted += ". This is another objective: what was realised decides which contexts count"
-    return counted
-
-
-def _refuse_weights_of_the_draw(cases: list[Case]) -> None:
-    """The product of two estimates from one draw does not have the product of their means.
+def guarantee_in_full(weights: tuple[Weight, ...]) -> Guarantee:
+    """Of a loss that reads the whole distribution of a live teacher: exact, for the weighted loss.
 
     Raises:
-        ConfigError: a weight and the loss read the same drawn ids.
+        ConfigError: a weight reads a record, and there is none.
     """
-    for case in cases:
-        for weight in case.weights:
-            if weight.reads == "draw" and case.reads_draws:
-                raise ConfigError(
-                    f"train.weights: `{weight.name}` is estimated from the drawn ids that "
-                    f"{case.loss.label} reads too, so that their product is biased. Use a weight "
-                    "of what the record holds exactly, or an objective that reads no drawn ids."
-                )
-
-
-def _refuse_weights_of_another_policy(
-    temperature: float, meta: Mapping[str, object], weights: tuple[Weight, ...]
-) -> None:
-    """The student and the policy that drew the tokens are compared at one temperature.
-
-    Raises:
-        ConfigError: nobody drew the tokens, or at another temperature than the objective's.
-    """
-    sampling = cast(Mapping[str, object], meta.get("sampling") or {})
-    drawn_at = sampling.get("temperature", 1.0) if sampling else None
-    for weight in weights:
-        if weight.reads_policy and drawn_at != temperature:
-            found = (
-                "the tokens were not drawn by a model"
-                if drawn_at is None
-                else f"the tokens were drawn at temperature {drawn_at}, and the objective has the "
-                f"student at {temperature}"
-            )
-            raise ConfigError(
-                f"train.weights: `{weight.name}` compares the student with the policy that drew "
-                f"the tokens, but {found}. Train on records of rollouts that were sampled at "
-                "`objective.temperature`, or remove the weight."
-            )
+    check_weights_without_record(weights)
+    by_token = any(weight.reads == "token" for weight in weights)
+    reason = "no record: the whole distribution of the teacher, run at every position"
+    return Guarantee("exact", reason + weighted(weights, by_token=by_token))
 
 
 def variants() -> list[Objective]:
@@ -371,6 +332,7 @@ def _refusal(case: Case, reason: str) -> str:
         other.label
         for other in variants()
         if other.label != label
+        and not other.reads_outcome  # the contract does not know whether there are any
         and promise(Case(other, case.temperature, case.meta)).level != "refused"
     ]
     if others:

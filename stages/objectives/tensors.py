@@ -146,6 +146,30 @@ class TorchRecords:
         match_E = self.exact_E & (self.ids_E == self.tok_T[self.row_E])
         return self.sum_entries(match_E.to(torch.int32)) > 0
 
+    def likeliest(self) -> Tensor:
+        """Whether an entry is the likeliest id of its position's head, the first of several: [E].
+
+        No entry of a position is where nothing is stored exactly.
+        """
+        ranked_TW = self.ranked(self.logp_E.where(self.exact_E, -torch.inf))[:, :1]
+        found_E = torch.zeros_like(self.exact_E)
+        found_E[ranked_TW[ranked_TW >= 0]] = True
+        return found_E
+
+    def ranked(self, score_E: Tensor) -> Tensor:
+        """The entries of each position by falling score: int64 [T, W], -1 behind the last one.
+
+        Entries that score -inf are left out; of equal ones the first comes first. W is the largest
+        number of entries that a position is left with.
+        """
+        by_score_E = score_E.argsort(descending=True, stable=True)
+        order_E = by_score_E[self.row_E[by_score_E].argsort(stable=True)]
+        counts_T = self.sum_entries((score_E > -torch.inf).long())
+        start_T = self.entry_off[:-1].to(order_E.device)
+        place_W = torch.arange(int(counts_T.max()) if len(counts_T) else 0, device=order_E.device)
+        index_TW = (start_T[:, None] + place_W).clamp_max(max(0, len(order_E) - 1))
+        return order_E[index_TW].where(place_W < counts_T[:, None], -1)
+
     def known_symbols(self, logq_E: Tensor) -> "Symbols":
         """All ids with a stored log p; where none of them was drawn, the rest of the mass too."""
         known_E = ~self.logp_E.isnan()

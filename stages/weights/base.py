@@ -6,7 +6,8 @@ those of position t are `entry_off[t]:entry_off[t + 1]`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from stages.table import Choice
 from storage.batch import Batch, Floats, Ints
+from storage.schema import OUTCOME
 
 Doubles = NDArray[np.float64]
 
@@ -27,6 +29,13 @@ Reads = Literal["context", "token", "draw"]
               outcome
     draw      the ids (or counts) the record drew from the teacher
 """
+
+RecordPart = Literal["nothing", "token", "entropy", "head"]
+"""What a weight reads of the teacher's record: nothing, log p of the realised token, the teacher's
+entropy, or the ids chosen without chance and their log p."""
+
+_QUANTUM = 2.0**-14
+"""Nats; see `rounded`."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,44 @@ class PassRates:
 
 
 @dataclass(frozen=True)
+class Responses:
+    """N responses as a whole: what is stored of them, and log-probabilities per token."""
+
+    prompt_id_N: Ints
+    outcome_N: NDArray[np.int8]
+    mean_lp_N: Doubles
+    """Of the teacher."""
+    mean_ref_lp_N: Doubles
+    """Of the policy that wrote them."""
+
+    @property
+    def right_N(self) -> NDArray[np.bool_]:
+        """Whether they are right."""
+        return self.outcome_N == OUTCOME["right"]
+
+    @property
+    def wrong_N(self) -> NDArray[np.bool_]:
+        """Whether they were judged and are not."""
+        return ~self.right_N & (self.outcome_N != OUTCOME["unknown"])
+
+
+@dataclass(frozen=True)
+class GroupSums:
+    """Per prompt, log of the sum of exp(`group_score`) over its right and its wrong responses."""
+
+    prompt_id_P: Ints
+    """Rising."""
+    right_P: Doubles
+    """-inf where none is right."""
+    wrong_P: Doubles
+
+    def of(self, responses: Responses) -> Doubles:
+        """The sums of the groups to which responses of the set belong."""
+        place_N = np.searchsorted(self.prompt_id_P, responses.prompt_id_N)
+        return np.where(responses.right_N, self.right_P[place_N], self.wrong_P[place_N])
+
+
+@dataclass(frozen=True)
 class Positions:
     """Positions of whole sequences, in their order, and all that a weight may know of them."""
 
@@ -70,6 +117,8 @@ class Positions:
     """For weights that say `reads_student`."""
     rates: PassRates | None = None
     """For weights that say `reads_rates`."""
+    groups: Mapping[str, GroupSums] = field(default_factory=dict[str, GroupSums])
+    """By name, for weights that say `reads_groups`."""
 
     def __len__(self) -> int:
         return self.batch.tokens
@@ -88,6 +137,30 @@ class Positions:
     def index_T(self) -> Ints:
         """Place of each position in its response, from 0."""
         return np.arange(len(self)) - self.batch.tok_off[self.row_T]
+
+    @cached_property
+    def row_E(self) -> Ints:
+        """The position of each entry."""
+        return np.repeat(np.arange(len(self)), np.diff(self.batch.entry_off))
+
+    @property
+    def teacher_entropy_T(self) -> Doubles:
+        """In nats, at the temperature of the record."""
+        assert self.batch.ent is not None, "the weight says what it `reads_record`"
+        return self.batch.ent.astype(np.float64)
+
+    @property
+    def responses(self) -> Responses:
+        """The sequences as a whole."""
+        lp_T, ref_lp_T = self.batch.lp, self.batch.ref_lp
+        assert lp_T is not None, "the weight says what it `reads_record`"
+        assert ref_lp_T is not None, "`reads_groups` needs it"
+        length_N = np.maximum(1, self.length_N)
+        mean_lp_N, mean_ref_lp_N = (
+            np.bincount(self.row_T, weights=values_T, minlength=len(self.batch)) / length_N
+            for values_T in (lp_T, ref_lp_T)
+        )
+        return Responses(self.batch.prompt_id, self.batch.outcome, mean_lp_N, mean_ref_lp_N)
 
     @property
     def pass_rate_N(self) -> Doubles:
@@ -117,6 +190,8 @@ class Weight(Choice):
     """Whether `score` reads the outcome of a sequence; the set must then have some."""
     reads_rates: ClassVar[bool] = False
     """Whether `score` reads the pass rates of the prompts."""
+    reads_groups: ClassVar[bool] = False
+    """Whether `score` compares a response with others to its prompt, by `group_score`."""
     reads_policy: ClassVar[bool] = False
     """Whether `score` compares the student with the policy that drew the tokens (`ref_lp`)."""
     whole_step: ClassVar[bool] = False
@@ -128,6 +203,15 @@ class Weight(Choice):
         super().__pydantic_init_subclass__(**kwargs)
         if lacking := [field for field in ("reads", "reason") if not hasattr(cls, field)]:
             raise TypeError(f"{cls.__qualname__} does not say {' and '.join(lacking)}: see Weight")
+
+    @property
+    def reads_record(self) -> RecordPart:
+        """What `score` reads of the teacher's record, which must then have it."""
+        return "nothing"
+
+    def group_score(self, of: Responses) -> Doubles:
+        """[N]; `at.groups` has their log sum exp over the responses of one prompt and outcome."""
+        raise NotImplementedError
 
     def score(self, at: Positions) -> Doubles:
         """[T], or [T, k] if `weigh` wants several figures per position."""
@@ -147,3 +231,21 @@ def top_share(score_T: Doubles, share: float) -> Doubles:
     weight_T = np.zeros(len(score_T))
     weight_T[np.argsort(-score_T, kind="stable")[:kept]] = 1.0
     return weight_T
+
+
+def quantiles(value_T: Doubles) -> Doubles:
+    """Share of the values that are smaller, equal ones counted half: between 0 and 1."""
+    ordered_T = np.sort(value_T)
+    below_T = np.searchsorted(ordered_T, value_T, "left")
+    up_to_T = np.searchsorted(ordered_T, value_T, "right")
+    return (below_T + up_to_T) / (2.0 * max(1, len(value_T)))
+
+
+def rounded(nats: Doubles) -> Doubles:
+    """Nats rounded to 2^-14.
+
+    How a step is cut into micro-batches changes the last digits of a student's statistics, and must
+    not change what is selected by them: values that differ by less are ties, which the order of the
+    step breaks.
+    """
+    return np.round(nats / _QUANTUM) * _QUANTUM

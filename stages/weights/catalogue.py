@@ -2,7 +2,14 @@
 
 from stages.weights import (  # noqa: F401
     entropy,
+    entropy_gap,
+    first,
+    length,
     pass_rate,
+    position_decay,
     prefix,
     random_share,
+    scope,
+    teacher_entropy,
+    tip,
 )

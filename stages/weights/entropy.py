@@ -5,11 +5,7 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from stages.weights.base import Doubles, Positions, Reads, Weight, top_share
-
-_QUANTUM = 2.0**-14
-"""Nats. Entropies that differ by less are ties, which the order of the step breaks: how a step is
-cut into micro-batches changes rounding, and must not change the selection."""
+from stages.weights.base import Doubles, Positions, Reads, Weight, rounded, top_share
 
 
 class Entropy(Weight):
@@ -30,7 +26,7 @@ class Entropy(Weight):
     def score(self, at: Positions) -> Doubles:
         """Entropy in nats, rounded."""
         assert at.student is not None, "the weight says `reads_student`"
-        return np.round(at.student.entropy_T.astype(np.float64) / _QUANTUM) * _QUANTUM
+        return rounded(at.student.entropy_T.astype(np.float64))
 
     def weigh(self, score: Doubles) -> Doubles:
         """Exactly `keep` of the step."""

@@ -8,13 +8,13 @@ processes change a weight.
 Shape letters: T positions of this rank's batch, t positions of one micro-batch.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from stages.weights.base import Doubles, PassRates, Positions, StudentView, Weight
+from stages.weights.base import Doubles, GroupSums, PassRates, Positions, StudentView, Weight
 from storage.batch import Batch, Ints
 from storage.errors import DataError
 from storage.rows import join_segments
@@ -29,8 +29,10 @@ class Weighting:
     normalise: Literal["weights", "count"]
     """What the weighted sum of losses is divided by: the sum of weights, or the positions."""
     seed: int
-    rates: PassRates | None
+    rates: PassRates | None = None
     """Where a weight reads them."""
+    groups: Mapping[str, GroupSums] = field(default_factory=dict[str, GroupSums])
+    """By name, of the weights that read them."""
 
     @property
     def compares_student(self) -> bool:
@@ -147,4 +149,5 @@ class StepWeights:
         return sum(sums)
 
     def _positions(self, part: Batch, student: StudentView | None) -> Positions:
-        return Positions(part, self.weighting.seed, self._step, student, self.weighting.rates)
+        of = self.weighting
+        return Positions(part, of.seed, self._step, student, of.rates, of.groups)

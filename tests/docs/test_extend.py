@@ -30,7 +30,7 @@ def test_position_loss(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("section", "weight"),
-    [("Position weight", "position_decay"), ("Sequence weight and routing", "brevity")],
+    [("Position weight", "resolved"), ("Sequence weight and routing", "brevity")],
 )
 def test_weights(section: str, weight: str, tmp_path: Path) -> None:
     copy = extended(section, tmp_path)

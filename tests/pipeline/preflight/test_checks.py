@@ -163,6 +163,47 @@ def test_a_prompt_of_the_teachers_own_is_shown_as_the_teacher_reads_it(case: Cas
     assert "scores it (3 tokens)\n  | aab\n  2 'a'  2 'a'  3 'b'" in out
 
 
+# What students learn from.
+
+
+def test_what_an_objective_is_on_records_that_are_not_there_yet(case: Case) -> None:
+    assert case.find("reverse_kl on teacher-logits is unbiased") == ["ok"]
+    assert case.find("jsd on teacher-logits is lower bound", "train.objective.name=jsd") == ["ok"]
+
+
+@pytest.mark.parametrize(
+    ("words", "overrides"),
+    [
+        ("jsd cannot be trained on `counts`", ["train.objective.name=jsd"]),
+        ("`tip` compares student and teacher at", ["train.weights=[{name='tip'}]"]),
+        (
+            "the teacher as it was recorded, at temperature 1.0",
+            ["train.weights=[{name='entropy_gap'}]", "train.objective.temperature=2.0",
+             "train.objective.name=lightning", "teacher-logits.record.loss_temperature=2.0"],
+        ),
+        (
+            "`teacher_entropy` reads the teacher's record, and the set holds tokens only",
+            ["train.weights=[{name='teacher_entropy'}]", "train.data=rollouts",
+             "train.objective.name=cross_entropy"],
+        ),
+        ("rollouts has one response to each", ["train.weights=[{name='pass_rate'}]"]),
+        (
+            "`pass_rate` reads whether a response is right, and fresh responses",
+            ["train.weights=[{name='pass_rate'}]", "train.data=live"],
+        ),
+    ],
+)  # fmt: skip
+def test_what_records_cannot_serve_is_refused_before_they_are_made(
+    case: Case, words: str, overrides: list[str]
+) -> None:
+    counts = "teacher-logits.record.kind=counts"
+    assert case.find(words, counts, *overrides) == ["refused"]
+    settings = [word for one in (counts, *overrides) for word in ("--set", one)]
+    code, _, err = case.call("run", "train", *settings)
+    assert (code, words in err) == (78, True)
+    assert not list((case.root / "store").glob("rollouts-*"))
+
+
 # End tokens.
 
 

@@ -14,8 +14,10 @@ from stages.objectives.f_divergence import JSD, TVD, GhostKL, SkewForwardKL, Ske
 from stages.objectives.lightning import Lightning
 from stages.objectives.likelihood import CrossEntropy, ForwardKL
 from stages.objectives.mixture import Mixture
+from stages.objectives.nkd import NKD
 from stages.objectives.objective import ObjectiveFunction
 from stages.objectives.policy_gradient import PolicyGradient
+from stages.objectives.ranking import PLD, ListMLE
 from stages.objectives.reverse_kl import ReverseKL
 from stages.objectives.taid import TAID
 from stages.objectives.temper import Tempered
@@ -40,6 +42,9 @@ OBJECTIVES = [
     SkewReverseKL(),
     TVD(),
     TAID().at(0.5),
+    NKD(),
+    PLD(),
+    ListMLE(k=2),
     PolicyGradient(),
     Mixture.model_validate(
         {"terms": [{"name": "forward_kl", "weight": 0.3}, {"weight": [[0.0, 2.0]]}]},

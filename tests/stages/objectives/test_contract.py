@@ -204,8 +204,9 @@ def test_unknown_support_counts_as_truncated() -> None:
 def test_table_knows_every_record_kind_and_every_objective() -> None:
     assert all(list(row) == list(COLUMNS) for row in all_rows().values())
     forms = ReverseKL.model_fields["form"].annotation.__args__  # pyright: ignore
-    plain = [name for name in Objective.known if name not in ("mixture", "reverse_kl")]
+    plain = [name for name in Objective.known if name not in ("mixture", "nkd", "reverse_kl")]
     tables = [wanted(name=name) for name in plain] + [wanted(form=form) for form in forms]
+    tables += [wanted(name="nkd", target=target) for target in ("teacher", "token")]
     assert {one.label for one in tables} == set(all_rows())
 
 

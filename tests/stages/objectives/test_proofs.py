@@ -22,7 +22,7 @@ from torch import Tensor
 
 from stages.config.data import Sampling
 from stages.config.record_kinds import stored_record
-from stages.objectives.contract import COLUMNS, all_rows, guarantee
+from stages.objectives.contract import COLUMNS, all_rows, guarantee, variants
 from stages.objectives.objective import Objective, ObjectiveFunction
 from stages.objectives.temper import build_objective
 from stages.objectives.tensors import TorchRecords
@@ -91,9 +91,9 @@ class Cell:
     @property
     def objective(self) -> Objective:
         """The `[train.objective]` table."""
-        name, _, form = self.row.partition("/")
-        extra = {"form": form} if form else OPTIONS.get(self.row, {})
-        return Objective.model_validate({"name": name, "temperature": self.wanted, **extra})
+        row = next(one for one in variants() if one.label == self.row)
+        options = {"temperature": self.wanted, **OPTIONS.get(self.row, {})}
+        return Objective.model_validate(row.model_dump() | options)
 
     @property
     def meta(self) -> Mapping[str, object]:

@@ -14,6 +14,8 @@ import torch
 from stages.objectives.tensors import TorchRecords
 
 V = 8
+RIGHT = (0, 2, 5)
+"""Realised tokens after which the response turns out right."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,7 @@ def enumerate_positions(
             "lp_T": torch.from_numpy(np.log(p_V)[tokens]),
             "ref_lp_T": torch.from_numpy(np.log(b_V)[tokens]),
             "ent_T": torch.full((len(pairs),), entropy, dtype=torch.float64),
+            "outcome_T": torch.from_numpy(np.isin(tokens, RIGHT).astype(np.int8)),
         }
     )
     chance_T = torch.tensor([draw.chance * b_V[token] for draw, token in pairs])

@@ -1,7 +1,8 @@
 """What weights and routing leave of the contract, proved by summing over all outcomes.
 
-At one context, over all draws of the record and all realised tokens, with an outcome of the
-sequence that depends on the token: an objective that keeps its level has the expected gradient
+At one context, over all draws of the record and all realised tokens, with an outcome and a length
+of the sequence that depend on the token: an objective that keeps its level has the expected
+gradient
 
     E[w] grad L,    L the full loss with realised tokens as often as they are weighted
 
@@ -10,7 +11,7 @@ gradient of the step sum w l / sum w is that of the weighted mean of the full lo
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
@@ -26,20 +27,32 @@ from stages.objectives.mixture import Mixture
 from stages.objectives.objective import Objective, ObjectiveFunction
 from stages.objectives.reverse_kl import ReverseKL
 from stages.objectives.tensors import TorchRecords
-from stages.weights.base import Doubles, PassRates, Positions, Reads, StudentView, Weight
+from stages.weights.base import Doubles, GroupSums, PassRates, Positions, Reads, StudentView, Weight
 from stages.weights.entropy import Entropy
+from stages.weights.entropy_gap import EntropyGap
+from stages.weights.first import FirstShare, FirstTokens
+from stages.weights.length import Length
 from stages.weights.pass_rate import PassRate
+from stages.weights.position_decay import PositionDecay
 from stages.weights.prefix import Prefix
 from stages.weights.random_share import Random
+from stages.weights.scope import Scope
+from stages.weights.teacher_entropy import TeacherEntropy
+from stages.weights.tip import Tip
 from storage.batch import Batch
 from storage.errors import ConfigError
 from storage.schema import NOT_RIGHT
-from tests.stages.objectives.full_losses import FULL
+from tests.stages.objectives.full_losses import FULL, kl
 from tests.stages.objectives.test_proofs import CELLS, Z_P, Z_Q, B, Cell, evaluate
-from tests.stages.objectives.toy_records import enumerate_positions, multinomial_counts, softmax
+from tests.stages.objectives.toy_records import (
+    RIGHT,
+    Draw,
+    enumerate_positions,
+    head_tail,
+    multinomial_counts,
+    softmax,
+)
 
-RIGHT = {0, 2, 5}
-"""Realised tokens after which the response turns out right."""
 KNOWN = dict(Weight.known)
 """The weights that ship; tests add more."""
 TRAINABLE = [
@@ -62,49 +75,72 @@ class Drawn(Weight):
         return np.bincount(row_E, weights=first_E, minlength=len(at)).astype(np.float64)
 
 
+LONGER = (1, 4)
+"""Realised tokens after which the response goes on for two more."""
+BEFORE = 3
+"""The token before, which is the same in all responses."""
+
+
 def outcome_of(records: TorchRecords) -> np.ndarray:
     """Whether the response at each position turned out right, 0 or 1."""
-    return np.isin(records.tok_T.numpy(), list(RIGHT)).astype(np.int8)
+    return np.isin(records.tok_T.numpy(), RIGHT).astype(np.int8)
+
+
+def repeated(values_T: Tensor | None, n: int) -> Any:
+    """The only value n times."""
+    return None if values_T is None else np.tile(values_T.numpy(), n)
 
 
 def positions(records: TorchRecords, logits_V: Tensor) -> list[Positions]:
-    """Each position as the only one of its sequence, beside another response that is right."""
+    """Each position as the second of a sequence of its own, beside another response that is right.
+
+    The other positions of the sequence have the same record.
+    """
     logq_V = torch.log_softmax(logits_V, dim=0)
     entropy = float(torch.special.entr(logq_V.exp()).sum())
     found: list[Positions] = []
     for index, outcome in enumerate(outcome_of(records)):
         one = records.rows(index, index + 1)
+        token = int(one.tok_T)
+        tok = np.array([BEFORE, token, 0, 0][: 4 if token in LONGER else 2])
+        n, entries = len(tok), len(one.ids_E)
         batch = Batch(
             seq_id=np.array([7]),
             prompt_id=np.array([3]),
             outcome=np.array([outcome], np.int8),
             prompt=np.array([1]),
             prompt_off=np.array([0, 1]),
-            tok=one.tok_T.numpy(),
-            tok_off=np.array([0, 1]),
-            ref_lp=None if one.ref_lp_T is None else one.ref_lp_T.numpy(),
-            lp=None if one.lp_T is None else one.lp_T.numpy(),
-            ent=None if one.ent_T is None else one.ent_T.numpy(),
-            entry_off=one.entry_off.numpy(),
-            ids=one.ids_E.numpy(),
-            weight=one.weight_E.numpy(),
-            logp=one.logp_E.numpy(),
-            exact=one.exact_E.numpy(),
-            rest=one.rest_T.numpy(),
+            tok=tok,
+            tok_off=np.array([0, n]),
+            ref_lp=None if one.ref_lp_T is None else np.log(B[tok]).astype(np.float32),
+            lp=repeated(one.lp_T, n),
+            ent=repeated(one.ent_T, n),
+            entry_off=np.array([entries * index for index in range(n + 1)]),
+            ids=np.tile(one.ids_E.numpy(), n),
+            weight=np.tile(one.weight_E.numpy(), n),
+            logp=np.tile(one.logp_E.numpy(), n),
+            exact=np.tile(one.exact_E.numpy(), n),
+            rest=np.tile(one.rest_T.numpy(), n),
         )
         student = StudentView(
-            logq_E=logq_V[one.ids_E].numpy(),
-            logq_T=logq_V[one.tok_T].numpy(),
-            confidence_T=logq_V.max().exp()[None].numpy(),
-            entropy_T=np.array([entropy], np.float32),
+            logq_E=np.tile(logq_V[one.ids_E].numpy(), n),
+            logq_T=logq_V.numpy()[tok],
+            confidence_T=np.full(n, float(logq_V.max().exp()), np.float32),
+            entropy_T=np.full(n, entropy, np.float32),
         )
         rates = PassRates(np.array([3]), np.array([(1 + outcome) / 2]))
-        found.append(Positions(batch, 5, 11, student, rates))
+        sums = GroupSums(np.array([3]), np.array([0.4]), np.array([-0.2]))
+        found.append(Positions(batch, 5, 11, student, rates, {"scope": sums}))
     return found
 
 
 def scores(weight: Weight, records: TorchRecords, logits_V: Tensor) -> np.ndarray:
-    return np.concatenate([weight.score(at) for at in positions(records, logits_V)])
+    return np.concatenate([weight.score(at)[1:2] for at in positions(records, logits_V)])
+
+
+def spread(score_T: np.ndarray) -> float:
+    """Of each figure that a weight has per position."""
+    return float(np.ptp(score_T, axis=0).max())
 
 
 @pytest.mark.parametrize("name", KNOWN)
@@ -115,11 +151,11 @@ def test_a_weight_looks_at_what_it_says(name: str, kind: str) -> None:
     for _, records, _ in CELLS[f"forward_kl-{kind}-as recorded"].outcomes():
         found_T = scores(weight, records, torch.from_numpy(Z_Q))
         if weight.reads == "context":
-            assert np.ptp(found_T) == 0.0
+            assert spread(found_T) == 0.0
         for token in range(int(records.tok_T.max()) + 1):
             same_T = found_T[records.tok_T.numpy() == token]
-            assert weight.reads == "draw" or np.ptp(same_T) == 0.0
-        assert weight.reads == "context" or np.ptp(found_T) > 0.0
+            assert weight.reads == "draw" or spread(same_T) == 0.0
+        assert weight.reads == "context" or spread(found_T) > 0.0
 
 
 def full(cell: Cell, logits_V: Tensor, b_V: np.ndarray) -> tuple[float, Tensor]:
@@ -131,12 +167,33 @@ def full(cell: Cell, logits_V: Tensor, b_V: np.ndarray) -> tuple[float, Tensor]:
     return loss.item(), torch.autograd.grad(loss, logits_V)[0]
 
 
+FEW = [
+    f"{row}-as recorded"
+    for row in (
+        "forward_kl-head_tail",
+        "jsd-head_tail+logp",
+        "lightning-head_tail",
+        "nkd/token-head_tail",
+        "pld-head_tail",
+        "reverse_kl/corrected-head_tail",
+    )
+]
+WEIGHED = [
+    *((weight, TRAINABLE) for weight in (Random(), Entropy(), PassRate(a=0.5, b=0.5), Prefix())),
+    *((weight, FEW) for weight in (Tip(), EntropyGap(), TeacherEntropy(beta=0.5))),
+    *((weight, FEW) for weight in (PositionDecay(half_life=2.0), FirstTokens(tokens=2))),
+    *((weight, FEW) for weight in (FirstShare(share=0.3), Length(power=-0.5), Scope())),
+]
+
+
 @pytest.mark.parametrize(
-    "weight",
-    [Random(), Entropy(), PassRate(a=0.5, b=0.5), Prefix()],
-    ids=lambda weight: weight.name,
+    ("name", "weight"),
+    [
+        pytest.param(name, weight, id=f"{name}-{weight.name}")
+        for weight, names in WEIGHED
+        for name in names
+    ],
 )
-@pytest.mark.parametrize("name", TRAINABLE)
 def test_the_level_of_a_weighted_objective_is_true(name: str, weight: Weight) -> None:
     cell = CELLS[name]
     found = guarantee(cell.objective, cell.meta, None, (weight,))
@@ -150,11 +207,13 @@ def test_the_level_of_a_weighted_objective_is_true(name: str, weight: Weight) ->
         weighted_T = chance_T * torch.from_numpy(w_T)
         mean = weighted_T.sum()
         value, grad_V = evaluate(cell.function, records, weighted_T, logits_V)
+        b_V = np.bincount(records.tok_T.numpy(), weights=(weighted_T / mean).numpy())
         if cell.level in ("exact", "unbiased"):
-            b_V = np.bincount(records.tok_T.numpy(), weights=(weighted_T / mean).numpy())
             expected, expected_V = full(cell, logits_V, b_V)
-        else:  # whatever it is, the weight does not change what it is an estimate of
-            expected, expected_V = evaluate(cell.function, records, chance_T, logits_V)
+        else:  # whatever it is, the weight changes no more than how often tokens are realised
+            draw_DV = chance_T.view(-1, len(b_V)).sum(dim=1, keepdim=True)
+            again_T = (draw_DV * torch.from_numpy(b_V)).view(-1)
+            expected, expected_V = evaluate(cell.function, records, again_T, logits_V)
         errors += [
             abs(value - float(mean) * expected),
             float((grad_V - mean * expected_V).abs().max()),
@@ -185,7 +244,9 @@ def test_a_weight_of_the_draw_is_refused_where_the_loss_reads_it_too() -> None:
     assert guarantee(reads_none.objective, reads_none.meta, None, (Drawn(),)).level == "exact"
 
 
-@pytest.mark.parametrize(("on", "chosen"), [("right", RIGHT), ("wrong", set(range(8)) - RIGHT)])
+@pytest.mark.parametrize(
+    ("on", "chosen"), [("right", set(RIGHT)), ("wrong", set(range(8)) - set(RIGHT))]
+)
 def test_a_routed_term_reads_sequences_of_its_outcome(on: str, chosen: set[int]) -> None:
     """Forward KL counts each context as often as it ends so; corrected reverse KL is biased."""
     logits_V = torch.from_numpy(Z_Q)
@@ -235,11 +296,25 @@ CONTEXTS = [
 """Teacher, policy that wrote the token, and the student's logits."""
 
 
-def step_gradients(function: ObjectiveFunction) -> list[tuple[Tensor, Tensor]]:
+Draws = Callable[[np.ndarray], list[Draw]]
+
+
+def two_draws(p_V: np.ndarray) -> list[Draw]:
+    return multinomial_counts(p_V, 2)
+
+
+def three_and_one(p_V: np.ndarray) -> list[Draw]:
+    """The three likeliest ids, and one of the others."""
+    return head_tail(p_V, [int(i) for i in np.argsort(-p_V)[:3]], 1)
+
+
+def step_gradients(
+    function: ObjectiveFunction, draws: Draws = two_draws
+) -> list[tuple[Tensor, Tensor]]:
     """Per context: expected gradient of the records, and gradient of the full loss."""
     found: list[tuple[Tensor, Tensor]] = []
     for p_V, b_V, logits_V in CONTEXTS:
-        records, chance_T = enumerate_positions(p_V, b_V, multinomial_counts(p_V, 2))
+        records, chance_T = enumerate_positions(p_V, b_V, draws(p_V))
         _, grad_V = evaluate(function, records, chance_T, logits_V)
         leaf_V = logits_V.clone().requires_grad_()
         row = "forward_kl" if isinstance(function, ForwardKL) else "reverse_kl/corrected"
@@ -274,6 +349,37 @@ def test_the_most_uncertain_share_has_the_gradient_of_their_mean(
     kept = sorted(np.argsort(entropies)[-2:].tolist())
     assert np.flatnonzero(w_T).tolist() == kept
     for index, (grad_V, full_V) in enumerate(step_gradients(function)):
+        expected_V = full_V / 2 if index in kept else torch.zeros_like(full_V)
+        torch.testing.assert_close(w_T[index] / w_T.sum() * grad_V, expected_V, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("by", ["entropy", "soft_or", "q3"])
+@pytest.mark.parametrize("function", [ForwardKL(), ReverseKL()], ids=lambda f: f.name)
+def test_tip_has_the_gradient_of_the_mean_over_what_it_keeps(
+    function: ObjectiveFunction, by: str
+) -> None:
+    """By entropy of the student and divergence from the head, whatever else was drawn."""
+    weight = Weight.model_validate({"name": "tip", "score": by})
+    found: list[np.ndarray] = []
+    for p_V, b_V, logits_V in CONTEXTS:
+        records, _ = enumerate_positions(p_V, b_V, three_and_one(p_V))
+        score_T = scores(weight, records, logits_V)
+        assert spread(score_T) == 0.0
+        q_V, head = logits_V.softmax(0), np.argsort(-p_V)[:3].tolist()
+        rest = [v for v in range(len(p_V)) if v not in head]
+        q_S, p_S = (
+            torch.cat([x_V[head], x_V[rest].sum()[None]]) for x_V in (q_V, torch.from_numpy(p_V))
+        )
+        divergence = 0.0 if by == "entropy" else float(kl(q_S, p_S))
+        exact = [float(torch.special.entr(q_V).sum()), divergence]
+        np.testing.assert_allclose(score_T[0], exact, atol=2.0**-14)
+        found.append(score_T[0])
+    h_T, d_T = (np.argsort(np.argsort(np.array(found), axis=0), axis=0) / 4 + 0.125).T
+    expected_T = {"entropy": h_T, "soft_or": 1 - (1 - h_T) * (1 - d_T), "q3": (1 - h_T) * d_T}[by]
+    kept = sorted(np.argsort(-expected_T, kind="stable")[:2].tolist())
+    w_T = weight.weigh(np.array(found))
+    assert np.flatnonzero(w_T).tolist() == kept
+    for index, (grad_V, full_V) in enumerate(step_gradients(function, three_and_one)):
         expected_V = full_V / 2 if index in kept else torch.zeros_like(full_V)
         torch.testing.assert_close(w_T[index] / w_T.sum() * grad_V, expected_V, atol=1e-10, rtol=0)
 

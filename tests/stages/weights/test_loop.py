@@ -21,15 +21,19 @@ from stages.training.loop import Task, _forward_backward, train  # pyright: igno
 from stages.training.metrics import Window, read
 from stages.weights.base import Doubles, Positions, Reads, Weight
 from stages.weights.entropy import Entropy
+from stages.weights.entropy_gap import EntropyGap
 from stages.weights.pass_rate import PassRate
 from stages.weights.prefix import Prefix
 from stages.weights.random_share import Random
-from stages.weights.rates import read_rates
+from stages.weights.rates import read_groups, read_rates
+from stages.weights.scope import Scope
 from stages.weights.step import Weighting
+from stages.weights.tip import Tip
 from storage.batch import Batch
 from storage.errors import DataError
+from storage.files.place import Place
 from storage.manifest import read_manifest
-from storage.stream import Stream
+from storage.stream import Stream, read_split
 from tests.stages.weights.cases import SAMPLES, graded_world
 from tests.world import World, make_job
 
@@ -72,6 +76,9 @@ WEIGHTS: dict[str, tuple[Weight, ...]] = {
     "entropy": (Entropy(keep=0.3),),
     "pass_rate": (PassRate(a=0.5, b=2.0),),
     "unsure": (Unsure(),),
+    "tip": (Tip(keep=0.3),),
+    "gap": (EntropyGap(),),
+    "scope": (Scope(tau=0.5),),
     "prefix": (Prefix(cap=1.2),),
     "all": (Random(keep=0.8), Entropy(keep=0.6), PassRate(), Unsure()),
 }
@@ -98,13 +105,14 @@ def make(world: World, tmp_path: Path) -> Make:
             {**settings, "batch_size": batch_size, "run": {"log_every": 1, **run}}
         )
         rates = read_rates(world.records.directory)
+        groups = read_groups(world.records.directory, weights)
         return Task(
             job=make_job(tmp_path / name, "train", config, {}, seed=SEED),
             model=load_model(world.reference, "float32", "cpu").train(),
             source=Stream(world.records.directory, seed=0, batch_size=batch_size),
             steps=3,
             loss=RecordLoss(Lightning(), config.run.rows_per_chunk),
-            weighting=Weighting(weights, normalise, SEED, rates) if weights else None,
+            weighting=Weighting(weights, normalise, SEED, rates, groups) if weights else None,
             data=read_manifest(world.records.directory),
             tokenizer_from=world.reference,
             dtype=torch.float32,
@@ -156,7 +164,9 @@ def move(model: torch.nn.Module) -> None:
         weight += 0.1 * torch.randn(weight.shape, generator=noise)
 
 
-def expected_weights(name: str, batch: Batch, logq_TV: torch.Tensor, step: int) -> np.ndarray:
+def expected_weights(
+    directory: Place, name: str, batch: Batch, logq_TV: torch.Tensor, step: int
+) -> np.ndarray:
     """The weights written out again, from the logits of the whole step."""
     q_TV = logq_TV.detach().exp()
     length_N = np.diff(batch.tok_off)
@@ -175,11 +185,55 @@ def expected_weights(name: str, batch: Batch, logq_TV: torch.Tensor, step: int) 
             return rate_T**0.5 * (1 - rate_T) ** 2
         case "unsure":
             return unsure_T
+        case "tip":
+            h_T, d_T = share_below(entropy_T), share_below(coarse_kl(batch, q_TV))
+            return top(h_T + d_T - h_T * d_T, 0.3)
+        case "gap":
+            assert batch.ent is not None
+            return 1 / (1 + np.exp(batch.ent - entropy_T))
+        case "scope":
+            return scope_weights(directory, batch, 0.5)
         case "prefix":
             return prefix_weights(batch, logq_TV, index_T, 1.2)
         case _:
             chosen_T = top(drawn_T, 0.8) * top(np.round(entropy_T * 2**14), 0.6)
             return chosen_T * rate_T * (1 - rate_T) * unsure_T
+
+
+def scope_weights(directory: Place, batch: Batch, tau: float) -> np.ndarray:
+    """Response by response, among all of its prompt and outcome in the set."""
+    powers: dict[tuple[int, bool], dict[int, float]] = {}
+    for every in read_split(directory, "train"):
+        assert every.lp is not None
+        assert every.ref_lp is not None
+        for row, (start, stop) in enumerate(itertools.pairwise(every.tok_off.tolist())):
+            right = bool(every.outcome[row] == 1)
+            log_T = -every.ref_lp[start:stop] if right else every.lp[start:stop]
+            group = powers.setdefault((int(every.prompt_id[row]), right), {})
+            group[int(every.seq_id[row])] = float(np.exp(log_T.mean(dtype=np.float64) / tau))
+    keys = zip(batch.prompt_id.tolist(), (batch.outcome == 1).tolist(), strict=True)
+    groups = [powers[key] for key in keys]
+    names = batch.seq_id.tolist()
+    share_N = [of[name] / sum(of.values()) for of, name in zip(groups, names, strict=True)]
+    return np.repeat(share_N, np.diff(batch.tok_off))
+
+
+def share_below(value_T: np.ndarray) -> np.ndarray:
+    """Of all others, equal ones counted half; in units in which rounding does not show."""
+    value_T = np.round(value_T * 2**14)
+    return np.array([(value_T < v).mean() + 0.5 * (value_T == v).mean() for v in value_T])
+
+
+def coarse_kl(batch: Batch, q_TV: torch.Tensor) -> np.ndarray:
+    """KL(q || p) over the head and the rest, position by position."""
+    found: list[float] = []
+    for t, (start, stop) in enumerate(itertools.pairwise(batch.entry_off.tolist())):
+        head = [e for e in range(start, stop) if batch.exact[e]]
+        q = [float(q_TV[t, batch.ids[e]]) for e in head]
+        p = [float(np.exp(batch.logp[e])) for e in head]
+        q, p = [*q, 1 - sum(q)], [*p, float(batch.rest[t])]
+        found.append(sum(a * np.log(a / b) for a, b in zip(q, p, strict=True)))
+    return np.array(found)
 
 
 def prefix_weights(
@@ -204,7 +258,7 @@ def prefix_weights(
 @pytest.mark.parametrize("budget", [4096, 40])
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_the_gradient_is_that_of_the_dense_weighted_mean(
-    make: Make, name: str, budget: int, normalise: str
+    world: World, make: Make, name: str, budget: int, normalise: str
 ) -> None:
     """With one micro-batch, and with several of a few sequences each."""
     task = make(WEIGHTS[name], normalise, tokens_per_microbatch=budget)
@@ -221,7 +275,9 @@ def test_the_gradient_is_that_of_the_dense_weighted_mean(
     loss_T = torch.nn.functional.huber_loss(
         advantage_T, torch.zeros_like(advantage_T), reduction="none", delta=10.0
     )
-    weight_T = torch.from_numpy(expected_weights(name, batch, logq_TV, step))
+    weight_T = torch.from_numpy(
+        expected_weights(world.records.directory, name, batch, logq_TV, step)
+    )
     divisor = weight_T.sum() if normalise == "weights" else batch.tokens
     expected = (weight_T * loss_T).sum() / divisor
     expected.backward()
@@ -240,7 +296,7 @@ def test_weights_of_one_change_nothing(make: Make) -> None:
 # Cutting, resuming, logging, refusing
 
 
-@pytest.mark.parametrize("name", ["entropy", "prefix", "all"])
+@pytest.mark.parametrize("name", ["entropy", "tip", "prefix", "all"])
 def test_how_a_step_is_cut_does_not_change_it(make: Make, name: str) -> None:
     whole = run(make(WEIGHTS[name], name="whole"))
     cut = run(make(WEIGHTS[name], name="cut", tokens_per_microbatch=17, rows_per_chunk=5))
@@ -270,7 +326,7 @@ def test_a_killed_run_resumes_bit_for_bit(make: Make, monkeypatch: pytest.Monkey
     assert [line["step"] for line in lines[0]] == [1, 2, 3]
 
 
-def test_the_log_tells_the_share_kept_and_weighted_means(make: Make) -> None:
+def test_the_log_tells_the_share_kept_and_weighted_means(world: World, make: Make) -> None:
     task = make(WEIGHTS["pass_rate"], tokens_per_microbatch=40)
     first = next(task.source)
     task.source.load_state_dict(dict(task.source.state_dict()) | {"step": 0})
@@ -278,7 +334,7 @@ def test_the_log_tells_the_share_kept_and_weighted_means(make: Make) -> None:
         logq_TV = dense_logits(task, first).log_softmax(-1)
     logq_T = logq_TV.gather(1, torch.from_numpy(first.tok)[:, None])[:, 0].numpy()
     assert first.lp is not None
-    weight_T = expected_weights("pass_rate", first, logq_TV, 0)
+    weight_T = expected_weights(world.records.directory, "pass_rate", first, logq_TV, 0)
     run(task)
     line = read(task.job.site / "metrics.jsonl")[0]
     assert line["kept"] == pytest.approx((weight_T > 0).mean())

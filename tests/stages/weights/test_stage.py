@@ -21,6 +21,7 @@ ALL = {
         {"name": "entropy", "keep": 0.6},
         {"name": "pass_rate"},
         {"name": "prefix", "cap": 1.2},
+        {"name": "tip", "keep": 0.7},
     ],
     "objective": {"name": "lightning"},
     "steps": 4,
@@ -129,6 +130,31 @@ def test_a_set_without_outcomes_is_refused_before_a_model_is_loaded(
         train.run(student_job(ungraded, tmp_path, **settings))
     with pytest.raises(ConfigError, match="fresh responses"):
         train.run(student_job(ungraded, tmp_path, data="live", **settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"weights": [{"name": "tip"}], "data": "live", "live": "full"}, "`tip` reads the"),
+        ({"objective": {"name": "redi"}}, "objective `redi`: reads whether a response is right"),
+    ],
+)
+def test_what_a_set_does_not_hold_is_refused_before_a_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], message: str
+) -> None:
+    ungraded = graded_world(tmp_path / "world", outcomes=False)
+    monkeypatch.setattr("stages.train.load_model", None)
+    settings = {"objective": {"name": "forward_kl"}, **settings}
+    with pytest.raises(ConfigError, match=message):
+        train.run(student_job(ungraded, tmp_path, **settings))
+
+
+def test_redi_trains_on_outcomes(world: World, tmp_path: Path) -> None:
+    settings = {"objective": {"name": "redi"}, "weights": [{"name": "length"}]}
+    found = train.run(student_job(world, tmp_path, **settings)).meta
+    assert found["last"]["right"] > 0 > found["last"]["wrong"]
+    assert found["guarantee"]["level"] == "exact"
+    assert "another objective" in found["guarantee"]["reason"]
 
 
 def test_one_response_a_prompt_is_refused(tmp_path: Path) -> None:
