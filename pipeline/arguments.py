@@ -20,6 +20,7 @@ def parser() -> argparse.ArgumentParser:
     verbs.add("status", "print what is done, how large it is and what it cost", "*")
     verbs.add("explain", "print why sets are missing, field by field against the nearest ones", "*")
     verbs.add("config", "print the resolved recipe as TOML")
+    _methods(verbs)
     _seeds(verbs)
     _verify(verbs)
     _inspect(verbs)
@@ -63,6 +64,14 @@ class _Verbs:
                 type=Path,
                 metavar="FILE",
                 help="TOML; repeatable",
+            )
+            sub.add_argument(
+                "--method",
+                action="append",
+                default=[],
+                metavar="NAME",
+                dest="methods",
+                help="one student more, of this method (see `methods`); several: of all of them",
             )
             sub.add_argument(
                 "--set",
@@ -133,6 +142,13 @@ def _units_and_commit(verbs: _Verbs) -> None:
         each.add_argument(
             "--node", action="store_true", help="only the node of this name, not the whole stage"
         )
+
+
+def _methods(verbs: _Verbs) -> None:
+    methods = verbs.add("methods", "list the published methods that --method knows", recipe=False)
+    methods.add_argument(
+        "names", nargs="*", metavar="METHOD", help="print all that is known of these"
+    )
 
 
 def _seeds(verbs: _Verbs) -> None:

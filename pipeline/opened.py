@@ -68,7 +68,7 @@ def read_recipe(options: argparse.Namespace) -> tuple[Recipe, Store]:
     A relative store starts at the working directory.
     """
     name = options.recipe or (None if options.config else "demo")
-    recipe = load_recipe(name, options.config, options.overrides)
+    recipe = load_recipe(name, options.config, options.overrides, options.methods)
     root = place(recipe.store)
     return recipe, Store(root.absolute() if isinstance(root, Path) else root)
 
@@ -78,6 +78,8 @@ def recipe_argv(options: argparse.Namespace) -> list[str]:
     out = ["--recipe", options.recipe] if options.recipe else []
     for file in options.config:
         out += ["--config", str(file)]
+    for method in options.methods:
+        out += ["--method", method]
     for override in options.overrides:
         out += ["--set", override]
     return out

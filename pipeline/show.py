@@ -1,5 +1,6 @@
-"""What `plan`, `status` and `explain` print."""
+"""What `plan`, `status`, `explain` and `methods` print."""
 
+import textwrap
 from collections.abc import Iterable
 from dataclasses import asdict
 
@@ -8,6 +9,7 @@ from pipeline.planning.estimate import Estimate, Estimator, free_space
 from pipeline.planning.fingerprint import difference
 from pipeline.planning.machine import Machine
 from pipeline.planning.memory import gib
+from pipeline.planning.methods import Method
 from pipeline.planning.node import Node
 from pipeline.planning.plan import Planned
 from stages.config.training import Student
@@ -227,3 +229,23 @@ def _table(rows: list[list[str]], width: int | None = None) -> list[str]:
     if width is None:
         return lines
     return [line if len(line) <= width else line[: width - 1] + "…" for line in lines]
+
+
+def methods_listed(methods: Iterable[Method]) -> list[str]:
+    """One line a method."""
+    rows = [["method", "mechanism", "offline", "paper", "what it is"]]
+    for one in methods:
+        rows.append([one.name, one.mechanism, one.offline, one.arxiv or "-", one.title])
+    return _table(rows)
+
+
+def methods_described(methods: Iterable[Method]) -> list[str]:
+    """All that is known of each method, field by field."""
+    lines: list[str] = []
+    for one in methods:
+        lines += [""] if lines else []
+        for name, value in one.summary.items():
+            if value:
+                text = f"{name:<11}{value}"
+                lines += textwrap.wrap(text, WIDTH, subsequent_indent=" " * 11)
+    return lines

@@ -16,6 +16,7 @@ from pipeline.inspector import cmd_inspect as cmd_inspect
 from pipeline.ledger import to_toml
 from pipeline.opened import Rejected, Result, open_plan, read_recipe, recipe_argv
 from pipeline.planning import nodes
+from pipeline.planning.methods import method_names, read_method
 from pipeline.planning.plan import Planned
 from pipeline.preflight.finding import finding_lines, log_notes, refuse
 from pipeline.preflight.scope import Scope
@@ -108,6 +109,7 @@ def cmd_init(options: argparse.Namespace) -> Result:
     init.write(init.ask(options), options.into)
     log.info("%s: written; read it, then `afterglow plan --config %s`", options.into, options.into)
     options.recipe, options.config, options.overrides = None, [options.into], []
+    options.methods = []
     options.targets, options.show = [], True
     found = cmd_check(options)
     return {**(found or {}), "verb": "init", "recipe": str(options.into)}
@@ -163,6 +165,14 @@ def cmd_config(options: argparse.Namespace) -> Result:
     """Print the resolved recipe as TOML, and nothing else."""
     sys.stdout.write(to_toml(read_recipe(options)[0]))
     return None
+
+
+def cmd_methods(options: argparse.Namespace) -> Result:
+    """Print the methods that `--method` knows, or all that is known of some."""
+    found = [read_method(name) for name in options.names or method_names()]
+    lines = show.methods_described(found) if options.names else show.methods_listed(found)
+    sys.stdout.write("\n".join(lines) + "\n")
+    return {"verb": "methods", "methods": [method.summary for method in found]}
 
 
 def cmd_seeds(options: argparse.Namespace) -> Result:

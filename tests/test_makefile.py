@@ -44,6 +44,9 @@ def test_own_recipes_and_arguments_are_passed_on() -> None:
     assert commands("sft", "CONFIG=a.toml b.toml", "ARGS=--set seed=3") == [
         "afterglow run sft --config a.toml --config b.toml --set seed=3"
     ]
+    assert commands("train", "METHOD=tip jsd") == [
+        "afterglow run train report --recipe demo --method tip --method jsd "
+    ]
     assert commands("status", "RECIPE=qwen3-4b-math") == [
         "afterglow status --recipe qwen3-4b-math "
     ]

@@ -2,7 +2,7 @@
 
 import importlib
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from importlib import resources
 from pathlib import Path
@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic import Field, ValidationError, create_model, field_validator, model_validator
 
 from pipeline.graph import STAGES, Stage
+from pipeline.planning.methods import Tree, lay_methods
 from stages.config.data import ModelRef
 from stages.config.merge import merge
 from stages.config.stage import StageTable
 from stages.config.template import Template
 from stages.table import Table, expanded
 from storage.errors import ConfigError
-
-Tree = dict[str, object]
 
 
 class Recipe(Table):
@@ -130,19 +129,23 @@ RECIPE: type[Recipe] = create_model(
 
 
 def load_recipe(
-    recipe: str | None, files: list[Path] | None = None, overrides: list[str] | None = None
+    recipe: str | None,
+    files: list[Path] | None = None,
+    overrides: list[str] | None = None,
+    methods: Sequence[str] = (),
 ) -> Recipe:
-    """Read a recipe: the named one, then each file, then each `key.path=value`, in this order.
+    """Read a recipe: the named one, then each file, the methods, then each `key.path=value`.
 
     Args:
         recipe: Name of a recipe that comes with the package, or None. Ignored when the first of
             `files` has a top-level `extends = "name"`, which then names it.
         files: TOML files; later ones win.
         overrides: `table.field=value`, the value written as in TOML (bare words are strings).
+        methods: Names of overlays, which together are one student more.
 
     Raises:
-        ConfigError: no such recipe or file, not TOML, or a field that is unknown or impossible;
-            the message names every field.
+        ConfigError: no such recipe, file or method, not TOML, or a field that is unknown or
+            impossible; the message names every field.
     """
     tree: Tree = {}
     layers = [_read(path) for path in files or []]
@@ -151,6 +154,7 @@ def load_recipe(
         tree = packaged(base)
     for layer in layers:
         tree = merge(tree, layer)
+    tree = lay_methods(tree, methods)
     for override in overrides or []:
         tree = merge(tree, _parse_override(override))
     try:

@@ -88,6 +88,7 @@ def test_a_damaged_part_is_made_again_before_commit(store: Path) -> None:
         (("fly",), 2, "invalid choice"),
         (("run", "corpse"), 78, "no such stage"),
         (("run", "corpus", "--recipe", "dema"), 78, "no recipe called `dema`"),
+        (("run", "corpus", "--method", "tpi"), 78, "no method called `tpi`; did you mean `tip`"),
         (("run", "corpus", "--config", "nowhere.toml"), 78, "nowhere.toml: cannot be read"),
         (("run", "corpus", "--set", "corpus.cuont=3"), 78, "corpus.cuont: Extra inputs"),
         (

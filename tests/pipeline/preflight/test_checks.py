@@ -204,6 +204,13 @@ def test_what_records_cannot_serve_is_refused_before_they_are_made(
     assert not list((case.root / "store").glob("rollouts-*"))
 
 
+def test_a_method_that_a_recipe_cannot_take_says_why(case: Case) -> None:
+    code, _, err = case.call("run", "train", "--method", "pass_rate")
+    assert code == 78
+    assert "[train.compare.pass_rate]: train.weights: `pass_rate` compares the responses" in err
+    assert "Set rollouts.n = 4 or more" in err
+
+
 # End tokens.
 
 
