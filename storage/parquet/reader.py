@@ -251,9 +251,13 @@ def _from_numpy(values: Array) -> pa.Array:
 
 
 def _to_numpy(array: pa.Array, dtype: np.dtype[Any]) -> Array:
-    """The numbers of an array of that type, not copied and not to be written to."""
+    """The numbers of an array of that type, not copied and not to be written to.
+
+    Raises:
+        ValueError: some are missing, which no part has.
+    """
     if array.null_count:
-        raise DataError(f"{array.null_count} values are missing where every value is required")
+        raise ValueError(f"{array.null_count} values are missing")
     _, data = array.buffers()
     if not len(array):
         return np.empty(0, dtype)

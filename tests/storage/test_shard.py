@@ -218,6 +218,18 @@ def test_values_that_were_swapped_behind_valid_pages_are_refused(tmp_path: Path)
         list(read_rows(path))
 
 
+def test_a_missing_value_is_damage(tmp_path: Path) -> None:
+    meta = meta_of("sequences")
+    path = _write(tmp_path, random_rows(meta, 3), meta)
+    table = pq.read_table(path)
+    place = table.schema.get_field_index("outcome")
+    metadata = pq.ParquetFile(path).metadata.metadata
+    holed = table.set_column(place, "outcome", pa.array([1, None, 0], pa.int8()))
+    pq.write_table(holed.replace_schema_metadata(metadata), path)
+    with PartFile(path) as file, pytest.raises(DataError, match=r"group 0: damaged .*1 values are"):
+        file.read(0)
+
+
 def test_other_parquet_files_are_not_parts(tmp_path: Path) -> None:
     path = tmp_path / "other.parquet"
     pq.write_table(pa.table({"x": [1]}), path)
