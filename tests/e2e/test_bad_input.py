@@ -147,9 +147,16 @@ def test_a_damaged_part_that_training_finds_is_made_again(copy: Path, damage: st
 
 
 def test_an_objective_the_records_cannot_serve(copy: Path) -> None:
-    overrides = ("teacher-logits.record.kind=sampled", "train.objective.name=forward_kl")
-    assert run("teacher-logits", *overrides, store=copy).code == 0
-    refused(run("train", *overrides, store=copy), ConfigError.exit_code, "forward_kl", "sampled")
+    """Before the teacher is paid for them, and once they are there."""
+    sampled, forward_kl = "teacher-logits.record.kind=sampled", "train.objective.name=forward_kl"
+    words = ("forward_kl cannot be trained on `sampled` records", "Either use records of kind")
+    before = committed(copy)
+    for target in ("teacher-logits", "train"):
+        early = run(target, sampled, forward_kl, store=copy)
+        refused(early, ConfigError.exit_code, *words)
+    assert committed(copy) == before
+    assert run("teacher-logits", sampled, store=copy).code == 0
+    refused(run("train", sampled, forward_kl, store=copy), ConfigError.exit_code, *words)
 
 
 def test_responses_cut_by_length_are_marked(chain: Outcome, store: Path) -> None:
