@@ -7,6 +7,7 @@ from pipeline.planning.node import External
 from pipeline.preflight.finding import Finding
 from pipeline.preflight.known import KnownModel
 from pipeline.preflight.scope import Scope
+from stages.config.corpus import GGUF, Corpus
 from stages.config.derive import Derive
 from stages.models.facts import model_outline
 from stages.models.hub import cached_directory
@@ -29,20 +30,23 @@ def check_presence(scope: Scope) -> Iterator[Finding]:
 
 
 def check_gguf(scope: Scope) -> Iterator[Finding]:
-    """Files that `derive` reads models from; those of a recipe's package may not be installed."""
+    """Files that models or tokenizers come from; those of a package may not be installed."""
     for planned in scope.todo:
         table = planned.node.config
-        if not isinstance(table, Derive) or table.gguf is None:
+        named = table.gguf if isinstance(table, Derive) else None
+        if isinstance(table, Corpus) and (table.tokenizer.path or "").endswith(GGUF):
+            named = table.tokenizer.path
+        if named is None:
             continue
         try:
-            file = packaged_file(table.gguf)
+            file = packaged_file(named)
         except ConfigError as error:
-            yield Finding("refused", table.gguf, str(error), error=ConfigError)
+            yield Finding("refused", named, str(error), error=ConfigError)
             continue
         if file.is_file():
-            yield Finding("ok", table.gguf, f"{file.stat().st_size / 1e6:.0f} MB")
+            yield Finding("ok", named, f"{file.stat().st_size / 1e6:.0f} MB")
         else:
-            yield Finding("refused", table.gguf, f"{file}: no such file", "Check `gguf`.")
+            yield Finding("refused", named, f"{file}: no such file", "Check the recipe.")
 
 
 def _found(source: External, model: KnownModel | None) -> Finding:

@@ -11,17 +11,20 @@ from stages.table import BY_CONTENT, Fraction, KeyDefault, Positive, Table
 
 FORMER_PART = 65536
 """Sequences in a part in version 0.1.0 by default; keys hold this number where none is given."""
+GGUF = ".gguf"
+"""Suffix of the files that hold a model and its tokenizer."""
 
 
 class Tokenizer(Table):
-    """A tokenizer made from the corpus, or one taken from a directory."""
+    """A tokenizer made from the corpus, or one that is there."""
 
     kind: Literal["characters", "byte_bpe"] = "byte_bpe"
     """`characters`: one token per character seen; `byte_bpe`: byte-level BPE."""
     vocab_size: Positive = 4096
     """`byte_bpe`: number of tokens, special ones included."""
     path: Annotated[str | None, BY_CONTENT] = None
-    """Use this tokenizer instead of training one."""
+    """Use this tokenizer instead of training one: that of a directory, or of a GGUF file;
+    `{package}/file.gguf` is a file of an installed Python package."""
 
 
 class Corpus(StageTable):

@@ -11,7 +11,7 @@ import sysconfig
 from collections.abc import Iterable
 from pathlib import Path
 
-from stages.config.corpus import Corpus
+from stages.config.corpus import GGUF, Corpus
 from stages.config.data import PromptSource
 from stages.config.derive import Derive
 from stages.config.stage import StageTable
@@ -62,7 +62,8 @@ def content_identity(
 def content_paths(table: StageTable) -> str:
     """The files `table` names, for a message."""
     if isinstance(table, Corpus):
-        return ", ".join(table.text)
+        given = table.tokenizer.path
+        return ", ".join([*table.text, given] if given else table.text)
     if isinstance(table, Derive):
         return table.gguf or ""
     prompts = table.prompt_source()
@@ -138,6 +139,9 @@ def corpus_identity(config: Corpus, cache: DigestCache | None = None) -> dict[st
         source = {"sha256": _digest_of_files(None, files, cache) if known else None}
     if config.tokenizer.path is None:
         return source
+    if config.tokenizer.path.endswith(GGUF):
+        source["tokenizer"] = _digest_of_gguf(config.tokenizer.path, cache or DigestCache())
+        return source
     directory = Path(config.tokenizer.path)
     source["tokenizer"] = tokenizer_hash(directory) if directory.is_dir() else None
     return source
@@ -175,13 +179,16 @@ def _matches(pattern: str, suffix: str) -> Iterable[Path]:
 
 def _gguf_identity(table: Derive, cache: DigestCache) -> dict[str, object]:
     """Digest of the GGUF file: what the table says, since the stage checks it, or the file's."""
-    if table.sha256 is not None:
-        return {"sha256": table.sha256}
+    return {"sha256": table.sha256 or _digest_of_gguf(table.gguf or "", cache)}
+
+
+def _digest_of_gguf(pattern: str, cache: DigestCache) -> str | None:
+    """Digest of a GGUF file; None where the file or the package that has it is missing."""
     try:
-        file = packaged_file(table.gguf or "")
+        file = packaged_file(pattern)
     except ConfigError:
-        return {"sha256": None}
-    return {"sha256": cache.sha256(file) if file.is_file() else None}
+        return None
+    return cache.sha256(file) if file.is_file() else None
 
 
 def _task_identity(name: str) -> dict[str, object]:

@@ -6,6 +6,8 @@
 
 import importlib.util
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -37,37 +39,61 @@ def load_gguf(
         ConfigError: a package is not installed.
         DataError: the file is missing, is another one than `sha256` names, or cannot be read.
     """
-    file = packaged_file(pattern)
-    if not file.is_file():
-        raise DataError(f"{file}: no such GGUF file; check `gguf`")
+    file = _gguf_file(pattern)
     digest = sha256_file(file)
     if sha256 is not None and digest != sha256:
         raise DataError(
             f"{file}: its sha256 is {digest}, but {sha256} is expected. This is another file than "
             "the recipe was written for; get that one, or change `sha256`."
         )
-    lacking = [name for name in ("gguf", "accelerate") if not importlib.util.find_spec(name)]
-    if lacking:
-        raise ConfigError(
-            f"{file}: reading GGUF needs {' and '.join(lacking)}; install the extra `smollm2`"
-        )
     disable_progress_bar()
-    try:
+    with _told(file, "as a causal language model"):
         read = AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, dtype=torch.float32, local_files_only=True
         )
-        tokenizer = AutoTokenizer.from_pretrained(
-            file.parent, gguf_file=file.name, local_files_only=True
-        )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, struct.error) as error:
-        raise DataError(
-            f"{file}: cannot be read as a causal language model ({error}). transformers reads GGUF "
-            "files of some architectures and quantisations only."
-        ) from error
+    save_gguf_tokenizer(pattern, tokenizer_into)
     settings = read.config.to_dict()
     for name in ("quantization_config", "_name_or_path", "transformers_version"):
         settings.pop(name, None)
     model = type(read)(type(read.config).from_dict(settings)).to(torch.float32)  # type: ignore[reportArgumentType]
     model.load_state_dict(read.state_dict())
-    tokenizer.save_pretrained(tokenizer_into)
     return model.eval(), digest
+
+
+def save_gguf_tokenizer(pattern: str, directory: Path) -> None:
+    """Write the tokenizer and the chat template in a GGUF file, as a Hugging Face directory.
+
+    Raises:
+        ConfigError: a package is not installed.
+        DataError: the file is missing, or holds no tokenizer that can be read.
+    """
+    file = _gguf_file(pattern)
+    with _told(file, "as a tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(
+            file.parent, gguf_file=file.name, local_files_only=True
+        )
+    tokenizer.save_pretrained(directory)
+
+
+def _gguf_file(pattern: str) -> Path:
+    file = packaged_file(pattern)
+    if not file.is_file():
+        raise DataError(f"{file}: no such GGUF file; check the recipe")
+    lacking = [name for name in ("gguf", "accelerate") if not importlib.util.find_spec(name)]
+    if lacking:
+        raise ConfigError(
+            f"{file}: reading GGUF needs {' and '.join(lacking)}; install the extra `smollm2`"
+        )
+    return file
+
+
+@contextmanager
+def _told(file: Path, what: str) -> Iterator[None]:
+    """What transformers says of a file that it cannot read, as an error that names the file."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, struct.error) as error:
+        raise DataError(
+            f"{file}: cannot be read {what} ({error}). transformers reads GGUF files of some "
+            "architectures and quantisations only."
+        ) from error

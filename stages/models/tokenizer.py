@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stages.config.corpus import GGUF
 from stages.config.corpus import Tokenizer as TokenizerTable
 from stages.models.environment import prepare_environment
 from storage.errors import ConfigError, DataError
@@ -134,9 +135,14 @@ def make_tokenizer(table: TokenizerTable, texts: Iterable[str], directory: Path)
         directory: Where to save it.
 
     Raises:
-        ConfigError: the vocabulary is too small for the kind.
+        ConfigError: the vocabulary is too small for the kind, or a package is not installed.
         DataError: `path` holds no tokenizer.
     """
+    if table.path is not None and table.path.endswith(GGUF):
+        from stages.models.gguf import save_gguf_tokenizer
+
+        save_gguf_tokenizer(table.path, directory)
+        return
     if table.path is not None:
         load_tokenizer(Path(table.path))
         copy_tokenizer(Path(table.path), directory)

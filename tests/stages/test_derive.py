@@ -15,12 +15,16 @@ from pipeline.planning.config import load_recipe
 from pipeline.planning.nodes import build
 from pipeline.planning.plan import resolve
 from stages import derive
+from stages.config.corpus import Corpus, Tokenizer
 from stages.config.derive import Derive
+from stages.data.sources import content_paths, corpus_identity
 from stages.job import Input
 from stages.models.facts import model_facts
+from stages.models.identity import described_tokenizer, tokenizer_hash
 from stages.models.model import load_model
 from stages.models.packaged import packaged_file
 from storage.errors import ConfigError, DataError
+from storage.shard import read_rows
 from storage.store import Store
 from tests.world import make_job, random_model, run, write_model
 
@@ -103,6 +107,37 @@ def test_a_gguf_file_becomes_an_ordinary_model(tmp_path: Path) -> None:
     listed = {file.path for file in manifest.files} | {"manifest.json"}
     assert listed <= {path.name for path in job.site.iterdir()}
     assert not (job.site / ".work").exists()
+
+
+def test_a_corpus_takes_the_tokenizer_of_the_model_in_a_gguf_file(tmp_path: Path) -> None:
+    file, text = tmp_path / "tiny.gguf", tmp_path / "text.txt"
+    write_gguf(file)
+    text.write_text("abcab")
+    table = Corpus(text=(str(text),), tokenizer=Tokenizer(path=str(file)), holdout=0.0)
+    job = make_job(tmp_path, "corpus", table)
+    found = run(job).tokenizer or {}
+    model = make_job(tmp_path, "derive", Derive(gguf=str(file)))
+    run(model)
+    assert found["tokenizer"] == tokenizer_hash(model.site)
+    assert found["fingerprint"] == described_tokenizer(model.site)["fingerprint"]
+    (part,) = job.site.glob("*.parquet")
+    (rows,) = read_rows(part)
+    words = AutoTokenizer.from_pretrained(job.site / "tokenizer")
+    assert words.decode(rows["tok"], skip_special_tokens=True) == "abcab"
+    assert rows["tok"].tolist().count(len(words) - 1) == 2  # the merged `ab`
+
+
+def test_the_tokenizer_of_a_gguf_file_counts_by_content(tmp_path: Path) -> None:
+    file, text = tmp_path / "tiny.gguf", tmp_path / "text.txt"
+    text.write_text("abcab")
+    table = Corpus(text=(str(text),), tokenizer=Tokenizer(path=str(file)))
+    assert corpus_identity(table)["tokenizer"] is None
+    assert str(file) in content_paths(table)
+    for content in (b"one", b"other"):
+        file.write_bytes(content)
+        assert corpus_identity(table)["tokenizer"] == hashlib.sha256(content).hexdigest()
+    absent = Tokenizer(path="{no_such_package}/tiny.gguf")
+    assert corpus_identity(Corpus(text=(str(text),), tokenizer=absent))["tokenizer"] is None
 
 
 def test_another_file_than_the_recipe_names_is_refused(tmp_path: Path) -> None:

@@ -89,13 +89,18 @@ def test_a_model_that_may_be_on_the_hub_is_a_note(store: Path) -> None:
 
 def test_a_gguf_file_that_is_not_there_is_refused(store: Path, tmp_path: Path) -> None:
     for gguf in ("{no_such_package}/model.gguf", str(tmp_path / "model.gguf")):
-        given = (f'derive.teacher={{gguf="{gguf}"}}', "teacher.path=derive:teacher")
-        sets = [part for one in given for part in ("--set", one)]
-        outcome = afterglow("run", "sft-data", "--recipe", "demo", *sets, store=store)
-        assert outcome.code in (ConfigError.exit_code, DataError.exit_code), outcome.err
-        assert "is not installed" in outcome.err or "no such file" in outcome.err
-        assert "Traceback" not in outcome.err
-        assert not store.exists()
+        asked = {
+            "sft-data": (f'derive.teacher={{gguf="{gguf}"}}', "teacher.path=derive:teacher"),
+            "corpus": (f"corpus.tokenizer.path={gguf}",),
+        }
+        for stage, given in asked.items():
+            sets = [part for one in given for part in ("--set", one)]
+            outcome = afterglow("run", stage, "--recipe", "demo", *sets, store=store)
+            assert outcome.code in (ConfigError.exit_code, DataError.exit_code), outcome.err
+            assert "is not installed" in outcome.err or "no such file" in outcome.err
+            assert gguf in outcome.err
+            assert "Traceback" not in outcome.err
+            assert not store.exists()
 
 
 def test_notes_are_logged_once(store: Path) -> None:
