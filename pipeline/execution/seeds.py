@@ -9,7 +9,7 @@ from pipeline import ledger
 from pipeline.execution import runner
 from pipeline.execution.chain import Chain
 from pipeline.planning.config import Recipe
-from pipeline.planning.document import replace_block, surroundings
+from pipeline.planning.document import block_for, replace_block, surroundings
 from pipeline.planning.nodes import build, select
 from pipeline.planning.plan import Planned, resolve
 from pipeline.preflight.finding import log_notes, refuse
@@ -35,7 +35,8 @@ def run_seeds(
         seeds: Number of seeds.
         store: Where the sets live; the summary is written next to them.
         arguments: Command-line arguments that select `recipe` in another process.
-        into: A Markdown file whose generated block is replaced by the table.
+        into: A Markdown file whose generated block, that of the recipe's name if it has one, is
+            replaced by the table.
 
     Returns:
         The reports' directories and the summary, for the last line on stdout.
@@ -44,8 +45,9 @@ def run_seeds(
         StageFailed: a stage failed.
         DataError: `into` has no generated block.
     """
+    block = "" if into is None else block_for(into, recipe.name)
     if into is not None:
-        surroundings(into)  # an error now, not after the work
+        surroundings(into, block)  # an error now, not after the work
     planned: list[Planned] = []
     reports: list[Place] = []
     sets: set[Place] = set()
@@ -74,5 +76,6 @@ def run_seeds(
         minutes = sum(float(ledger.cost(made).get("seconds", 0.0)) for made in sets) / 60
         machines = "; ".join(sorted({ledger.machine(made) for made in sets}))
         cost = f"{headline}; {len(sets)} sets in {minutes:.0f} min on {machines}."
-        replace_block(into, f"{format_table(rows, 'markdown')}\n\n{bullets}\n\n{cost}")
+        text = f"{format_table(rows, 'markdown')}\n\n{bullets}\n\n{cost}"
+        replace_block(into, text, block)
     return {"verb": "seeds", "reports": [str(report) for report in reports], "rows": rows}

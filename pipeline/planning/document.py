@@ -1,4 +1,8 @@
-"""Generated parts of Markdown files: the text between two markers is a command's, the rest ours."""
+"""Generated parts of Markdown files: the text between two markers is a command's, the rest ours.
+
+A page may have several blocks: `<!-- generated: NAME -->` begins one with a name, which may be that
+of a recipe.
+"""
 
 from pathlib import Path
 
@@ -7,8 +11,21 @@ from storage.errors import DataError
 BEGIN, END = "<!-- generated -->", "<!-- end of generated -->"
 
 
-def surroundings(path: Path) -> tuple[str, str]:
-    """What stands before and after the generated part of a file.
+def block_for(path: Path, name: str) -> str:
+    """`name` if the file has a block of that name, and otherwise that of the block without one."""
+    return name if path.is_file() and _begin(name) in path.read_text() else ""
+
+
+def _begin(name: str) -> str:
+    return f"<!-- generated: {name} -->" if name else BEGIN
+
+
+def surroundings(path: Path, name: str = "") -> tuple[str, str]:
+    """What stands before and after the generated part of a file, its first marker included.
+
+    Args:
+        path: The file.
+        name: Of the block; empty: the one without a name.
 
     Raises:
         DataError: there is no such file, or it lacks the markers.
@@ -17,21 +34,26 @@ def surroundings(path: Path) -> tuple[str, str]:
         content = path.read_text()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    before, begin, rest = content.partition(BEGIN)
+    before, begin, rest = content.partition(_begin(name))
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise DataError(
-            f"{path}: has no block to replace. Put the lines `{BEGIN}` and `{END}` where the "
-            "table should go."
+            f"{path}: has no block to replace. Put the lines `{_begin(name)}` and `{END}` where "
+            "the table should go."
         )
-    return before, after
+    return before + begin, after
 
 
-def replace_block(path: Path, text: str) -> None:
+def replace_block(path: Path, text: str, name: str = "") -> None:
     """Put `text` between the markers of the Markdown file `path`.
+
+    Args:
+        path: The file.
+        text: The new content.
+        name: As in `surroundings`.
 
     Raises:
         DataError: there is no such file, or it lacks the markers.
     """
-    before, after = surroundings(path)
-    path.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+    before, after = surroundings(path, name)
+    path.write_text(f"{before}\n{text}\n{END}{after}")

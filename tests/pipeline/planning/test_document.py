@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.planning.document import BEGIN, END, replace_block
+from pipeline.planning.document import BEGIN, END, block_for, replace_block
 from storage.errors import DataError
 
 
@@ -14,6 +14,23 @@ def test_only_what_is_between_the_markers_changes(tmp_path: Path) -> None:
     for text in ("| a |", "| b |\n| c |"):
         replace_block(page, text)
         assert page.read_text() == f"# Title\n\n{BEGIN}\n{text}\n{END}\n\nOur own words.\n"
+
+
+def test_a_block_with_a_name_is_that_of_one_recipe(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    own = "<!-- generated: small -->"
+    page.write_text(f"{BEGIN}\n{END}\nwords\n{own}\n{END}\n")
+    replace_block(page, "of small", block_for(page, "small"))
+    replace_block(page, "of all", block_for(page, "other"))
+    assert page.read_text() == f"{BEGIN}\nof all\n{END}\nwords\n{own}\nof small\n{END}\n"
+
+
+def test_a_block_that_is_asked_for_by_name_must_be_there(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"{BEGIN}\nours\n{END}\n")
+    with pytest.raises(DataError, match="<!-- generated: small -->"):
+        replace_block(page, "text", "small")
+    assert page.read_text() == f"{BEGIN}\nours\n{END}\n"
 
 
 @pytest.mark.parametrize("content", ["", BEGIN, f"{END}\n{BEGIN}"])
