@@ -13,7 +13,9 @@
     steps         training steps with one loss or another
     models        random teachers with the entropy of trained ones
 
-    gradient_error, size, packed          error and bytes of records
+    gradient_error, error_by_size         error of records
+    size, packed                          their bytes
+    candidates                            what pi_ref's own ids in them are worth; run by itself
     decode, containers, memory            reading records
     sampler, extraction, vllm_scoring     making records
     drawing                               what options of sampling cost

@@ -100,7 +100,8 @@ def run(options: Options) -> Report:
         ),
         rows,
     )
-    return Report("Other containers", [], [table], absent, raw)
+    notes = [*absent, "The set is synthetic: 151,936 ids, twelve of them a position."]
+    return Report("Other containers", [], [table], notes, raw)
 
 
 def items_of(batch: Batch) -> Iterator[Item]:

@@ -8,6 +8,8 @@ fraction of N p:
     systematic draws    sum f (1 - f) / N^2
     head_tail           sum over the tail of p (t - p), t = (tail mass r) / (tail entries); where t
                         is `tail_floor` f > r: and r (f - r) sum over the head of (p / (1 - r))^2
+    top-k               sum over the k likeliest of p^2 (1 / m - 1)^2, m their mass, and over the
+                        others of p^2: the square of its bias
     any unbiased record at least the sum over p < tau of p (tau - p)
 
 All of it follows from the largest probabilities and the sum of squares, so tau can be searched for
@@ -35,10 +37,31 @@ _TOP = 200
 
 
 class Error(NamedTuple):
-    """Means over positions."""
+    """Means over positions, and their standard errors."""
 
     mse: float
     entries: float
+    mse_error: float = 0.0
+    entries_error: float = 0.0
+
+    @classmethod
+    def of(cls, mse_T: Array, entries_T: Array) -> "Error":
+        """From values of each position."""
+        values = (mse_T, entries_T)
+        return cls(*(float(x_T.mean()) for x_T in values), *map(standard_error, values))
+
+
+_ALIKE = 64
+"""Positions in a row whose mean counts as one draw in a standard error: neighbours are alike."""
+
+
+def standard_error(values_T: Array) -> float:
+    """Of the mean over positions; 0 where there are too few to tell."""
+    count = len(values_T) // _ALIKE
+    if count < 2:
+        return 0.0
+    mean_B = values_T[: count * _ALIKE].reshape(count, _ALIKE).mean(axis=1)
+    return float(mean_B.std(ddof=1)) / count**0.5
 
 
 class Split(NamedTuple):
@@ -68,8 +91,14 @@ class Profile:
         below_T = draws - expected_TK.sum(axis=1)
         squares_T = draws**2 * self.square_T - np.square(expected_TK).sum(axis=1)
         mse_T = (f_TK * (1.0 - f_TK)).sum(axis=1) + below_T - squares_T
-        entries_T = inside_TK.sum(axis=1) + below_T
-        return Error(float(mse_T.mean()) / draws**2, float(entries_T.mean()))
+        return Error.of(mse_T / draws**2, inside_TK.sum(axis=1) + below_T)
+
+    def top_k(self, k: int) -> Error:
+        """Error of the k likeliest ids, renormalised."""
+        square_T = np.square(self.top_TK[:, :k]).sum(axis=1)
+        mass_T = self.top_TK[:, :k].sum(axis=1)
+        mse_T = square_T * (1.0 / mass_T - 1.0) ** 2 + self.square_T - square_T
+        return Error.of(mse_T, np.full(len(mse_T), float(min(k, self.top_TK.shape[1]))))
 
     def split(self, tau: float) -> Split:
         """How `head_tail` divides positions at this tau, without candidates."""
@@ -99,8 +128,7 @@ class Profile:
         mse_T = np.maximum(0.0, weight_T * rest_T - (self.square_T - head_square_T))
         share_T = head_square_T / np.square(np.where(thin_T, 1.0 - rest_T, 1.0))
         mse_T += np.where(thin_T, rest_T * (floor - rest_T) * share_T, 0.0)
-        entries_T = head_T + np.where(thin_T, rest_T / floor, tail_T)
-        return Error(float(mse_T.mean()), float(entries_T.mean()))
+        return Error.of(mse_T, head_T + np.where(thin_T, rest_T / floor, tail_T))
 
     def bound(self, entries: float) -> Error:
         """Lower bound of the error of an unbiased record with this expected number of entries.
@@ -121,7 +149,7 @@ class Profile:
         head_TK = np.where(inside_TK, self.top_TK, 0.0)
         rest_T = np.maximum(0.0, 1.0 - head_TK.sum(axis=1))
         mse_T = tau * rest_T - (self.square_T - np.square(head_TK).sum(axis=1))
-        return Error(float(mse_T.mean()), float((inside_TK.sum(axis=1) + rest_T / tau).mean()))
+        return Error.of(mse_T, inside_TK.sum(axis=1) + rest_T / tau)
 
     def find_tau(self, enough: Callable[[Error], bool], steps: int = 30) -> float | None:
         """The largest tau whose error and entries are enough, by bisection on its logarithm.
@@ -156,19 +184,21 @@ def profile(source: Source, positions: int, draws: Sequence[int] = ()) -> Profil
     """
     tops: list[Array] = []
     squares: list[Array] = []
-    sums = np.zeros((len(draws), 2))
+    distinct: dict[int, list[Array]] = {n: [] for n in draws}
     for block in source.blocks(positions):
         p_RV = probabilities(block.z_RV)
         K = min(_TOP, p_RV.shape[1])
         top_RK = -np.partition(-p_RV, K - 1, axis=1)[:, :K]
         tops.append(-np.sort(-top_RK, axis=1))
         squares.append(np.square(p_RV).sum(axis=1))
-        for index, n in enumerate(draws):
-            sums[index] += _independent(p_RV, n)
+        never_RV = np.log1p(-np.minimum(p_RV, 1 - 1e-15))
+        for n, found in distinct.items():
+            found.append(-np.expm1(n * never_RV).sum(axis=1))
     square_T = np.concatenate(squares)
-    means = (sums / len(square_T)).tolist()
-    found = {n: Error(*mean) for n, mean in zip(draws, means, strict=True)}
-    return Profile(np.concatenate(tops), square_T, found)
+    independent = {
+        n: Error.of((1.0 - square_T) / n, np.concatenate(found)) for n, found in distinct.items()
+    }
+    return Profile(np.concatenate(tops), square_T, independent)
 
 
 def probabilities(z_RV: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -176,10 +206,3 @@ def probabilities(z_RV: NDArray[np.float32]) -> NDArray[np.float64]:
     p_RV = np.exp(z_RV.astype(np.float64) - z_RV.max(axis=1, keepdims=True))
     p_RV /= p_RV.sum(axis=1, keepdims=True)
     return p_RV
-
-
-def _independent(p_RV: Array, draws: int) -> tuple[float, float]:
-    """Summed over rows: squared error and distinct ids of N independent draws."""
-    never_RV = draws * np.log1p(-np.minimum(p_RV, 1 - 1e-15))
-    mse_R = (1.0 - np.square(p_RV).sum(axis=1)) / draws
-    return float(mse_R.sum()), float(-np.expm1(never_RV).sum())

@@ -8,11 +8,14 @@ import argparse
 import json
 import logging
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
+
+from pipeline.planning.document import replace_block
 
 log = logging.getLogger("benchmarks")
 
@@ -32,6 +35,8 @@ class Options:
     rounds: int = 7
     store: Path = Path("store")
     """Where real teachers are found, or made."""
+    scratch: Path | None = None
+    """What several benchmarks need of a teacher is kept here; None: nothing is."""
 
 
 @dataclass(frozen=True)
@@ -235,7 +240,12 @@ def show(report: Report, heading: str = "##") -> str:
     parts = [f"{heading} {report.title}\n"]
     if report.lines:
         parts.append(markdown(lines_table(report.lines)))
-    parts += [markdown(table) for table in report.tables]
+    return "\n".join([*parts, body(report)])
+
+
+def body(report: Report) -> str:
+    """Tables and notes of a report as Markdown."""
+    parts = [markdown(table) for table in report.tables]
     if report.notes:
         parts.append("".join(f"- {note}\n" for note in report.notes))
     return "\n".join(parts)
@@ -250,27 +260,40 @@ def arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="toy sizes, two rounds")
     parser.add_argument("--rounds", type=int, help="rounds that are counted (default 7)")
     parser.add_argument("--store", type=Path, default=Path("store"), help="where real teachers lie")
+    parser.add_argument("--scratch", type=Path, help="where what a teacher computed is kept")
     return parser
 
 
 def options(parsed: argparse.Namespace) -> Options:
     """Options from parsed arguments."""
     rounds = parsed.rounds or (2 if parsed.quick else 7)
-    return Options(quick=parsed.quick, rounds=rounds, store=parsed.store)
+    return Options(parsed.quick, rounds, parsed.store, parsed.scratch)
 
 
-def main(run: Callable[[Options], Report], doc: str | None) -> None:
-    """The command line of one benchmark: run it and print its report."""
+def main(run: Callable[[Options], Report], doc: str | None, block: str = "") -> None:
+    """The command line of one benchmark: run it and print its report.
+
+    Args:
+        run: The benchmark.
+        doc: What it does.
+        block: Name of the generated block of a page that its tables may go into; empty: none.
+    """
     import torch
 
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     arguments(parser).add_argument("--json", type=Path, help="write the report to this file")
+    if block:
+        parser.add_argument("--into", type=Path, help=f"a page with a block `generated: {block}`")
     parsed = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)
-    report = run(options(parsed))
+    with tempfile.TemporaryDirectory() as own:
+        asked = options(parsed)
+        report = run(asked if asked.scratch else replace(asked, scratch=Path(own)))
     log.info("%s", show(report))
+    if block and parsed.into is not None:
+        replace_block(parsed.into, body(report), block)
     if parsed.json is not None:
         parsed.json.write_text(json.dumps(report.to_json()))

@@ -85,17 +85,27 @@ def counts_of(teacher: Teacher, positions: int, draws: int = 50) -> Sequences:
     return Sequences(tok_T, lp_T, ent_T, columns, teacher.lengths(positions))
 
 
-def drawn(source: Source, positions: int, record: Record, seed: int = 0) -> Sequences:
+def drawn(source: Source, positions: int, record: Record) -> Sequences:
     """Records of the first positions of a teacher, by the product's own sampler."""
-    rng = np.random.default_rng(seed)
-    found: list[Records] = []
+    (made,) = all_drawn(source, positions, [record])
+    return made
+
+
+def all_drawn(source: Source, positions: int, records: Sequence[Record]) -> list[Sequences]:
+    """Several kinds of records of the same positions, in one walk over the teacher's logits."""
+    rng = [np.random.default_rng(0) for _ in records]
+    found: list[list[Records]] = [[] for _ in records]
     tok: list[Array] = []
     for block in source.blocks(positions):
-        found.append(draw(block, record, rng))
+        for made, record, random in zip(found, records, rng, strict=True):
+            made.append(draw(block, record, random))
         tok.append(block.tok_R)
-    columns = concat(found).columns()
-    lp_T, ent_T, tok_T = columns.pop("lp"), columns.pop("ent"), np.concatenate(tok)
-    return Sequences(tok_T, lp_T, ent_T, columns, source.lengths(positions))
+    tok_T, lengths = np.concatenate(tok), source.lengths(positions)
+    out: list[Sequences] = []
+    for made in found:
+        columns = concat(made).columns()
+        out.append(Sequences(tok_T, columns.pop("lp"), columns.pop("ent"), columns, lengths))
+    return out
 
 
 def draw(block: Block, record: Record, rng: np.random.Generator) -> Records:
@@ -138,7 +148,6 @@ def meta_of(record: Record, vocabulary: int) -> SetMeta:
     )
 
 
-def packed_meta(directory: Path, meta: SetMeta, tok_T: Array) -> SetMeta:
-    """The same for the packed layout; the order of ids, by frequency in `tok_T`, is written."""
-    count_V = np.bincount(tok_T, minlength=meta.vocab_size)
+def packed_meta(directory: Path, meta: SetMeta, count_V: Array) -> SetMeta:
+    """The same for the packed layout; the order of ids, by their frequency, is written."""
     return replace(meta, layout="packed", ranks=write_ranks(directory, lambda: count_V))

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.errors import Error, Profile, profile
-from benchmarks.generator import SETS, Teacher, small_world, world
+from benchmarks.generator import small_world
 from benchmarks.harness import Goal, Line, Options, Report, Table, main
 from benchmarks.packed import write_both
-from benchmarks.records import Sequences, counts_of, drawn
-from benchmarks.sources import Source, Synthetic
-from benchmarks.teachers import demo, text
+from benchmarks.records import all_drawn
+from benchmarks.sources import Source, Synthetic, affordable
+from benchmarks.teachers import demo, smollm2, text
 from stages.config.record_kinds import Counts, HeadTail, Record
 from storage.parquet.reader import column_bytes
 from storage.schema import column_names
@@ -33,14 +33,16 @@ _PUBLISHED = Counts(sampler="multinomial")
 
 def run(options: Options) -> Report:
     """Bytes of three records of equal error, for each teacher."""
-    sample, positions = (128, 1_000) if options.quick else (2_048, 32_768)
+    sample, asked = (128, 1_000) if options.quick else (2_048, 32_768)
     lines: list[Line] = []
     rows: list[list[str]] = []
     columns: list[list[str]] = []
     for source in _sources(options):
+        positions = affordable(source, asked)
+        equal = list(_equals(profile(source, sample, (50,))))
+        sizes_of = weigh(source, positions, [record for _, record, _ in equal])
         weighed = {
-            kind: (error, _weigh(_records(source, positions, record), record, source.vocabulary))
-            for kind, record, error in _equals(profile(source, sample, (50,)))
+            kind: (error, size) for (kind, _, error), size in zip(equal, sizes_of, strict=True)
         }
         _, theirs = weighed[RS_KD]
         for kind, (error, sizes) in weighed.items():
@@ -50,7 +52,7 @@ def run(options: Options) -> Report:
                 lines.append(_line(source.name, kind, sizes["packed"], theirs["packed"]))
     header = ("teacher", "record", "entries", "gradient MSE")
     table = Table(
-        f"Bytes per position, parts of {positions:,} positions",
+        "Bytes per position",
         (*header, "open: record", "open: all", "packed: record", "packed: all"),
         rows,
     )
@@ -65,8 +67,11 @@ def run(options: Options) -> Report:
 RS_KD = "RS-KD counts, N = 50"
 
 _NOTES = (
+    "Parts have 32,768 positions of the small teachers and 4,064 of SmolLM2.",
     "The records of a teacher have equal gradient errors for the forward KL. `head_tail` also "
     "holds log p of its head and the mass outside, which reverse KL needs.",
+    "± is the standard error over positions; all records of a teacher see the same ones, so it "
+    "moves them together.",
     "all: the record, the tokens and the other columns of every position.",
     "The target counts the record's columns in the packed layout; the published figure is 36 B.",
 )
@@ -101,14 +106,11 @@ def _line(name: str, kind: str, ours: "Size", theirs: "Size") -> Line:
 def _sources(options: Options) -> Sequence[Source]:
     if options.quick:
         return [Synthetic("r12", small_world())]
-    return [demo(options.store), text(options.store), *(Synthetic(n, world()) for n in SETS)]
-
-
-def _records(source: Source, positions: int, record: Record) -> Sequences:
-    """By the product's sampler; independent draws of synthetic teachers by their own, faster."""
-    if record is _PUBLISHED and isinstance(source, Synthetic):
-        return counts_of(Teacher(SETS[source.name], source.seed, source.world), positions)
-    return drawn(source, positions, record)
+    return [
+        *smollm2(options.store, options.scratch),
+        demo(options.store),
+        text(options.store),
+    ]
 
 
 class Size(NamedTuple):
@@ -119,20 +121,26 @@ class Size(NamedTuple):
     columns: dict[str, float]
 
 
-def _weigh(data: Sequences, record: Record, vocabulary: int) -> dict[str, Size]:
-    """Bytes in each layout."""
-    out: dict[str, Size] = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        for layout, path in write_both(Path(scratch), data, record, vocabulary).items():
-            found, columns = position_bytes(path.parent), column_bytes(path)
-            shares = {name: size / len(data.tok_T) for name, size in columns.items()}
-            out[layout] = Size(found.record, found.part, shares)
+def weigh(source: Source, positions: int, records: Sequence[Record]) -> list[dict[str, Size]]:
+    """Bytes of each kind of record in each layout, of the first positions of a teacher."""
+    count_V = source.frequencies()
+    out: list[dict[str, Size]] = []
+    for record, data in zip(records, all_drawn(source, positions, records), strict=True):
+        sizes: dict[str, Size] = {}
+        with tempfile.TemporaryDirectory() as scratch:
+            written = write_both(Path(scratch), data, record, source.vocabulary, count_V)
+            for layout, path in written.items():
+                found, columns = position_bytes(path.parent), column_bytes(path)
+                shares = {name: size / len(data.tok_T) for name, size in columns.items()}
+                sizes[layout] = Size(found.record, found.part, shares)
+        out.append(sizes)
     return out
 
 
 def _row(name: str, record: str, error: Error, size: dict[str, Size]) -> list[str]:
     layouts = [f"{value:.2f}" for one in size.values() for value in (one.record, one.whole)]
-    return [name, record, f"{error.entries:.2f}", f"{error.mse:.3g}", *layouts]
+    means = f"{error.entries:.2f}", f"{error.mse:.3g} ± {error.mse_error:.2g}"
+    return [name, record, *means, *layouts]
 
 
 def _columns(size: Size) -> str:

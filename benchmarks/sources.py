@@ -16,6 +16,10 @@ Array = NDArray[Any]
 
 _ROWS = 64
 """Rows of 151,936 float32 logits at a time: 39 MB."""
+_DEAR, _LARGE = 4_064, 10_000
+"""Positions of a row group of windows of 128 tokens; ids from which a vocabulary is large."""
+_COUNTED = 8192
+"""Positions whose tokens are counted."""
 
 
 class Block(NamedTuple):
@@ -50,6 +54,15 @@ class Source(Protocol):
         """Lengths of the sequences these positions form."""
         ...
 
+    def frequencies(self) -> NDArray[np.int64]:
+        """[V] how often each id is realised, in all the sequences there are."""
+        ...
+
+
+def affordable(source: Source, positions: int) -> int:
+    """So many positions, or fewer where the vocabulary makes each of them dear."""
+    return min(positions, _DEAR) if source.vocabulary > _LARGE else positions
+
 
 @dataclass(frozen=True)
 class Synthetic:
@@ -76,3 +89,8 @@ class Synthetic:
     def lengths(self, positions: int) -> NDArray[np.int64]:
         """Lengths of rollouts."""
         return Teacher(SETS[self.name], self.seed + 1, self.world).lengths(positions)
+
+    def frequencies(self) -> NDArray[np.int64]:
+        """Those of a few thousand positions: there is no end of them."""
+        teacher = Teacher(SETS[self.name], self.seed + 2, self.world)
+        return np.bincount(teacher.block(_COUNTED).tok_T, minlength=self.vocabulary)

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from benchmarks.errors import Profile, probabilities, profile
+from benchmarks.errors import Profile, probabilities, profile, standard_error
 from benchmarks.generator import small_world
 from benchmarks.gradient_error import equal_entries, measure
 from benchmarks.records import draw
 from benchmarks.sources import Synthetic
-from stages.config.record_kinds import Counts, HeadTail
+from stages.config.record_kinds import Counts, HeadTail, TopK
 
 POSITIONS = 400
 SOURCE = Synthetic("r12", small_world())
@@ -43,11 +43,24 @@ def test_exact_errors_are_those_measured_over_seeds(found: Profile) -> None:
         (HeadTail(candidates=0), found.head_tail(0.023)),
         (Counts(sampler="multinomial"), found.independent[50]),
         (Counts(), found.systematic(50)),
+        (TopK(k=12), found.top_k(12)),
     ]
-    for record, error in exact:
-        measured = [measure(SOURCE, POSITIONS, record, seed) for seed in range(12)]
+    found_RS = measure(SOURCE, POSITIONS, [record for record, _ in exact], 12)
+    for (record, error), measured in zip(exact, found_RS, strict=True):
         standard = np.std(measured, ddof=1) / np.sqrt(len(measured))
         assert abs(np.mean(measured) - error.mse) < 5 * standard + 0.002 * error.mse, record
+
+
+def test_standard_errors_take_neighbours_for_alike(found: Profile) -> None:
+    rng = np.random.default_rng(1)
+    apart_T = rng.standard_normal(64_000)
+    assert standard_error(apart_T) == pytest.approx(64_000**-0.5, rel=0.1)
+    alike_T = np.repeat(rng.standard_normal(1000), 64)
+    assert standard_error(alike_T) == pytest.approx(1000**-0.5, rel=0.1)
+    assert standard_error(apart_T[:100]) == 0.0  # too few to tell
+    error = found.head_tail(0.023)
+    assert 0 < error.mse_error < error.mse
+    assert found.top_k(12).entries_error == 0.0
 
 
 def test_systematic_errors_are_those_of_whole_rows(found: Profile) -> None:
@@ -80,6 +93,11 @@ def test_tau_is_found_on_the_border(found: Profile) -> None:
     assert tau is not None
     assert found.head_tail(tau).entries <= wanted.entries < found.head_tail(tau / 1.02).entries
     assert found.find_tau(lambda error: error.entries < 1) is None
+
+
+def test_draws_that_the_profile_does_not_reach_are_an_error(found: Profile) -> None:
+    with pytest.raises(ValueError, match="lie outside"):
+        equal_entries(found, 1000.0)
 
 
 def test_draws_for_as_many_entries_are_interpolated(found: Profile) -> None:

@@ -113,6 +113,21 @@ def test_floor_of_uniform_ids_is_their_logarithm() -> None:
     assert found.counts < 0.02
 
 
+def test_frequencies_that_are_known_need_not_be_learnt() -> None:
+    share_V = 1.0 / np.arange(1, 4097)
+    share_V /= share_V.sum()
+    ids = np.random.default_rng(0).choice(4096, 4000, p=share_V)
+    counts = _counts([{int(i): 50} for i in ids])
+    learnt = floor(*counts, draws=50, vocabulary=4096)
+    known = floor(*counts, draws=50, vocabulary=4096, count_V=np.rint(1e6 * share_V).astype(int))
+    entropy = float(-np.log2(share_V[ids]).mean())
+    assert known.ids == pytest.approx(entropy, abs=0.05)
+    assert known.ids < learnt.ids - 0.3
+    # What is wrong of them is unlearnt: no worse than beginning from nothing.
+    wrong = floor(*counts, draws=50, vocabulary=4096, count_V=np.arange(4096))
+    assert wrong.ids <= learnt.ids
+
+
 def test_order_inside_a_run_of_equal_counts_is_free() -> None:
     found = floor(*_counts([{1: 10, 2: 10, 3: 10, 4: 5, 5: 5, 6: 10}]), draws=50, vocabulary=8)
     assert found.order == pytest.approx(math.log2(math.factorial(4) * math.factorial(2)))

@@ -9,7 +9,7 @@ import torch
 from benchmarks.__main__ import BENCHMARKS, machine, page, raw_lines
 from benchmarks.harness import Options, Report
 
-WITHOUT_A_LINE = {"containers"}
+WITHOUT_A_LINE = {"containers", "error_by_size"}
 WITH_AN_ENGINE = {"vllm_scoring", "drawing"}
 """Run by themselves: a minute long, and a process holds one vLLM engine."""
 
