@@ -42,7 +42,7 @@ $(STAGES): env
 # repro-rskd      pre-training distillation on real text, kinds of records compared, SEEDS=3;
 #                 with SmolLM2 and its vocabulary: RECIPE=repro-rskd-smollm2
 # repro-lightning Lightning OPD's claims at this size; writes docs/repro-lightning.md, SEEDS=5
-# draft           a draft model trained, then timed in vLLM; writes docs/draft.md (a quiet machine!)
+# draft           drafts trained, then timed in vLLM (a quiet machine!); writes docs/draft.md, ARGS=--sets
 demo: env
 	@$(AFTERGLOW) seeds --count $(SEEDS) $(SOURCE) $(ARGS)
 
