@@ -23,8 +23,8 @@
 
     drift         offline gradients against live ones, and what tells when they part; run by itself
                   (python -m benchmarks.drift demo), it writes docs/drift.md
-    inspector     pages of 100,000 sequences, to write and in a browser (`browser`); run by itself,
-                  with --into docs/report.md
+    inspector     pages of 100,000 sequences, to write and in a browser (`browser`); run by itself
+                  (python -m benchmarks.inspector demo), it writes docs/report.md
 
 What is compared is measured in the same run, in turn, as CPU time of the process: other load
 changes all times but hardly their ratio. Benchmarks report; they assert nothing.

@@ -1,14 +1,16 @@
 """The token inspector of a large set: time and size of the page, and how it feels in a browser.
 
-    python -m benchmarks.inspector --recipe demo smollm2 --into docs/report.md
+    python -m benchmarks.inspector demo        records of the demo
+    python -m benchmarks.inspector smollm2     records of a real language model
 
-The records of each recipe are repeated under further numbers until there are 100,000 sequences, and
+The records of the recipe are repeated under further numbers until there are 100,000 sequences, and
 `afterglow inspect` writes the page of that; then that of the records as they are, with the student
 before and after training. Chromium opens each page, sorts its list by another quantity, scrolls
 through it and goes from sequence to sequence; what is waited for is the paint. Playwright drives
-the browser (`make test-browser` installs both it and what to do without a browser).
+the browser; `make test-browser` installs it.
 
-Recipes whose sets are not in the store are made: `demo` takes ten minutes, `smollm2` half an hour.
+Sets that are not in the store are made: `demo` takes ten minutes, `smollm2` half an hour. Figures
+stand in docs/inspector.jsonl, the table between the markers of docs/report.md.
 """
 
 import argparse
@@ -21,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 
@@ -39,6 +41,8 @@ from storage.shard import PartWriter, read_meta, read_rows
 
 log = logging.getLogger("benchmarks")
 
+PAGE, ROWS = ROOT / "docs" / "report.md", ROOT / "docs" / "inspector.jsonl"
+
 _TRIES = 9
 
 
@@ -46,6 +50,7 @@ _TRIES = 9
 class Figures:
     """Of one page."""
 
+    recipe: str
     what: str
     sequences: int
     """Lines of its list."""
@@ -66,11 +71,13 @@ class Figures:
     """Milliseconds until the change is painted, the median of some tries."""
     heap: float
     """Bytes that the page holds."""
+    machine: str
+    """And the date."""
 
     def cells(self) -> list[str]:
         """A row of the table."""
         return [
-            self.what,
+            f"{self.recipe}, {self.what}",
             f"{self.sequences:,}",
             f"{self.tokens:,}",
             f"{self.seconds:.0f} s, {self.memory / 1e9:.1f} GB",
@@ -91,28 +98,27 @@ HEADER = (
 
 
 def main() -> None:
-    """Measure, and print the table or write it into a page."""
+    """Measure a recipe, and write the page anew."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--recipe", nargs="+", default=["demo"])
+    parser.add_argument("recipe")
     parser.add_argument("--sequences", type=int, default=100_000)
     parser.add_argument("--store", type=Path, default=Path("store"))
-    parser.add_argument("--into", type=Path, help="a page whose generated block is replaced")
     parsed = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    if parsed.into is not None:
-        surroundings(parsed.into)  # an error now, not after the work
-    began = time.monotonic()
-    found = [
-        figures
-        for recipe in parsed.recipe
-        for figures in measure(recipe, parsed.sequences, parsed.store)
-    ]
-    text = page(found, parsed.recipe, time.monotonic() - began)
-    sys.stdout.write(text)
-    if parsed.into is not None:
-        replace_block(parsed.into, text)
+    surroundings(PAGE)  # an error now, not after the work
+    found = list(measure(parsed.recipe, parsed.sequences, parsed.store))
+    kept = [one for one in done() if one.recipe != parsed.recipe]
+    lines = [json.dumps(asdict(one)) + "\n" for one in (*kept, *found)]
+    ROWS.write_text("".join(lines))
+    replace_block(PAGE, page(done()))
+
+
+def done() -> list[Figures]:
+    """What has been measured."""
+    lines = ROWS.read_text().splitlines() if ROWS.exists() else []
+    return [Figures(**json.loads(line)) for line in lines]
 
 
 def measure(recipe: str, sequences: int, store: Path) -> Iterator[Figures]:
@@ -122,10 +128,10 @@ def measure(recipe: str, sequences: int, store: Path) -> Iterator[Figures]:
     with tempfile.TemporaryDirectory(dir=store) as scratch:
         large = Path(scratch) / sets["teacher-logits"].name
         repeat(sets["teacher-logits"], large, sequences)
-        yield of_page(f"{recipe}, repeated", large, [], Path(scratch) / "page.html")
+        yield of_page(recipe, "repeated", large, [], Path(scratch) / "page.html")
         models = ["--model", str(sets["sft"].resolve()), "--model", str(sets[student].resolve())]
-        what = f"{recipe}, student before and after"
-        yield of_page(what, sets["teacher-logits"], models, Path(scratch) / "page.html")
+        what = "student before and after"
+        yield of_page(recipe, what, sets["teacher-logits"], models, Path(scratch) / "page.html")
 
 
 def repeat(source: Path, directory: Path, sequences: int) -> None:
@@ -149,7 +155,7 @@ def repeat(source: Path, directory: Path, sequences: int) -> None:
     write_manifest(directory, commit_parts(directory, identity, count))
 
 
-def of_page(what: str, directory: Path, options: Sequence[str], into: Path) -> Figures:
+def of_page(recipe: str, what: str, directory: Path, options: Sequence[str], into: Path) -> Figures:
     """Write the page of a set, and use it."""
     command = [sys.executable, "-m", "pipeline", "inspect", str(directory.resolve()), *options]
     command += ["--into", str(into.resolve()), "--json"]
@@ -174,6 +180,7 @@ def of_page(what: str, directory: Path, options: Sequence[str], into: Path) -> F
         shown.choose("show", "all")
         keys = [key for key in told["quantities"] if key != told["quantities"][0]]
         found = Figures(
+            recipe,
             what,
             told["read"],
             read_manifest(directory).totals.tokens,
@@ -186,6 +193,9 @@ def of_page(what: str, directory: Path, options: Sequence[str], into: Path) -> F
             _median(lambda i: shown.scroll((i + 1) / (_TRIES + 2))),
             _median(lambda _: shown.press("ArrowDown")),
             shown.heap,
+            f"{processor()}, {os.cpu_count()} cores, {memory()}, "
+            f"{time.strftime('%Y-%m-%d', time.gmtime())}; "
+            f"load {os.getloadavg()[0]:.0f}",
         )
         browser.close()
     log.info("%s", " | ".join(found.cells()))
@@ -196,14 +206,12 @@ def _median(action: Callable[[int], float]) -> float:
     return statistics.median(action(i) for i in range(_TRIES))
 
 
-def page(found: Sequence[Figures], recipes: Sequence[str], seconds: float) -> str:
+def page(found: Sequence[Figures]) -> str:
     """The table, and how it was made."""
+    recipes = list(dict.fromkeys(one.recipe for one in found))
+    commands = " and ".join(f"`python -m benchmarks.inspector {recipe}`" for recipe in recipes)
     rows = [one.cells() for one in found]
-    return (
-        f"`python -m benchmarks.inspector --recipe {' '.join(recipes)} --into docs/report.md`: "
-        f"{seconds / 60:.0f} min on {processor()}, {os.cpu_count()} cores, {memory()}, "
-        f"{time.strftime('%Y-%m-%d', time.gmtime())}.\n\n{markdown(Table('', HEADER, rows))}"
-    )
+    return f"{commands}, on {found[-1].machine}.\n\n{markdown(Table('', HEADER, rows))}"
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.inspector import HEADER, Figures, page, repeat
+from benchmarks.inspector import HEADER, PAGE, Figures, done, page, repeat
 from storage.manifest import read_manifest
 from storage.rows import Rows
 from storage.sets import verify_set
@@ -27,10 +27,15 @@ def test_a_repeated_set_has_the_same_sequences_under_further_numbers(tmp_path: P
 
 
 def test_the_page_has_a_row_for_each_set() -> None:
-    row = Figures("demo", 100_000, 3_300_000, 41.4, 1.5e9, 7_500_000, 0.08, 1.24, 80, 20, 18, 9e7)
+    sizes = (100_000, 3_300_000, 41.4, 1.5e9, 7_500_000)
+    row = Figures("demo", "repeated", *sizes, 0.08, 1.24, 80, 20, 18, 9e7, "a machine")
     assert len(row.cells()) == len(HEADER)
-    text = page([row], ["demo"], 120.0)
+    text = page([row])
     assert (
-        "| demo | 100,000 | 3,300,000 | 41 s, 1.5 GB | 7.5 MB | 0.08 s | 1.24 s | 80 ms |" in text
+        "| demo, repeated | 100,000 | 3,300,000 | 41 s, 1.5 GB | 7.5 MB | 0.08 s | 1.24 s |" in text
     )
-    assert "`python -m benchmarks.inspector --recipe demo --into docs/report.md`: 2 min" in text
+    assert text.startswith("`python -m benchmarks.inspector demo`, on a machine.")
+
+
+def test_the_page_shows_the_figures_that_are_kept_beside_it() -> None:
+    assert page(done()) in PAGE.read_text()
