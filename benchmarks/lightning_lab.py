@@ -28,7 +28,7 @@ from stages.models.facts import model_facts
 from stages.models.model import load_model
 from stages.objectives.lightning import Lightning
 from stages.objectives.reverse_kl import ReverseKL
-from stages.training.drift import ratio_sums
+from stages.training.drift import ratio_sums, summary
 from storage.batch import Batch
 from storage.rows import Rows
 
@@ -183,8 +183,8 @@ class Lab:
         batch = self.rollouts(1, self.drawn)[0]
         logq_T = log_probs(student, batch).gather(1, torch.from_numpy(batch.tok)[:, None])[:, 0]
         assert batch.ref_lp is not None, "rollouts know how they were drawn"
-        n, *_, gap = ratio_sums(logq_T, torch.from_numpy(batch.ref_lp)).tolist()
-        return gap / n
+        sums = ratio_sums(logq_T, torch.from_numpy(batch.ref_lp)).tolist()
+        return summary(*sums)["drift"]
 
 
 def residualized(stock: Sequence[Batch], seed: int, vocab_size: int) -> list[Batch]:

@@ -240,7 +240,7 @@ def _bound(found: Figures) -> str:
                     f"{one['weight']:.3f} ± {one['weight_sd']:.2f}",
                     *(f"{one[k]:.3g}" for k in ("drift", "sequence_drift", "sequence_kl")),
                     *(f"{one[k]:.3g}" for k in ("chi2_least", "chi2_sampled", "sigma", "G")),
-                    f"{one['bound']:.3g}",
+                    f"{one['bound']:.3g}" if one["bound"] else "-",
                     _estimate(one["gap"]),
                     f"{one['bound'] / one['gap']['value']:,.0f}" if one["gap"]["value"] else "-",
                 ]
