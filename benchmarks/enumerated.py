@@ -18,6 +18,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import huber_loss
 from transformers import PreTrainedModel
 
 from stages.models.model import Head, lm_head, response_hidden
@@ -31,17 +32,12 @@ def log_probs(model: PreTrainedModel, batch: Batch) -> Tensor:
     return lm_head(model).logits(response_hidden(model, batch)).log_softmax(-1)
 
 
-def huber(advantage: Tensor, clip: float) -> Tensor:
-    """Half the square up to `clip`, a straight line beyond; its derivative is the clipped value."""
-    size = advantage.abs()
-    return torch.where(size > clip, clip * (size - 0.5 * clip), 0.5 * size.square())
-
-
 def published(
     logb_TV: Tensor, logp_TV: Tensor, logq_TV: Tensor, clip: float, shift: float = 0.0
 ) -> Tensor:
     """[T] the sampled-token objective, its token drawn by b."""
-    return (logb_TV.exp() * huber(logp_TV + shift - logq_TV, clip)).sum(-1)
+    loss_TV = huber_loss(logq_TV, logp_TV + shift, reduction="none", delta=clip)
+    return (logb_TV.exp() * loss_TV).sum(-1)
 
 
 def reverse_kl(logp_TV: Tensor, logq_TV: Tensor) -> Tensor:

@@ -35,9 +35,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import huber_loss
 from transformers import PreTrainedModel
 
-from benchmarks.enumerated import huber, log_probs, published, reverse_kl
+from benchmarks.enumerated import log_probs, published, reverse_kl
 from benchmarks.gradients import Estimate, compare, distance, noise, norm
 from benchmarks.lightning_lab import Lab, Spec, cut
 from benchmarks.students import train
@@ -136,11 +137,10 @@ def _offline(student: PreTrainedModel, chunk: Chunk, clip: float) -> list[Tensor
     hidden_TD = response_hidden(student, chunk.batch)
     logq_TV = lm_head(student).logits(hidden_TD).log_softmax(-1)
     at_T1 = torch.from_numpy(chunk.batch.tok)[:, None]
-    advantage_T1 = chunk.logp_TV.gather(1, at_T1) - logq_TV.gather(1, at_T1)
     return _gradients(
         student,
         [
-            huber(advantage_T1, clip).mean(),
+            huber_loss(logq_TV.gather(1, at_T1), chunk.logp_TV.gather(1, at_T1), delta=clip),
             published(chunk.logb_TV, chunk.logp_TV, logq_TV, clip).mean(),
             reverse_kl(chunk.logp_TV, logq_TV).mean(),
         ],
