@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from pipeline.planning.config import RECIPE
+from pipeline.planning.document import write_or_check
 from stages.table import ByContent, Choice, NotInKey, Table
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "config.md"
@@ -145,10 +146,7 @@ def _paragraph(text: str) -> str:
 
 def main(arguments: list[str]) -> int:
     """Write or check the page; returns the exit code."""
-    if arguments == ["--check"]:
-        return 0 if PAGE.exists() and PAGE.read_text() == page() else 1
-    PAGE.write_text(page())
-    return 0
+    return write_or_check(PAGE, page(), arguments)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import stages.weights.catalogue  # noqa: F401  (makes all weights known)
+from pipeline.planning.document import write_or_check
 from stages.config.record_kinds import stored_record
 from stages.objectives.contract import COLUMNS, NO_TEACHER, RULES, all_rows, guarantee, variants
 from stages.objectives.objective import Guarantee, Objective
@@ -262,11 +263,7 @@ def _listed(items: Iterable[str]) -> str:
 
 def main(arguments: list[str]) -> int:
     """Write or check the page; returns the exit code."""
-    if arguments == ["--check"]:
-        return 0 if PAGE.exists() and PAGE.read_text() == page() else 1
-    PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text(page())
-    return 0
+    return write_or_check(PAGE, page(), arguments)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import tomli_w
 
+from pipeline.planning.document import write_or_check
 from pipeline.planning.methods import Method, method_names, read_method
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "methods.md"
@@ -82,10 +83,7 @@ def _sentence(text: str) -> str:
 
 def main(arguments: list[str]) -> int:
     """Write or check the page; returns the exit code."""
-    if arguments == ["--check"]:
-        return 0 if PAGE.exists() and PAGE.read_text() == page() else 1
-    PAGE.write_text(page())
-    return 0
+    return write_or_check(PAGE, page(), arguments)
 
 
 if __name__ == "__main__":

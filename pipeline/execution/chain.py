@@ -7,7 +7,7 @@ they need (`pipeline.execution.warm`).
 
 import logging
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Self
@@ -76,7 +76,7 @@ class Chain:
         Raises:
             StageFailed: a process failed; its exit code becomes ours.
         """
-        with nullcontext(self.warm) if self.warm else Warm(imports_of(todo)) as warm:
+        with self._forking(todo) as warm:
             for (stage, workers, processes), group in groupby(todo, key=_batch_key):
                 batch = list(group)
                 names = [planned.node.name for planned in batch]
@@ -93,8 +93,12 @@ class Chain:
         Raises:
             StageFailed: the process failed.
         """
-        with nullcontext(self.warm) if self.warm else Warm(imports_of([])) as warm:
+        with self._forking([]) as warm:
             self._call(warm, "run", [name], "--shard", format_shards(indices))
+
+    def _forking(self, todo: Sequence[Planned]) -> AbstractContextManager[Warm]:
+        """Where processes are forked: what `ahead` began, or one that imports what `todo` needs."""
+        return nullcontext(self.warm) if self.warm else Warm(imports_of(todo))
 
     def _side_by_side(self, warm: Warm, name: str, workers: Workers) -> None:
         """Make the parts of a node by several workers, then commit it."""

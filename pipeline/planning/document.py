@@ -4,6 +4,7 @@ A page may have several blocks: `<!-- generated: NAME -->` begins one with a nam
 of a recipe.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from storage.errors import DataError
@@ -57,3 +58,18 @@ def replace_block(path: Path, text: str, name: str = "") -> None:
     """
     before, after = surroundings(path, name)
     path.write_text(f"{before}\n{text}\n{END}{after}")
+
+
+def write_or_check(path: Path, text: str, arguments: Sequence[str]) -> int:
+    """What the script of a page that is generated as a whole does; returns its exit code.
+
+    Args:
+        path: The page.
+        text: As it should be.
+        arguments: Of the script: `--check` writes nothing and fails where the page is another one.
+    """
+    if list(arguments) == ["--check"]:
+        return 0 if path.exists() and path.read_text() == text else 1
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    return 0
